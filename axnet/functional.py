@@ -1,0 +1,205 @@
+"""Public functions: check the arguments, choose the backend, call one op.
+
+Every function takes `backend=`: "native" (compiled kernels), "triton", "reference" (plain PyTorch, differentiable
+twice) or None for the choice of `axnet.use_backend` and AXNET_BACKEND. A named backend that cannot serve raises.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from axnet import backends, checks, reference
+from axnet.ops.layouts import accumulator
+from axnet.reference import GateFunction
+from axnet.types import Fusion, MaskedPool
+
+__all__ = ["GateFunction", "MaskedPool", "anatomy_attention", "masked_pool", "pcam", "pwap"]
+
+
+def masked_pool(x: Tensor, mask: Tensor, *, backend: str | None = None) -> MaskedPool:
+    """Average and maximum of X and of every m_a X over the pixels, in one read of X (docs/method.md, "A3").
+
+    Args:
+        x: features [N, C, H, W], float32, float64, bfloat16 or float16, any strides.
+        mask: soft masks [N, A, H', W'], 1 <= A <= 16: floating in [0, 1], bool, or uint8 (255 = 1); resized to H, W
+            (bilinear, align_corners=False) where the resolution differs. Differentiable when floating.
+        backend: see the module.
+
+    Returns:
+        MaskedPool(avg [N, C], max [N, C], masked_avg [N, A, C], masked_max [N, A, C]) in x's type; accumulated in
+        float32 or better. The gradient of a maximum goes to its first position.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, rank, size, device or mask value, in one sentence.
+        RuntimeError: a named backend cannot serve x's device.
+    """
+    checks.features(x)
+    m = checks.prepared_mask(mask, x)
+    if backends.resolve(backend, x.device) == "reference":
+        return reference.masked_pool(x, m)
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or m.requires_grad)
+    descriptors = torch.ops.axnet.masked_moments(x, m, False, needs_grad, 0)[0]
+    return _named(descriptors.to(x.dtype), m.shape[1])
+
+
+def _named(descriptors: Tensor, anatomies: int) -> MaskedPool:
+    masked = descriptors[:, 2:]
+    return MaskedPool(descriptors[:, 0], descriptors[:, 1], masked[:, :anatomies], masked[:, anatomies:])
+
+
+def anatomy_attention(
+    x: Tensor,
+    mask: Tensor,
+    gate: GateFunction,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    fusion: Fusion = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """Anatomy aware attention: Z = BN(blend of X and m_a X by the channel gates) (docs/method.md, "A3").
+
+    Args:
+        x: features [N, C, H, W], as in masked_pool.
+        mask: soft masks [N, A, H', W'], as in masked_pool.
+        gate: called once with the MaskedPool of x's type, returns the channel gates [N, A, C], any floating type.
+        weight, bias: of the batch normalisation [C], or [A*C] for fusion "concat"; None for 1 and 0.
+        running_mean, running_var: [C] or [A*C]; used when not training, updated in place when training; None means
+            batch statistics in either mode.
+        training: whether to normalise by the batch's statistics.
+        momentum, eps: as in torch.nn.functional.batch_norm.
+        fusion: "mean" over the anatomies, or "concat".
+        backend: see the module.
+
+    Returns:
+        Z [N, C, H, W], or [N, A*C, H, W] for "concat", in x's type and layout.
+
+    Raises:
+        TypeError, ValueError: wrong arguments, in one sentence; one value per channel when training.
+        RuntimeError: a named backend cannot serve x's device.
+    """
+    checks.features(x)
+    m = checks.prepared_mask(mask, x)
+    channels = checks.normalisation(x, m, fusion, weight, bias, running_mean, running_var, training)
+    batch_statistics = training or running_mean is None
+    if batch_statistics and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {list(x.shape)} for x."
+        )
+
+    def checked_gate(pool: MaskedPool) -> Tensor:
+        g = gate(pool)
+        if g.shape != (x.shape[0], m.shape[1], x.shape[1]) or not g.is_floating_point():
+            raise ValueError(
+                f"gate returned {g.dtype} of shape {list(g.shape)}, "
+                f"expected a floating type of shape {[x.shape[0], m.shape[1], x.shape[1]]} (N, A, C)."
+            )
+        return g
+
+    if backends.resolve(backend, x.device) == "reference":
+        kept = [running_mean, running_var] if not batch_statistics or training else [None, None]
+        return reference.anatomy_attention(
+            x,
+            m,
+            checked_gate,
+            weight,
+            bias,
+            *kept,
+            training=batch_statistics,
+            momentum=momentum,
+            eps=eps,
+            fusion=fusion,
+        )
+
+    acc = accumulator(x.dtype)
+    grad = torch.is_grad_enabled()
+    second = batch_statistics or grad
+    blocks = m.shape[1] if fusion == "concat" else 1
+    concat = fusion == "concat" and blocks > 1
+    descriptors, moments, _, mass, link, coef_link = torch.ops.axnet.masked_moments(
+        x, m, second, grad, blocks if grad else 0
+    )
+    g = checked_gate(_named(descriptors.to(x.dtype), m.shape[1]))
+    z, mean, var, _ = torch.ops.axnet.gate_norm(
+        x.detach(),
+        m.detach(),
+        g.to(acc),
+        moments if second else None,
+        mass,
+        _as(weight, acc),
+        _as(bias, acc),
+        None if batch_statistics else _as(running_mean, acc),
+        None if batch_statistics else _as(running_var, acc),
+        eps,
+        concat,
+        grad,
+        link,
+        coef_link,
+    )
+    if training and running_mean is not None and running_var is not None:
+        count = x.shape[0] * x.shape[2] * x.shape[3]
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+    assert z.shape[1] == channels
+    return z
+
+
+def _as(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if t is None else t.to(dtype).contiguous()
+
+
+def pwap(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Probability-weighted average pooling in one read of X (docs/method.md, "PWAP").
+
+    Args:
+        x: features [N, C, H, W], float32, float64, bfloat16 or float16, any strides.
+        weight: one 1x1 convolution row per probability map [K, C], 1 <= K <= 64, any floating type.
+        bias: [K] or None.
+        backend: see the module.
+
+    Returns:
+        pooled [N, K, C] and the probability maps [N, K, H, W], in x's type. Normalised in the log domain: finite
+        logits never give NaN.
+
+    Raises:
+        TypeError, ValueError: wrong arguments, in one sentence.
+        RuntimeError: a named backend cannot serve x's device.
+    """
+    checks.features(x)
+    checks.pooling(x, weight, bias)
+    if backends.resolve(backend, x.device) == "reference":
+        return reference.pwap(x, weight, bias)
+    acc = accumulator(x.dtype)
+    pooled, prob, _, _ = torch.ops.axnet.pwap(x, weight.to(acc).contiguous(), _as(bias, acc))
+    return pooled, prob
+
+
+def pcam(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """PCAM pooling (arXiv 2005.14480): logit_k = <W_k, pooled_k> + b_k with the weights of the maps.
+
+    Args:
+        x: features [N, C, H, W], as in pwap.
+        weight: [K, C].
+        bias: [K] or None.
+        backend: see the module.
+
+    Returns:
+        logits [N, K] and the probability maps [N, K, H, W], in x's type.
+
+    Raises:
+        As pwap.
+    """
+    pooled, prob = pwap(x, weight, bias, backend=backend)
+    return reference.classify_pooled(pooled, weight, bias), prob
+

@@ -1,0 +1,109 @@
+"""Anatomy Aware Attention (A3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from axnet.checks import MAX_ANATOMIES
+from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm
+from axnet.types import Fusion, MaskedPool
+
+
+class AnatomyAwareAttention(nn.Module):
+    """A3: a channel gate per anatomy blends the masked and the unmasked features, then batch normalisation.
+
+    g_a = Dropout(sigmoid(V_a sum_j LeakyReLU_0.2(U_a,j d_j + u_a,j) + v_a)), j in (avg, max, mmax_a, mavg_a);
+    Y_a = g_a (m_a X) + (1 - g_a) X; Z = BN(mean_a Y_a), or concat_a BN_a(Y_a). Definition: docs/method.md, "A3", after
+    the abstract of arXiv 2106.05915 and the public code of ThoraX-PriorNet; with one anatomy it is that network's
+    MaskedAttention.
+
+    channels: C of the features. num_anatomies: A, 1 to 16. reduction: hidden channels are round(C * reduction), at
+    least 1. fusion: "mean" or "concat". dropout: probability with which a gate is dropped while training.
+    eps, momentum: of the batch normalisation. backend: see axnet.functional.
+
+    Shapes: x [N, C, H, W] of any floating type and strides; mask [N, A, H', W'] floating in [0, 1], bool or uint8
+    (255 = 1), any resolution; Z [N, out_channels, H, W] in x's type and layout.
+    Raises ValueError or TypeError in one sentence for arguments that do not fit.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_anatomies: int = 2,
+        reduction: float = 1.0,
+        fusion: Fusion = "mean",
+        dropout: float = 0.1,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Create the parameters; the class describes the arguments."""
+        super().__init__()
+        check_positive("channels", channels)
+        check_positive("num_anatomies", num_anatomies, MAX_ANATOMIES)
+        if not 0 < reduction <= 16:
+            raise ValueError(f"reduction is {reduction!r}, expected a number above 0, at most 16.")
+        if fusion not in ("mean", "concat"):
+            raise ValueError(f"fusion is {fusion!r}, expected 'mean' or 'concat'.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout!r}, expected a probability in [0, 1).")
+        self.channels = channels
+        self.num_anatomies = num_anatomies
+        self.hidden_channels = max(1, round(channels * reduction))
+        self.fusion: Fusion = fusion
+        self.dropout = dropout
+        self.backend = backend
+        self.out_channels = channels * (num_anatomies if fusion == "concat" else 1)
+        a, hidden = num_anatomies, self.hidden_channels
+        new = {"device": device, "dtype": dtype}
+        self.hidden_weight = nn.Parameter(torch.empty(a, 4, hidden, channels, **new))  # type: ignore[arg-type]
+        self.hidden_bias = nn.Parameter(torch.empty(a, 4, hidden, **new))  # type: ignore[arg-type]
+        self.gate_weight = nn.Parameter(torch.empty(a, channels, hidden, **new))  # type: ignore[arg-type]
+        self.gate_bias = nn.Parameter(torch.empty(a, channels, **new))  # type: ignore[arg-type]
+        self.norm = nn.BatchNorm2d(self.out_channels, eps=eps, momentum=momentum, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as nn.Conv2d does (uniform within 1/sqrt(inputs)) and reset the normalisation."""
+        for weight, bias in ((self.hidden_weight, self.hidden_bias), (self.gate_weight, self.gate_bias)):
+            bound = 1 / math.sqrt(weight.shape[-1])
+            nn.init.uniform_(weight, -bound, bound)
+            nn.init.uniform_(bias, -bound, bound)
+        self.norm.reset_parameters()
+
+    def gate(self, pool: MaskedPool) -> Tensor:
+        """Channel gates [N, A, C] from the descriptors of axnet.functional.masked_pool."""
+        a, hidden = self.num_anatomies, self.hidden_channels
+        shared = torch.stack((pool.avg, pool.max), 1).unsqueeze(1).expand(-1, a, -1, -1)
+        masked = torch.stack((pool.masked_max, pool.masked_avg), 2)
+        # one batched product for the A*4 first layers: at small N their weights are the floor
+        entry = torch.cat((shared, masked), 2).to(gate_type(pool.avg, self.hidden_weight))  # [N, A, 4, C]
+        flat = entry.permute(1, 2, 0, 3).reshape(a * 4, -1, self.channels)
+        weight = self.hidden_weight.reshape(a * 4, hidden, self.channels).transpose(1, 2)
+        first = torch.baddbmm(self.hidden_bias.reshape(a * 4, 1, hidden), flat, weight)
+        summed = F.leaky_relu(first, 0.2).unflatten(0, (a, 4)).sum(1)  # [A, N, hidden]
+        second = torch.baddbmm(self.gate_bias.unsqueeze(1), summed, self.gate_weight.transpose(1, 2))
+        return F.dropout(second.sigmoid(), self.dropout, self.training).transpose(0, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Z [N, out_channels, H, W] of x [N, C, H, W] under mask [N, A, H', W']."""
+        check_channels(x, self.channels)
+        if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[1] != self.num_anatomies:
+            raise ValueError(
+                f"mask has {mask.shape[1]} anatomies (shape {list(mask.shape)}), expected {self.num_anatomies}."
+            )
+        return gated_norm(self.norm, x, mask, self.gate, self.fusion, self.backend)
+
+    def extra_repr(self) -> str:
+        """Arguments, for printing."""
+        return (
+            f"{self.channels}, num_anatomies={self.num_anatomies}, hidden_channels={self.hidden_channels}, "
+            f"fusion={self.fusion!r}, dropout={self.dropout}"
+        )

@@ -1,0 +1,173 @@
+"""Shape inference and autograd of masked_moments and gate_norm.
+
+dX of the whole attention block is written once: gate_norm passes the gradient of Z and the coefficients of the blend
+back through `link` and `coef_link`, which stand for x, and masked_moments' backward makes the single pass over X.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from axnet.ops.layouts import accumulator, empty_features
+from axnet.ops.library import refuse_double_backward
+
+_ops = torch.ops.axnet
+
+
+def _pairs(anatomies: int) -> int:
+    return anatomies * (anatomies + 1) // 2
+
+
+@torch.library.register_fake("axnet::masked_moments")
+def _(x: Tensor, mask: Tensor, second: bool, positions: bool, blocks: int) -> tuple[Tensor, ...]:
+    n, c, h, w = x.shape
+    a = mask.shape[1]
+    acc = accumulator(x.dtype)
+    block_anatomies = 1 if blocks > 1 else a
+    return (
+        x.new_empty((n, 2 + 2 * a, c), dtype=acc),
+        x.new_empty((n if second else 0, 3 + 2 * a + 2 * _pairs(a), c), dtype=acc),
+        x.new_empty((n if positions else 0, 1 + a, c), dtype=torch.int32),
+        x.new_empty((n, a + _pairs(a)), dtype=torch.float64),
+        x.new_empty(()).expand(n, blocks * c, h, w) if blocks else x.new_empty((0,)),
+        x.new_empty((), dtype=acc).expand(n, blocks, 4 + block_anatomies, c)
+        if blocks
+        else x.new_empty((0,), dtype=acc),
+    )
+
+
+@torch.library.register_fake("axnet::masked_moments_backward")
+def _(
+    x: Tensor,
+    mask: Tensor,
+    argmax: Tensor,
+    grad_descriptors: Tensor,
+    grad_z: Tensor | None,
+    coef: Tensor | None,
+    input_grad: bool,
+    mask_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    n = x.shape[0]
+    return (
+        empty_features(x, n if input_grad else 0, x.shape[1]),
+        mask.new_empty((n if mask_grad else 0, *mask.shape[1:])),
+    )
+
+
+@torch.library.register_fake("axnet::gate_norm")
+def _(
+    x: Tensor,
+    mask: Tensor,
+    gate: Tensor,
+    moments: Tensor | None,
+    mass: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    concat: bool,
+    save: bool,
+    link: Tensor,
+    coef_link: Tensor,
+) -> tuple[Tensor, ...]:
+    n, c = x.shape[:2]
+    a = mask.shape[1]
+    blocks, block_anatomies = (a, 1) if concat else (1, a)
+    acc = accumulator(x.dtype)
+    return (
+        empty_features(x, n, blocks * c),
+        x.new_empty((blocks * c,), dtype=acc),
+        x.new_empty((blocks * c,), dtype=acc),
+        x.new_empty((n if save else 0, blocks, 4 + 3 * block_anatomies, c), dtype=acc),
+    )
+
+
+@torch.library.register_fake("axnet::gate_norm_backward")
+def _(
+    grad_z: Tensor,
+    x: Tensor,
+    mask: Tensor,
+    gate: Tensor,
+    mass: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    saved: Tensor,
+    eps: float,
+    batch_statistics: bool,
+    concat: bool,
+) -> tuple[Tensor, ...]:
+    n, c = x.shape[:2]
+    a = mask.shape[1]
+    blocks, block_anatomies = (a, 1) if concat else (1, a)
+    acc = accumulator(x.dtype)
+    return (
+        x.new_empty((n, blocks, 4 + block_anatomies, c), dtype=acc),
+        x.new_empty((n, a, c), dtype=acc),
+        x.new_empty((blocks * c,), dtype=acc),
+        x.new_empty((blocks * c,), dtype=acc),
+    )
+
+
+def _moments_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, mask = inputs[:2]
+    _, moments, argmax, mass, _, _ = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(moments, argmax, mass)
+    ctx.save_for_backward(x, mask, argmax)
+
+
+def _moments_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, mask, argmax = ctx.saved_tensors
+    grad_descriptors, grad_z, grad_coef = grads[0], grads[4], grads[5]
+    if grad_descriptors is None:
+        n, c, a = x.shape[0], x.shape[1], mask.shape[1]
+        grad_descriptors = x.new_zeros((n, 2 + 2 * a, c), dtype=accumulator(x.dtype))
+    input_grad, mask_grad = ctx.needs_input_grad[:2]
+    grad_x, grad_mask = _ops.masked_moments_backward(
+        x, mask, argmax, grad_descriptors, grad_z, grad_coef, input_grad, mask_grad
+    )
+    return grad_x if input_grad else None, grad_mask if mask_grad else None, None, None, None
+
+
+def _gate_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, mask, gate, _, mass, weight, _, running_mean, _, eps, concat = inputs[:11]
+    _, mean, var, saved = output
+    ctx.mark_non_differentiable(mean, var, saved)
+    ctx.save_for_backward(x, mask, gate, mass, weight, mean, var, saved)
+    ctx.eps, ctx.concat, ctx.batch_statistics = eps, concat, running_mean is None
+
+
+def _gate_backward(ctx: Any, grad_z: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, mask, gate, mass, weight, mean, var, saved = ctx.saved_tensors
+    coef, grad_gate, grad_weight, grad_bias = _ops.gate_norm_backward(
+        grad_z, x, mask, gate, mass, weight, mean, var, saved, ctx.eps, ctx.batch_statistics, ctx.concat
+    )
+    needs = ctx.needs_input_grad
+    none = None
+    return (
+        none,
+        none,
+        grad_gate,
+        none,
+        none,
+        grad_weight if needs[5] else none,
+        grad_bias if needs[6] else none,
+        none,
+        none,
+        none,
+        none,
+        none,
+        grad_z,
+        coef,
+    )
+
+
+torch.library.register_autograd("axnet::masked_moments", _moments_backward, setup_context=_moments_context)
+torch.library.register_autograd("axnet::gate_norm", _gate_backward, setup_context=_gate_context)
+refuse_double_backward("masked_moments_backward")
+refuse_double_backward("gate_norm_backward")

@@ -1,0 +1,67 @@
+// Chooses the instruction set at run time.
+#include <cstdlib>
+#include <string>
+
+#include "cpu/common.h"
+
+namespace axnet::cpu {
+
+namespace baseline {
+extern const Kernels table;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+#endif
+
+namespace {
+
+struct Choice {
+  const Kernels* table;
+  bool runs_here;
+};
+
+std::vector<Choice> choices() {  // best first
+  std::vector<Choice> all;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  all.push_back({&avx512::table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
+  all.push_back({&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")});
+#endif
+  all.push_back({&baseline::table, true});
+  return all;
+}
+
+const Kernels& choose() {
+  const char* wish = std::getenv("AXNET_CPU_ISA");
+  std::string accepted;
+  for (const Choice& c : choices()) {
+    if (c.runs_here && (!wish || !*wish || std::string(wish) == c.table->name)) return *c.table;
+    if (c.runs_here) accepted += (accepted.empty() ? "" : ", ") + std::string(c.table->name);
+  }
+  STD_TORCH_CHECK(false, "AXNET_CPU_ISA is '", wish, "', this machine runs ", accepted);
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+bool stream_output(int64_t bytes) {
+  static const int64_t limit = [] {
+    const char* wish = std::getenv("AXNET_STREAM_BYTES");
+    return wish && *wish ? std::strtoll(wish, nullptr, 10) : int64_t{16} << 20;
+  }();
+  return bytes >= limit;
+}
+
+std::string instruction_set() { return kernels().name; }
+
+}  // namespace axnet::cpu

@@ -1,0 +1,8 @@
+#if defined(__x86_64__)
+#include "cpu/isa_includes.h"
+#define AXNET_ISA avx512
+#define AXNET_VECTOR_BYTES 64
+AXNET_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#include "cpu/isa.inl.h"
+AXNET_TARGET_END
+#endif

@@ -1,0 +1,190 @@
+// What the CPU wrappers hand to the kernels of the instruction set that this machine has.
+//
+// Shapes are row-major; "acc" is the accumulation type (float, or double for double). N images, C channels, S pixels,
+// A anatomies. Fusion "concat" has A output blocks of one anatomy each, "mean" has one block of all: B anatomies a block.
+#pragma once
+
+#include <cstdint>
+
+namespace axnet::cpu {
+
+enum class Type : int { f32, f64, bf16, f16 };
+
+// A dense [N, C, S] view in elements: either pixels are adjacent (NCHW: a row of pixels per channel, s == 1) or channels
+// are (channels_last: a row of channels per pixel, c == 1).
+struct View {
+  int64_t n, c, s;
+  bool channels_last;
+};
+
+constexpr int kMaxAnatomies = 16;
+constexpr int64_t kChannelBlock = 64;  // channels that one channels_last task reduces
+constexpr int64_t kPixelGroup = 4;     // pixels that one channels_last task maps
+constexpr int64_t kGateChannels = 16;  // channels that one task of the gate's algebra holds
+
+constexpr int pairs(int a) { return a * (a + 1) / 2; }
+// Rows of the moments [N, rows, C]: shift c, s1, s2, t_a, t2_a, q1_ab, q2_ab of x' = x - c (ab: a <= b).
+constexpr int moment_rows(int a) { return 3 + 2 * a + 2 * pairs(a); }
+// Rows saved per block for the backward pass: c, s1, t_a, Q_0, Q_a, E_0, E_a (algebra.inl.h).
+constexpr int saved_rows(int b) { return 1 + 3 * (1 + b); }
+// Rows of the sums of the first backward pass: e0, e1, h_a, f_a.
+constexpr int sum_rows(int b) { return 2 + 2 * b; }
+// Rows of the folded forward coefficients: b, w_a, h.
+constexpr int fold_rows(int b) { return 2 + b; }
+// Rows of the backward coefficients: k1, k2, k3, b, w_a.
+constexpr int coef_rows(int b) { return 4 + b; }
+
+struct MomentsArgs {
+  Type type;
+  int64_t N, C, S;
+  int A;
+  View x;
+  const void* x_data;
+  const void* mask;         // acc [N, A, S]
+  const double* mask_sums;  // [N, A]: sum_s m_a
+  void* descriptors;        // acc [N, 2+2A, C]: avg, max, masked_avg_a, masked_max_a
+  void* moments;            // acc [N, moment_rows(A), C] or null
+  int32_t* argmax;          // [N, 1+A, C] or null
+};
+
+struct GateArgs {
+  Type type;  // of acc
+  int64_t N, C, S;
+  int A;
+  bool concat, batch_statistics;
+  double eps;
+  const void* gate;     // acc [N, A, C]
+  const void* moments;  // acc [N, moment_rows(A), C]; null is accepted without batch statistics and saved
+  const double* mass;   // [N, A + pairs(A)]: sum_s m_a, sum_s m_a m_b
+  const void* weight;   // acc [blocks*C] or null
+  const void* bias;     // acc [blocks*C] or null
+  void* mean;           // acc [blocks*C]: written with batch statistics, read without
+  void* var;            // the same; biased
+  void* fold;           // acc [N, blocks, fold_rows(B), C]
+  void* saved;          // acc [N, blocks, saved_rows(B), C] or null
+};
+
+struct GateBackwardArgs {
+  Type type;
+  int64_t N, C, S;
+  int A;
+  bool concat, batch_statistics;
+  double eps;
+  const void* gate;
+  const double* mass;
+  const void* weight;
+  const void* mean;
+  const void* var;
+  const void* saved;
+  const void* sums;  // acc [N, blocks, sum_rows(B), C]
+  void* coef;        // acc [N, blocks, coef_rows(B), C]
+  void* gate_grad;   // acc [N, A, C]
+  void* weight_grad; // acc [blocks*C]
+  void* bias_grad;   // acc [blocks*C]
+};
+
+// Z = X (b + sum_a w_a m_a) + h, one block.
+struct ApplyArgs {
+  Type type;
+  int64_t N, C, S;
+  int B;
+  View x, z;
+  const void* x_data;
+  void* z_data;
+  const void* mask;  // of the block's first anatomy
+  int64_t mask_stride;
+  const void* fold;
+  int64_t fold_stride;
+  bool stream;  // write past the caches
+};
+
+// e0 = sum D, e1 = sum D x', h_a = sum D m_a, f_a = sum D m_a x', one block.
+struct ReduceArgs {
+  Type type;
+  int64_t N, C, S;
+  int B;
+  View x, d;
+  const void* x_data;
+  const void* d_data;
+  const void* mask;
+  int64_t mask_stride;
+  const void* shift;  // row 0 of saved
+  int64_t shift_stride;
+  void* sums;
+  int64_t sums_stride;
+};
+
+// dX = sum_o (k1 D_o + k2 + k3 X G_o) G_o + delta_avg/S + sum_a delta_mavg,a m_a/S
+//      + [s = argmax] delta_max + sum_a [s = argmax_a] delta_mmax,a m_a
+struct InputArgs {
+  Type type;
+  int64_t N, C, S;
+  int A;
+  int blocks;  // 0: the descriptors' part alone; 1: "mean"; A: "concat"
+  View x, d, dx;
+  const void* x_data;
+  const void* d_data;
+  void* dx_data;
+  const void* mask;    // acc [N, A, S]
+  const void* coef;    // acc [N, blocks, coef_rows(B), C]
+  const void* delta;   // acc [N, 2+2A, C]: gradient of the descriptors
+  const int32_t* argmax;
+  void* mask_grad;     // acc [N, A, S]; of input_mask only
+  bool stream;
+};
+
+// PWAP: maps in K, packed weights [C, K] ("row by channel").
+struct PwapArgs {
+  Type type;
+  int64_t N, C, S;
+  int K;
+  View x;
+  const void* x_data;
+  const void* packed;  // acc [C, K]
+  const void* weight;  // acc [K, C]
+  const void* bias;    // acc [K] or null
+  void* pooled;        // x type [N, K, C]
+  void* prob;          // x type [N, K, S]
+  void* logits;        // acc [N, K, S]
+  void* norm;          // acc [N, 2, K]: largest logit, sum of p / p(largest logit)
+  void* partial;       // acc [N, tiles, K*C + 2*K]: numerators, largest logit, denominator
+  int64_t tile, tiles;
+};
+
+struct PwapBackwardArgs {
+  Type type;
+  int64_t N, C, S;
+  int K;
+  View x, dx;
+  const void* x_data;
+  void* dx_data;            // or null
+  const void* logits;       // acc [N, K, S]
+  const void* norm;         // acc [N, 2, K]
+  const void* grad_stack;   // acc [N, 2K, C]: gradient of pooled above the weights (channels_last)
+  const void* grad_packed;  // acc [N, C, 2K]: the same, transposed (NCHW)
+  const void* mean_grad;    // acc [N, K]: <grad_pooled_k, pooled_k>
+  const void* grad_prob;    // acc [N, K, S] or null
+  void* partial;            // acc [N, tiles, K*C + K]: of the weight's and the bias's gradient
+  void* weight_grad;        // acc [K, C]
+  void* bias_grad;          // acc [K]
+  int64_t tile, tiles;
+};
+
+struct Kernels {
+  const char* name;
+  void (*moments)(const MomentsArgs&, int64_t begin, int64_t end);  // NCHW: rows (n, c); else (n, channel block)
+  void (*gate_forward)(const GateArgs&, int64_t begin, int64_t end);  // groups of kGateChannels
+  void (*apply)(const ApplyArgs&, int64_t begin, int64_t end);        // NCHW: rows; else (n, pixel group)
+  void (*reduce)(const ReduceArgs&, int64_t begin, int64_t end);      // as moments
+  void (*gate_backward)(const GateBackwardArgs&, int64_t begin, int64_t end);
+  void (*input)(const InputArgs&, int64_t begin, int64_t end);        // as apply
+  void (*input_mask)(const InputArgs&, int64_t begin, int64_t end);   // images
+  void (*pwap)(const PwapArgs&, int64_t begin, int64_t end);          // (n, tile)
+  void (*pwap_combine)(const PwapArgs&, int64_t begin, int64_t end);  // (n, map)
+  void (*pwap_backward)(const PwapBackwardArgs&, int64_t begin, int64_t end);  // (n, tile)
+  void (*pwap_gather)(const PwapBackwardArgs&, int64_t begin, int64_t end);    // maps
+};
+
+const Kernels& kernels();  // of the best instruction set here; AXNET_CPU_ISA names another
+
+}  // namespace axnet::cpu

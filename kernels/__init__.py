@@ -1,0 +1,1 @@
+"""Triton kernels of axnet, installed as axnet.kernels."""

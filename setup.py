@@ -1,0 +1,142 @@
+"""Build of axnet's compiled parts; everything declarative stands in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).parent
+CPU_SOURCES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob("*.cpp") if p.name != "buildinfo.cpp")
+CPU_SOURCES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cpu").glob("*.cpp"))
+CUDA_SOURCES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cuda").glob("*.cu"))
+# The oldest torch whose stable ABI the sources use: what is built here runs on every later one.
+ABI_TARGET = "0x020b000000000000"
+DEFAULT_ARCHITECTURES = "8.0;8.6;9.0+PTX"
+
+
+def decide_cuda(torch, cuda_home: str | None) -> tuple[bool, str]:
+    """Whether CUDA kernels are built, and the reason."""
+    wish = os.environ.get("AXNET_CUDA")
+    if wish not in (None, "", "0", "1"):
+        raise SystemExit(f"AXNET_CUDA: got {wish!r}, accepted are 0 (no CUDA kernels) and 1 (require them).")
+    if wish == "0":
+        return False, "AXNET_CUDA=0"
+    missing = []
+    if not CUDA_SOURCES:
+        missing.append("CUDA sources in this release")
+    if torch.version.cuda is None:
+        missing.append("a CUDA build of torch (this one is CPU-only)")
+    nvcc = Path(cuda_home) / "bin" / "nvcc" if cuda_home else None
+    if not (nvcc and nvcc.exists()) and shutil.which("nvcc") is None:
+        missing.append("nvcc (set CUDA_HOME or put it on PATH)")
+    if not missing:
+        return True, "torch has CUDA and nvcc was found"
+    reason = "missing: " + "; ".join(missing)
+    if wish == "1":
+        raise SystemExit(f"AXNET_CUDA=1 asks for CUDA kernels, but they cannot be built here; {reason}.")
+    return False, reason
+
+
+def compiler_version() -> str:
+    command = os.environ.get("CXX", "c++")
+    try:
+        out = subprocess.run([*command.split(), "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise SystemExit(
+            f"No working C++ compiler: tried {command!r}; install g++ (Debian: apt install g++) or set CXX."
+        ) from None
+    return out.stdout.splitlines()[0]
+
+
+def print_table(rows: dict[str, str]) -> None:
+    width = max(map(len, rows))
+    print("axnet build configuration", file=sys.stderr)
+    for key, value in rows.items():
+        print(f"  {key:<{width}}  {value}", file=sys.stderr)
+
+
+def native_extensions():
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ModuleNotFoundError:
+        raise SystemExit(
+            "axnet compiles against torch and found none; use pip with build isolation (the default), or install torch "
+            "first when you pass --no-build-isolation."
+        ) from None
+    import pybind11
+
+    with_cuda, reason = decide_cuda(torch, cpp_extension.CUDA_HOME)
+    if with_cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
+        os.environ["TORCH_CUDA_ARCH_LIST"] = DEFAULT_ARCHITECTURES
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "of the GPUs present") if with_cuda else ""
+
+    flags = ["-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+    flags += ["-Wall", "-Wextra", "-Wno-unused-parameter"]
+    if sys.platform == "linux":
+        flags += ["-Wno-psabi"]
+    defines = [("TORCH_TARGET_VERSION", ABI_TARGET)]
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    rows = {
+        "torch": torch.__version__,
+        "stable ABI target": "torch 2.11",
+        "compiler": compiler_version(),
+        "flags": " ".join(flags),
+        "instruction sets": "avx512, avx2, baseline (chosen at run time)" if x86 else "baseline",
+        "CUDA kernels": f"{'yes' if with_cuda else 'no'} ({reason})",
+        "CUDA version": str(torch.version.cuda) if with_cuda else "",
+        "CUDA architectures": architectures,
+    }
+    print_table(rows)
+
+    make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
+    sources = CPU_SOURCES + (CUDA_SOURCES if with_cuda else [])
+    compile_args = {"cxx": flags, "nvcc": ["-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr"]}
+    library = make(
+        "axnet._C",
+        sources,
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=defines,
+        extra_compile_args=compile_args,
+        py_limited_api=True,
+    )
+    buildinfo = Extension(
+        "axnet._buildinfo",
+        ["csrc/buildinfo.cpp"],
+        include_dirs=[pybind11.get_include()],
+        language="c++",
+        extra_compile_args=["-O1", "-std=c++17", "-fvisibility=hidden"],
+        define_macros=[
+            ("AXNET_TORCH_VERSION", f'"{torch.__version__}"'),
+            ("AXNET_FLAGS", f'"{rows["flags"]}"'),
+            ("AXNET_INSTRUCTION_SETS", f'"{rows["instruction sets"]}"'),
+            ("AXNET_CUDA_KERNELS", f'"{rows["CUDA kernels"]}"'),
+            ("AXNET_CUDA_VERSION", f'"{rows["CUDA version"]}"'),
+            ("AXNET_CUDA_ARCHITECTURES", f'"{architectures}"'),
+        ],
+    )
+    return [library, buildinfo], {"build_ext": cpp_extension.BuildExtension}
+
+
+def metadata_only() -> bool:
+    """Commands that read names and versions must not need torch."""
+    return any(word in sys.argv for word in ("egg_info", "dist_info", "sdist", "--version", "--name"))
+
+
+extensions, commands = ([], {}) if metadata_only() else native_extensions()
+setup(
+    packages=[
+        *(".".join(p.parent.relative_to(ROOT).parts) for p in sorted((ROOT / "axnet").rglob("__init__.py"))),
+        "axnet.kernels",
+    ],
+    package_dir={"axnet": "axnet", "axnet.kernels": "kernels"},
+    package_data={"axnet": ["py.typed"]},
+    ext_modules=extensions,
+    cmdclass=commands,
+)
