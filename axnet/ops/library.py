@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 
 import torch
@@ -15,9 +14,7 @@ def _built_for() -> str:
         return "an unknown torch"
 
 
-@functools.cache
-def unavailable() -> str | None:
-    """None when the compiled ops are loaded, else one sentence that says why they are not."""
+def _load() -> str | None:
     try:
         importlib.import_module("axnet._C")
     except ModuleNotFoundError:
@@ -28,6 +25,14 @@ def unavailable() -> str | None:
             f"{str(error).splitlines()[0]}; reinstall with 'pip install --force-reinstall --no-deps .'"
         )
     return None
+
+
+_REASON = _load()
+
+
+def unavailable() -> str | None:
+    """None when the compiled ops are loaded, else one sentence that says why they are not."""
+    return _REASON
 
 
 def refuse_double_backward(op: str) -> None:

@@ -7,6 +7,6 @@ backward included). Nothing here is fused, and nothing here is approximate.
 from __future__ import annotations
 
 from axnet.reference.attention import GateFunction, anatomy_attention, blend, masked_pool
-from axnet.reference.pooling import pcam, pwap
+from axnet.reference.pooling import classify_pooled, pcam, pwap
 
-__all__ = ["GateFunction", "anatomy_attention", "blend", "masked_pool", "pcam", "pwap"]
+__all__ = ["GateFunction", "anatomy_attention", "blend", "classify_pooled", "masked_pool", "pcam", "pwap"]

@@ -133,21 +133,24 @@ struct InputArgs {
   bool stream;
 };
 
-// PWAP: maps in K, packed weights [C, K] ("row by channel").
+// PWAP holds many maps in the lanes of vectors, padded to P columns; a few it takes one by one.
+constexpr bool maps_in_lanes(int k) { return k >= 6; }
+constexpr int padded_maps(int k) { return maps_in_lanes(k) ? (k + 15) / 16 * 16 : k; }
+
 struct PwapArgs {
   Type type;
   int64_t N, C, S;
   int K;
   View x;
   const void* x_data;
-  const void* packed;  // acc [C, K]
+  const void* packed;  // acc [C, P]: the weights by channel, padded with zeros
   const void* weight;  // acc [K, C]
   const void* bias;    // acc [K] or null
   void* pooled;        // x type [N, K, C]
   void* prob;          // x type [N, K, S]
   void* logits;        // acc [N, K, S]
   void* norm;          // acc [N, 2, K]: largest logit, sum of p / p(largest logit)
-  void* partial;       // acc [N, tiles, K*C + 2*K]: numerators, largest logit, denominator
+  void* partial;       // acc [N, tiles, P*C + 2*K]: numerators, largest logit, denominator
   int64_t tile, tiles;
 };
 
@@ -160,11 +163,11 @@ struct PwapBackwardArgs {
   void* dx_data;            // or null
   const void* logits;       // acc [N, K, S]
   const void* norm;         // acc [N, 2, K]
-  const void* grad_stack;   // acc [N, 2K, C]: gradient of pooled above the weights (channels_last)
-  const void* grad_packed;  // acc [N, C, 2K]: the same, transposed (NCHW)
+  const void* grad_stack;   // acc [N, 2K, C]: gradient of pooled above the weights; channels_last only
+  const void* grad_packed;  // acc [N, C, 2P]: the same by channel, padded with zeros
   const void* mean_grad;    // acc [N, K]: <grad_pooled_k, pooled_k>
   const void* grad_prob;    // acc [N, K, S] or null
-  void* partial;            // acc [N, tiles, K*C + K]: of the weight's and the bias's gradient
+  void* partial;            // acc [N, tiles, P*C + K]: of the weight's and the bias's gradient
   void* weight_grad;        // acc [K, C]
   void* bias_grad;          // acc [K]
   int64_t tile, tiles;

@@ -2,11 +2,12 @@
 // pixels; channels_last: pixels of channels) of any storage type; everything else is of the accumulation type.
 //
 //   project  out[k][l]  = sum_r W[r][k] X[r][l]         W broadcast, X by vectors; rows in chunks that stay in L1
-//   contract out[r][k] += sum_l P[k][l] X[r][l]         dot products, K at a time, one transposed reduction
+//   contract out[r][k] += sum_l P[k][l] X[r][l]         few maps: vectors along l, one transposed reduction;
+//                                                       many maps: X broadcast, maps in the lanes
 //   expand   dX[r][l]   = sum_j B[r][j] Q[j][l]         B broadcast, Q by vectors
 //
-// K maps are taken in blocks of 14 (= NIH's findings), 8, 4, 2, 1; the block decides how many vectors of l or rows ride
-// along, so that 14 to 28 sums are held in registers (AVX-512) at any K.
+// project and few-map contract take the maps in blocks of 14 (= NIH's findings), 8, 4, 2, 1; the block decides how many
+// vectors of l or rows ride along, so that up to 28 sums are held in registers (AVX-512) at any K.
 
 template <int K>
 struct Panel {
@@ -90,44 +91,33 @@ AXNET_INLINE void contract_rows(const T* x, int64_t stride, int64_t length, cons
   using L = Lanes<T>;
   using Acc = acc_t<T>;
   using V = typename L::V;
-  V sum[U][K] = {};
+  V sum[K * U] = {};  // row u of map k at k * U + u
   int64_t l = 0;
   for (; l + L::W <= length; l += L::W) {
     V v[U];
     for (int u = 0; u < U; ++u) v[u] = L::load(x + u * stride + l);
     for (int k = 0; k < K; ++k) {
       const V share = Lanes<Acc>::load(p + k * p_stride + l);
-      for (int u = 0; u < U; ++u) sum[u][k] += share * v[u];
+      for (int u = 0; u < U; ++u) sum[k * U + u] += share * v[u];
     }
   }
   if (l < length) {
     const int rest = static_cast<int>(length - l);
-    V v[U];
-    for (int u = 0; u < U; ++u) v[u] = L::load_n(x + u * stride + l, rest);
     for (int k = 0; k < K; ++k) {
       const V share = Lanes<Acc>::load_n(p + k * p_stride + l, rest);
-      for (int u = 0; u < U; ++u) sum[u][k] += share * v[u];
+      for (int u = 0; u < U; ++u) sum[k * U + u] += share * L::load_n(x + u * stride + l, rest);
     }
   }
-  if constexpr (K == 1 && U <= L::W) {  // one map: the rows fill the lanes
-    V by_row[U];
-    Acc lanes[U];
-    for (int u = 0; u < U; ++u) by_row[u] = sum[u][0];
-    reduce_to<Acc, false, U>(by_row, lanes);
-    for (int u = 0; u < U; ++u) out[u * out_stride] += lanes[u];
-  } else {
-    for (int u = 0; u < U; ++u) {
-      Acc lanes[K];
-      reduce_to<Acc, false, K>(sum[u], lanes);
-      for (int k = 0; k < K; ++k) out[u * out_stride + k] += lanes[k];
-    }
-  }
+  Acc lanes[K * U];
+  reduce_to<Acc, false, K * U>(sum, lanes);
+  for (int k = 0; k < K; ++k)
+    for (int u = 0; u < U; ++u) out[u * out_stride + k] += lanes[k * U + u];
 }
 
-// P [K, p_stride], out [rows, out_stride]
+// Few maps: P [K, p_stride] by vectors along l. out [rows, out_stride].
 template <class T>
-void contract(const T* x, int64_t stride, int64_t rows, int64_t length, const acc_t<T>* p, int64_t p_stride, int K,
-              acc_t<T>* out, int64_t out_stride) {
+void contract_along(const T* x, int64_t stride, int64_t rows, int64_t length, const acc_t<T>* p, int64_t p_stride, int K,
+                    acc_t<T>* out, int64_t out_stride) {
   for_map_blocks(K, [&](auto block, int k) {
     constexpr int B = decltype(block)::value, U = Panel<B>::beside;
     int64_t r = 0;
@@ -139,22 +129,72 @@ void contract(const T* x, int64_t stride, int64_t rows, int64_t length, const ac
 }
 
 template <class T, int R, int U>
-AXNET_INLINE void expand_block(const acc_t<T>* b, int64_t b_stride, const acc_t<T>* q, int64_t q_stride, int J, T* dx,
-                               int64_t stride, int lanes) {
+AXNET_INLINE void contract_block(const T* x, int64_t stride, int64_t length, const acc_t<T>* q, int64_t q_stride,
+                                 acc_t<T>* out, int64_t out_stride) {
+  using Acc = acc_t<T>;
+  using LA = Lanes<Acc>;
+  using V = typename LA::V;
+  constexpr int64_t strip = 64;
+  Acc wide[R][sizeof(T) == sizeof(Acc) ? 1 : strip];  // a narrow type is widened once, not once per broadcast
+  V sum[R][U] = {};
+  for (int64_t l0 = 0; l0 < length; l0 += strip) {
+    const int64_t span = length - l0 < strip ? length - l0 : strip;
+    if constexpr (sizeof(T) != sizeof(Acc))
+      for (int r = 0; r < R; ++r)
+        for (int64_t l = 0; l < span; l += LA::W) {
+          const T* from = x + r * stride + l0 + l;
+          LA::store(wide[r] + l, span - l < LA::W ? Lanes<T>::load_n(from, static_cast<int>(span - l)) : Lanes<T>::load(from));
+        }
+    for (int64_t l = 0; l < span; ++l) {
+      V v[U];
+      for (int u = 0; u < U; ++u) v[u] = LA::load(q + (l0 + l) * q_stride + u * LA::W);
+      for (int r = 0; r < R; ++r) {
+        Acc element;
+        if constexpr (sizeof(T) == sizeof(Acc)) element = x[r * stride + l0 + l];
+        else element = wide[r][l];
+        for (int u = 0; u < U; ++u) sum[r][u] += splat<Acc>(element) * v[u];
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int u = 0; u < U; ++u) LA::store(out + r * out_stride + u * LA::W, LA::load(out + r * out_stride + u * LA::W) + sum[r][u]);
+}
+
+// Many maps: Q [length, q_stride] and out [rows, out_stride] hold the maps in the lanes, padded to `padded` columns, so
+// nothing is reduced across lanes and any length is taken as it is.
+template <class T>
+void contract_across(const T* x, int64_t stride, int64_t rows, int64_t length, const acc_t<T>* q, int64_t q_stride,
+                     int padded, acc_t<T>* out, int64_t out_stride) {
+  constexpr int W = Lanes<T>::W, R = AXNET_VECTOR_BYTES == 64 ? 16 : 10;
+  for (int k = 0; k < padded; k += W) {
+    int64_t r = 0;
+    for (; r + R <= rows; r += R)
+      contract_block<T, R, 1>(x + r * stride, stride, length, q + k, q_stride, out + r * out_stride + k, out_stride);
+    for (; r + 4 <= rows; r += 4)
+      contract_block<T, 4, 1>(x + r * stride, stride, length, q + k, q_stride, out + r * out_stride + k, out_stride);
+    for (; r < rows; ++r)
+      contract_block<T, 1, 1>(x + r * stride, stride, length, q + k, q_stride, out + r * out_stride + k, out_stride);
+  }
+}
+
+template <class T, int R, int U>
+AXNET_INLINE void expand_block(const acc_t<T>* b, int64_t b_stride, int64_t b_half, const acc_t<T>* q,
+                               int64_t q_stride, int64_t q_half, int K, T* dx, int64_t stride, int lanes) {
   using L = Lanes<T>;
   using Acc = acc_t<T>;
   using V = typename L::V;
   V sum[R][U] = {};
-  for (int j = 0; j < J; ++j) {
-    V v[U];
-    for (int u = 0; u < U; ++u)
-      v[u] = (U == 1 && lanes < L::W) ? Lanes<Acc>::load_n(q + j * q_stride, lanes)
-                                      : Lanes<Acc>::load(q + j * q_stride + u * L::W);
-    for (int r = 0; r < R; ++r) {
-      const V weight = splat<Acc>(b[r * b_stride + j]);
-      for (int u = 0; u < U; ++u) sum[r][u] += weight * v[u];
+  for (int half = 0; half < 2; ++half, b += b_half, q += q_half)
+    for (int j = 0; j < K; ++j) {
+      V v[U];
+      for (int u = 0; u < U; ++u)
+        v[u] = (U == 1 && lanes < L::W) ? Lanes<Acc>::load_n(q + j * q_stride, lanes)
+                                        : Lanes<Acc>::load(q + j * q_stride + u * L::W);
+      for (int r = 0; r < R; ++r) {
+        const V weight = splat<Acc>(b[r * b_stride + j]);
+        for (int u = 0; u < U; ++u) sum[r][u] += weight * v[u];
+      }
     }
-  }
   for (int r = 0; r < R; ++r)
     for (int u = 0; u < U; ++u) {
       if (U == 1 && lanes < L::W) L::store_n(dx + r * stride, sum[r][u], lanes);
@@ -162,10 +202,10 @@ AXNET_INLINE void expand_block(const acc_t<T>* b, int64_t b_stride, const acc_t<
     }
 }
 
-// B [rows, b_stride] with J columns, Q [J, q_stride]
+// Two products at once: K columns of B at 0 and K at b_half, with K rows of Q at 0 and K at q_half.
 template <class T>
-void expand(const acc_t<T>* b, int64_t b_stride, const acc_t<T>* q, int64_t q_stride, int J, T* dx, int64_t stride,
-            int64_t rows, int64_t length) {
+void expand(const acc_t<T>* b, int64_t b_stride, int64_t b_half, const acc_t<T>* q, int64_t q_stride, int64_t q_half,
+            int K, T* dx, int64_t stride, int64_t rows, int64_t length) {
   using L = Lanes<T>;
   constexpr int R = AXNET_VECTOR_BYTES == 64 ? 6 : 4, U = AXNET_VECTOR_BYTES == 64 ? 4 : 2;
   int64_t r = 0;
@@ -173,9 +213,9 @@ void expand(const acc_t<T>* b, int64_t b_stride, const acc_t<T>* q, int64_t q_st
     constexpr int H = decltype(height)::value;
     int64_t l = 0;
     for (; l + U * L::W <= length; l += U * L::W)
-      expand_block<T, H, U>(b + r * b_stride, b_stride, q + l, q_stride, J, dx + r * stride + l, stride, L::W);
+      expand_block<T, H, U>(b + r * b_stride, b_stride, b_half, q + l, q_stride, q_half, K, dx + r * stride + l, stride, L::W);
     for (; l < length; l += L::W)
-      expand_block<T, H, 1>(b + r * b_stride, b_stride, q + l, q_stride, J, dx + r * stride + l, stride,
+      expand_block<T, H, 1>(b + r * b_stride, b_stride, b_half, q + l, q_stride, q_half, K, dx + r * stride + l, stride,
                             length - l < L::W ? static_cast<int>(length - l) : L::W);
     r += H;
   };

@@ -12,11 +12,13 @@ std::tuple<int64_t, int64_t> tiling(int64_t N, int64_t S) {
   return {tile, ceil_div(S, tile)};
 }
 
-// rows [K, C] -> [C, step]: column `first + k` of every channel
+// rows [K, C] -> columns [0, P) of out [C, step], zero beyond K
 template <class Acc>
-void pack(const Acc* rows, int64_t K, int64_t C, Acc* out, int64_t step, int64_t first) {
-  for (int64_t c = 0; c < C; ++c)
-    for (int64_t k = 0; k < K; ++k) out[c * step + first + k] = rows[k * C + c];
+void pack(const Acc* rows, int64_t K, int64_t P, int64_t C, Acc* out, int64_t step) {
+  for (int64_t c = 0; c < C; ++c) {
+    for (int64_t k = 0; k < K; ++k) out[c * step + k] = rows[k * C + c];
+    for (int64_t k = K; k < P; ++k) out[c * step + k] = 0;
+  }
 }
 
 }  // namespace
@@ -29,19 +31,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x_in, Tensor weight, std:
   Tensor logits = empty({N, K, H, W}, acc), norm = empty({N, 2, K}, acc);
   if (N * C == 0) return {pooled, prob, logits, norm};
   const auto [tile, tiles] = tiling(N, S);
-  Tensor partial = empty({N * tiles, K * C + 2 * K}, acc);
+  const int64_t P = padded_maps(static_cast<int>(K));
+  Tensor partial = empty({N * tiles, P * C + 2 * K}, acc);
   PwapArgs args{};
   args.type = type_of(x);
   args.N = N, args.C = C, args.S = S, args.K = static_cast<int>(K);
   args.x = view_of(x), args.x_data = data(x);
   args.weight = data(weight), args.bias = data(bias);
-  Tensor packed = empty({args.x.channels_last ? 0 : C, K}, acc);
-  if (!args.x.channels_last) {
-    if (acc == ScalarType::Double)
-      pack(static_cast<const double*>(data(weight)), K, C, static_cast<double*>(data(packed)), K, 0);
-    else
-      pack(static_cast<const float*>(data(weight)), K, C, static_cast<float*>(data(packed)), K, 0);
-  }
+  Tensor packed = empty({C, P}, acc);
+  if (acc == ScalarType::Double)
+    pack(static_cast<const double*>(data(weight)), K, P, C, static_cast<double*>(data(packed)), P);
+  else
+    pack(static_cast<const float*>(data(weight)), K, P, C, static_cast<float*>(data(packed)), P);
   args.packed = data(packed);
   args.pooled = data(pooled), args.prob = data(prob), args.logits = data(logits), args.norm = data(norm);
   args.partial = data(partial), args.tile = tile, args.tiles = tiles;
@@ -64,10 +65,10 @@ void stack_gradients(const Acc* grad, const Acc* pooled, const Acc* weight, int6
     if (stack) {
       std::copy(grad + n * K * C, grad + (n + 1) * K * C, stack + n * 2 * K * C);
       std::copy(weight, weight + K * C, stack + (n * 2 + 1) * K * C);
-    } else {
-      pack(grad + n * K * C, K, C, packed + n * C * 2 * K, 2 * K, 0);
-      pack(weight, K, C, packed + n * C * 2 * K, 2 * K, K);
     }
+    const int64_t P = padded_maps(static_cast<int>(K));
+    pack(grad + n * K * C, K, P, C, packed + n * C * 2 * P, 2 * P);
+    pack(weight, K, P, C, packed + n * C * 2 * P + P, 2 * P);
   }
 }
 
@@ -95,7 +96,8 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
   args.x_data = data(x), args.dx_data = input_grad ? data(dx) : nullptr;
   args.logits = data(logits), args.norm = data(norm);
   const bool last = args.x.channels_last;
-  Tensor stack = empty({last ? N : 0, 2 * K, C}, acc), packed = empty({last ? 0 : N, C, 2 * K}, acc);
+  const int64_t P = padded_maps(static_cast<int>(K));
+  Tensor stack = empty({last ? N : 0, 2 * K, C}, acc), packed = empty({N, C, 2 * P}, acc);
   Tensor mean_grad = empty({N, K}, acc);
   if (acc == ScalarType::Double)
     stack_gradients(static_cast<const double*>(data(grad)), static_cast<const double*>(data(mean)),
@@ -108,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
   args.grad_stack = data(stack), args.grad_packed = data(packed), args.mean_grad = data(mean_grad);
   args.grad_prob = data(map_grad);
   std::tie(args.tile, args.tiles) = tiling(N, S);
-  Tensor partial = empty({N * args.tiles, K * C + K}, acc);
+  Tensor partial = empty({N * args.tiles, P * C + K}, acc);
   args.partial = data(partial), args.weight_grad = data(weight_grad), args.bias_grad = data(bias_grad);
   parallel(N * args.tiles, grain_of(C * args.tile),
            [&](int64_t begin, int64_t end) { kernels().pwap_backward(args, begin, end); });

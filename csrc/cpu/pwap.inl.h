@@ -56,24 +56,26 @@ void pwap_typed(const PwapArgs& g, int64_t begin, int64_t end) {
   using Acc = acc_t<T>;
   using LA = Lanes<Acc>;
   using V = typename LA::V;
-  const int K = g.K;
-  const int64_t size = K * g.C + 2 * K;
+  const int K = g.K, P = padded_maps(K);
+  const bool across = maps_in_lanes(K);
+  const int64_t size = P * g.C + 2 * K;
   alignas(64) Acc scratch[2][kMaxMaps * kMaxTile];
-  Acc* share = scratch[0];    // [K, tile]
-  Acc* turned = scratch[1];   // [tile, K], channels_last only
+  Acc* share = scratch[0];   // [K, tile]
+  Acc* turned = scratch[1];  // [tile, P]
   for (int64_t task = begin; task < end; ++task) {
     const auto t = place_of<T>(g, task);
     const T* x = static_cast<const T*>(g.x_data) + t.n * g.x.n + t.first * g.x.s;
     Acc* logits = static_cast<Acc*>(g.logits) + t.n * K * g.S + t.first;  // [K, S]
     T* prob = static_cast<T*>(g.prob) + t.n * K * g.S + t.first;
     Acc* part = static_cast<Acc*>(g.partial) + task * size;
-    for (int64_t i = 0; i < K * g.C; ++i) part[i] = 0;
+    const Acc* packed = static_cast<const Acc*>(g.packed);
     if (g.x.channels_last) {
-      for (int64_t i = 0; i < t.pixels * K; ++i) turned[i] = 0;
-      contract<T>(x, g.x.s, t.pixels, g.C, static_cast<const Acc*>(g.weight), g.C, K, turned, K);
-      transpose(turned, t.pixels, static_cast<int64_t>(K), static_cast<int64_t>(K), logits, g.S);
+      for (int64_t i = 0; i < t.pixels * P; ++i) turned[i] = 0;
+      if (across) contract_across<T>(x, g.x.s, t.pixels, g.C, packed, P, P, turned, P);
+      else contract_along<T>(x, g.x.s, t.pixels, g.C, static_cast<const Acc*>(g.weight), g.C, K, turned, P);
+      transpose(turned, t.pixels, static_cast<int64_t>(K), static_cast<int64_t>(P), logits, g.S);
     } else {
-      project<T>(x, g.x.c, g.C, t.pixels, static_cast<const Acc*>(g.packed), K, K, logits, g.S, true);
+      project<T>(x, g.x.c, g.C, t.pixels, packed, P, K, logits, g.S, true);
     }
     for (int k = 0; k < K; ++k) {
       Acc* row = logits + k * g.S;
@@ -96,14 +98,21 @@ void pwap_typed(const PwapArgs& g, int64_t begin, int64_t end) {
         if (lanes == LA::W) Lanes<T>::store(prob + k * g.S + s, p);
         else Lanes<T>::store_n(prob + k * g.S + s, p, lanes);
       }
-      part[K * g.C + k] = top;
-      part[K * g.C + K + k] = reduce_lanes<Acc, false, 1>(&mass)[0];
+      part[P * g.C + k] = top;
+      part[P * g.C + K + k] = reduce_lanes<Acc, false, 1>(&mass)[0];
     }
     if (g.x.channels_last) {  // numerators [K, C]
-      transpose(share, static_cast<int64_t>(K), t.pixels, kMaxTile, turned, static_cast<int64_t>(K));
-      project<T>(x, g.x.s, t.pixels, g.C, turned, K, K, part, g.C, true);
-    } else {  // [C, K]
-      contract<T>(x, g.x.c, g.C, t.pixels, share, kMaxTile, K, part, K);
+      transpose(share, static_cast<int64_t>(K), t.pixels, kMaxTile, turned, static_cast<int64_t>(P));
+      project<T>(x, g.x.s, t.pixels, g.C, turned, P, K, part, g.C, true);
+    } else {  // [C, P]
+      for (int64_t i = 0; i < P * g.C; ++i) part[i] = 0;
+      if (across) {
+        for (int64_t i = 0; i < t.pixels * P; ++i) turned[i] = 0;
+        transpose(share, static_cast<int64_t>(K), t.pixels, kMaxTile, turned, static_cast<int64_t>(P));
+        contract_across<T>(x, g.x.c, g.C, t.pixels, turned, P, P, part, P);
+      } else {
+        contract_along<T>(x, g.x.c, g.C, t.pixels, share, kMaxTile, K, part, P);
+      }
     }
   }
 }
@@ -111,20 +120,20 @@ void pwap_typed(const PwapArgs& g, int64_t begin, int64_t end) {
 template <class T>
 void pwap_combine_typed(const PwapArgs& g, int64_t begin, int64_t end) {
   using Acc = acc_t<T>;
-  const int K = g.K;
-  const int64_t size = K * g.C + 2 * K;
-  const int64_t step = g.x.channels_last ? 1 : K;
+  const int K = g.K, P = padded_maps(K);
+  const int64_t size = P * g.C + 2 * K;
+  const int64_t step = g.x.channels_last ? 1 : P;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t n = task / K, k = task % K;
     const Acc* part = static_cast<const Acc*>(g.partial) + n * g.tiles * size;
-    Acc top = part[K * g.C + k];
+    Acc top = part[P * g.C + k];
     for (int64_t i = 1; i < g.tiles; ++i) {
-      const Acc other = part[i * size + K * g.C + k];
+      const Acc other = part[i * size + P * g.C + k];
       top = other > top ? other : top;
     }
     double mass = 0;
     for (int64_t i = 0; i < g.tiles; ++i) {
-      const Acc* p = part + i * size + K * g.C;
+      const Acc* p = part + i * size + P * g.C;
       mass += __builtin_exp(static_cast<double>(log_sigmoid(p[k]) - log_sigmoid(top))) * p[K + k];
     }
     Acc* norm = static_cast<Acc*>(g.norm) + n * 2 * K;
@@ -140,7 +149,7 @@ void pwap_combine_typed(const PwapArgs& g, int64_t begin, int64_t end) {
       for (int64_t i = 0; i < g.tiles; ++i) {
         const Acc* p = part + i * size;
         const Acc scale = static_cast<Acc>(
-            __builtin_exp(static_cast<double>(log_sigmoid(p[K * g.C + k]) - log_sigmoid(top))) / mass);
+            __builtin_exp(static_cast<double>(log_sigmoid(p[P * g.C + k]) - log_sigmoid(top))) / mass);
         for (int64_t c = 0; c < width; ++c) total[c] += scale * p[start + (c0 + c) * step];
       }
       for (int64_t c = 0; c < width; ++c) pooled[c0 + c] = T(total[c]);
@@ -153,25 +162,26 @@ void pwap_backward_typed(const PwapBackwardArgs& g, int64_t begin, int64_t end) 
   using Acc = acc_t<T>;
   using LA = Lanes<Acc>;
   using V = typename LA::V;
-  const int K = g.K, J = 2 * K;
-  const int64_t size = K * g.C + K;
+  const int K = g.K, P = padded_maps(K);
+  const bool across = maps_in_lanes(K);
+  const int64_t size = P * g.C + K;
   alignas(64) Acc scratch[2][2 * kMaxMaps * kMaxTile];
-  Acc* q = scratch[0];        // [2K, tile]: share (first the dot products a), dL
-  Acc* turned = scratch[1];   // channels_last only: [tile, 2K]
+  Acc* q = scratch[0];       // [2K, tile]: share (first the dot products a), dL
+  Acc* turned = scratch[1];  // [tile, 2P]: share, dL
   for (int64_t task = begin; task < end; ++task) {
     const auto t = place_of<T>(g, task);
     const T* x = static_cast<const T*>(g.x_data) + t.n * g.x.n + t.first * g.x.s;
-    const Acc* stack = static_cast<const Acc*>(g.grad_stack) + t.n * J * g.C;
-    const Acc* packed = static_cast<const Acc*>(g.grad_packed) + t.n * g.C * J;
+    const Acc* stack = static_cast<const Acc*>(g.grad_stack) + t.n * 2 * K * g.C;
+    const Acc* packed = static_cast<const Acc*>(g.grad_packed) + t.n * g.C * 2 * P;
     const Acc* norm = static_cast<const Acc*>(g.norm) + t.n * 2 * K;
     Acc* part = static_cast<Acc*>(g.partial) + task * size;
-    for (int64_t i = 0; i < K * g.C; ++i) part[i] = 0;
     if (g.x.channels_last) {
-      for (int64_t i = 0; i < t.pixels * K; ++i) turned[i] = 0;
-      contract<T>(x, g.x.s, t.pixels, g.C, stack, g.C, K, turned, K);
-      transpose(turned, t.pixels, static_cast<int64_t>(K), static_cast<int64_t>(K), q, kMaxTile);
+      for (int64_t i = 0; i < t.pixels * P; ++i) turned[i] = 0;
+      if (across) contract_across<T>(x, g.x.s, t.pixels, g.C, packed, 2 * P, P, turned, P);
+      else contract_along<T>(x, g.x.s, t.pixels, g.C, stack, g.C, K, turned, P);
+      transpose(turned, t.pixels, static_cast<int64_t>(K), static_cast<int64_t>(P), q, kMaxTile);
     } else {
-      project<T>(x, g.x.c, g.C, t.pixels, packed, J, K, q, kMaxTile, true);
+      project<T>(x, g.x.c, g.C, t.pixels, packed, 2 * P, K, q, kMaxTile, true);
     }
     for (int k = 0; k < K; ++k) {
       const Acc* logits = static_cast<const Acc*>(g.logits) + (t.n * K + k) * g.S + t.first;
@@ -192,24 +202,32 @@ void pwap_backward_typed(const PwapBackwardArgs& g, int64_t begin, int64_t end) 
         LA::store_n(q + k * kMaxTile + s, share, lanes);
         LA::store_n(q + (K + k) * kMaxTile + s, dl, lanes);
       }
-      part[K * g.C + k] = reduce_lanes<Acc, false, 1>(&bias)[0];
+      part[P * g.C + k] = reduce_lanes<Acc, false, 1>(&bias)[0];
     }
     T* dx = g.dx_data ? static_cast<T*>(g.dx_data) + t.n * g.dx.n + t.first * g.dx.s : nullptr;
     if (g.x.channels_last) {
-      transpose(q, static_cast<int64_t>(J), t.pixels, kMaxTile, turned, static_cast<int64_t>(J));
-      project<T>(x, g.x.s, t.pixels, g.C, turned + K, J, K, part, g.C, true);
-      if (dx) expand<T>(turned, J, stack, g.C, J, dx, g.dx.s, t.pixels, g.C);
+      transpose(q, static_cast<int64_t>(K), t.pixels, kMaxTile, turned, static_cast<int64_t>(2 * P));
+      transpose(q + K * kMaxTile, static_cast<int64_t>(K), t.pixels, kMaxTile, turned + P, static_cast<int64_t>(2 * P));
+      project<T>(x, g.x.s, t.pixels, g.C, turned + P, 2 * P, K, part, g.C, true);
+      if (dx) expand<T>(turned, 2 * P, P, stack, g.C, K * g.C, K, dx, g.dx.s, t.pixels, g.C);
     } else {
-      contract<T>(x, g.x.c, g.C, t.pixels, q + K * kMaxTile, kMaxTile, K, part, K);
-      if (dx) expand<T>(packed, J, q, kMaxTile, J, dx, g.dx.c, g.C, t.pixels);
+      for (int64_t i = 0; i < P * g.C; ++i) part[i] = 0;
+      if (across) {
+        for (int64_t i = 0; i < t.pixels * P; ++i) turned[i] = 0;
+        transpose(q + K * kMaxTile, static_cast<int64_t>(K), t.pixels, kMaxTile, turned, static_cast<int64_t>(P));
+        contract_across<T>(x, g.x.c, g.C, t.pixels, turned, P, P, part, P);
+      } else {
+        contract_along<T>(x, g.x.c, g.C, t.pixels, q + K * kMaxTile, kMaxTile, K, part, P);
+      }
+      if (dx) expand<T>(packed, 2 * P, P, q, kMaxTile, K * kMaxTile, K, dx, g.dx.c, g.C, t.pixels);
     }
   }
 }
 
 template <class Acc>
 void pwap_gather_typed(const PwapBackwardArgs& g, int64_t begin, int64_t end) {
-  const int K = g.K;
-  const int64_t size = K * g.C + K, step = g.x.channels_last ? 1 : K, tasks = g.N * g.tiles;
+  const int K = g.K, P = padded_maps(K);
+  const int64_t size = P * g.C + K, step = g.x.channels_last ? 1 : P, tasks = g.N * g.tiles;
   constexpr int64_t strip = 256;
   double total[strip];
   for (int64_t k = begin; k < end; ++k) {
@@ -223,7 +241,7 @@ void pwap_gather_typed(const PwapBackwardArgs& g, int64_t begin, int64_t end) {
       for (int64_t c = 0; c < width; ++c) static_cast<Acc*>(g.weight_grad)[k * g.C + c0 + c] = static_cast<Acc>(total[c]);
     }
     double bias = 0;
-    for (int64_t i = 0; i < tasks; ++i) bias += part[i * size + K * g.C + k];
+    for (int64_t i = 0; i < tasks; ++i) bias += part[i * size + P * g.C + k];
     static_cast<Acc*>(g.bias_grad)[k] = static_cast<Acc>(bias);
   }
 }

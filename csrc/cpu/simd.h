@@ -35,10 +35,10 @@ struct IndexOf<double> {
 
 #define AXNET_INLINE inline __attribute__((always_inline))
 
+// x - 0 is x for every x, so this is one broadcast (0 + x is not: it turns -0 into 0).
 template <class A>
 AXNET_INLINE typename VectorOf<A>::type splat(A value) {
-  typename VectorOf<A>::type zero = {};
-  return zero + value;
+  return value - typename VectorOf<A>::type{};
 }
 
 template <class V>

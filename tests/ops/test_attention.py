@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from opcases import DTYPES, FUSED, LAYOUTS, SHAPES, TOLERANCE, assert_close, draw, draw_mask, lay_out, plain_gate
+
+from axnet import functional as AF
+
+NAMES = ("z", "grad_x", "grad_mask", "grad_weight", "grad_bias", "running_mean", "running_var")
+
+
+def run(backend, dtype, shape, *, anatomies=2, layout="contiguous", fusion="mean", training=True, shift=0.0, grad="own"):
+    """Everything that one call of anatomy_attention produces, for an input whose values `dtype` can hold."""
+    n, c, h, w = shape
+    compute = torch.float64 if backend == "reference" else dtype
+    x = lay_out(draw(shape, dtype, shift=shift).to(compute), layout).detach().requires_grad_()
+    mask = draw_mask((n, anatomies, h, w), dtype).to(compute).requires_grad_()
+    channels = c * (anatomies if fusion == "concat" else 1)
+    weight = (1 + draw((channels,), dtype, 3) / 4).to(compute).requires_grad_()
+    bias = draw((channels,), dtype, 4).to(compute).requires_grad_()
+    mean, var = draw((channels,), dtype, 5).to(compute), draw_mask((channels,), dtype, 6).to(compute) + 0.5
+    z = AF.anatomy_attention(
+        x,
+        mask,
+        plain_gate(anatomies, c, dtype),
+        weight,
+        bias,
+        mean,
+        var,
+        training=training,
+        fusion=fusion,
+        backend=backend,
+    )
+    grad_z = draw(tuple(z.shape), dtype, 8).to(compute)
+    if grad == "expanded":
+        grad_z = grad_z[:1, :, :1, :1].expand(z.shape) if n else grad_z
+    elif grad == "other layout":
+        grad_z = lay_out(grad_z, "channels_last" if layout == "contiguous" else "contiguous")
+    z.backward(grad_z)
+    return z.detach(), x.grad, mask.grad, weight.grad, bias.grad, mean, var
+
+
+def compare(backend, dtype, shape, **options):
+    expected = run("reference", dtype, shape, **options)
+    actual = run(backend, dtype, shape, **options)
+    forward, backward = TOLERANCE[dtype]
+    for name, a, e in zip(NAMES, actual, expected, strict=True):
+        assert_close(name, a, e, backward if name.startswith("grad") else forward)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matrix_training(backend, dtype, layout, shape):
+    if shape[0] * shape[2] * shape[3] <= 1:
+        pytest.skip("one value per channel has its own test")
+    if shape[0] == 0:
+        x, mask = draw(shape, dtype).requires_grad_(), draw_mask((0, 2, 7, 7), dtype)
+        z = AF.anatomy_attention(x, mask, plain_gate(2, 8, dtype), training=True, backend=backend)
+        z.sum().backward()
+        assert z.shape == shape
+        assert x.grad.shape == shape
+        return
+    # a single pixel leaves two values per channel: dX is then a difference of nearly equal numbers, for float64 only
+    if shape[2] * shape[3] == 1 and dtype != torch.float64:
+        compare(backend, dtype, shape, layout=layout, training=False)
+        return
+    compare(backend, dtype, shape, layout=layout)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("dtype", (torch.float64, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("fusion", ("mean", "concat"))
+@pytest.mark.parametrize("anatomies", (1, 2, 3, 5, 16))
+@pytest.mark.parametrize("training", (True, False))
+def test_anatomies_and_fusions(backend, dtype, layout, fusion, anatomies, training):
+    compare(backend, dtype, (3, 13, 7, 6), layout=layout, fusion=fusion, anatomies=anatomies, training=training)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("grad", ("expanded", "other layout"))
+def test_layouts_of_the_gradient(backend, layout, grad):
+    compare(backend, torch.float64, (2, 20, 7, 9), layout=layout, grad=grad)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+def test_mean_far_above_the_spread(backend, layout):
+    # |mean| / std = 1000: sums of squares without a shift lose every digit of the variance in float32
+    shape = (4, 12, 16, 16)
+    expected = run("reference", torch.float32, shape, layout=layout, shift=1000.0)
+    actual = run(backend, torch.float32, shape, layout=layout, shift=1000.0)
+    for name, a, e in zip(NAMES, actual, expected, strict=True):
+        if name in ("z", "running_mean", "running_var"):
+            assert_close(name, a, e, 2e-4)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("kind", ("bool", "uint8", "float16", "finer", "coarser"))
+def test_kinds_of_masks(backend, kind):
+    x = draw((2, 6, 8, 10))
+    fine = draw_mask((2, 2, 32, 40), torch.float64)
+    mask = {
+        "bool": fine > 0.5,
+        "uint8": (fine * 255).to(torch.uint8),
+        "float16": fine.half(),
+        "finer": fine,
+        "coarser": fine[:, :, :4, :5],
+    }[kind]
+    gate = plain_gate(2, 6, torch.float64)
+    expected = AF.anatomy_attention(x, mask, gate, training=True, backend="reference")
+    assert_close("z", AF.anatomy_attention(x, mask, gate, training=True, backend=backend), expected, 1e-11)
+    if kind == "uint8":
+        same = AF.anatomy_attention(x, mask.double() / 255, gate, training=True, backend=backend)
+        assert_close("z", same, expected, 1e-11)
+
+
+@pytest.mark.parametrize("backend", ("reference", *FUSED))
+def test_masked_pool_by_hand(backend):
+    x = torch.tensor([[[[1.0, -2.0], [3.0, 4.0]]]], dtype=torch.float64)
+    mask = torch.tensor([[[[1.0, 0.0], [0.5, 0.0]]]], dtype=torch.float64)
+    pool = AF.masked_pool(x, mask, backend=backend)
+    assert pool.avg.item() == pytest.approx(1.5)
+    assert pool.max.item() == 4.0
+    assert pool.masked_avg.item() == pytest.approx(2.5 / 4)
+    assert pool.masked_max.item() == 1.5
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last", "sliced"))
+@pytest.mark.parametrize("shape", SHAPES[:5], ids=str)
+def test_masked_pool(backend, dtype, layout, shape):
+    def outputs(name):
+        compute = torch.float64 if name == "reference" else dtype
+        x = lay_out(draw(shape, dtype).to(compute), layout).detach().requires_grad_()
+        mask = draw_mask((shape[0], 3, *shape[2:]), dtype).to(compute).requires_grad_()
+        pool = AF.masked_pool(x, mask, backend=name)
+        sum((part * draw(tuple(part.shape), dtype, 9).to(compute)).sum() for part in pool).backward()
+        return (*(part.detach() for part in pool), x.grad, mask.grad)
+
+    for k, (a, e) in enumerate(zip(outputs(backend), outputs("reference"), strict=True)):
+        assert_close(f"output {k}", a, e, TOLERANCE[dtype][k > 3])
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+def test_ties_give_the_gradient_to_the_first_position(backend, layout):
+    x = lay_out(torch.zeros(1, 17, 5, 7, dtype=torch.float64), layout).requires_grad_()
+    AF.masked_pool(x, torch.ones(1, 1, 5, 7), backend=backend).max.sum().backward()
+    expected = torch.zeros_like(x)
+    expected[..., 0, 0] = 1
+    assert torch.equal(x.grad, expected)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("value", (float("nan"), float("inf")))
+def test_nonfinite_features_show(backend, layout, value):
+    x = draw((1, 20, 6, 7), torch.float32)
+    x[0, 3, 5, 2] = value
+    mask = torch.full((1, 1, 6, 7), 0.5)
+    a = AF.masked_pool(lay_out(x, layout), mask, backend=backend)
+    e = AF.masked_pool(x, mask, backend="reference")
+    torch.testing.assert_close(a.max, e.max, equal_nan=True)
+    torch.testing.assert_close(a.masked_max, e.masked_max, equal_nan=True)
+    torch.testing.assert_close(a.avg, e.avg, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("fusion", ("mean", "concat"))
+@pytest.mark.parametrize("training", (True, False))
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+def test_gradcheck(backend, fusion, training, layout):
+    anatomies, shape = 2, (2, 3, 3, 4)
+    channels = 3 * (2 if fusion == "concat" else 1)
+    x = lay_out(draw(shape), layout).detach().requires_grad_()
+    mask = (draw_mask((2, anatomies, 3, 4)) * 0.8 + 0.1).requires_grad_()
+    weight, bias = draw((channels,), seed=3).requires_grad_(), draw((channels,), seed=4).requires_grad_()
+    mean, var = torch.zeros(channels, dtype=torch.float64), torch.ones(channels, dtype=torch.float64)
+    gate = plain_gate(anatomies, 3, torch.float64)
+
+    def f(x, mask, weight, bias):
+        return AF.anatomy_attention(
+            x, mask, gate, weight, bias, mean.clone(), var.clone(), training=training, fusion=fusion, backend=backend
+        )
+
+    assert torch.autograd.gradcheck(f, (x, mask, weight, bias))
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_eval_without_gradients_equals_eval_with(backend):
+    x, mask = draw((2, 20, 7, 9), torch.float32), draw_mask((2, 2, 7, 9), torch.float32)
+    gate = plain_gate(2, 20, torch.float32)
+    stats = (torch.zeros(20), torch.ones(20))
+    with_grad = AF.anatomy_attention(x.clone().requires_grad_(), mask, gate, None, None, *stats, backend=backend)
+    with torch.no_grad():
+        without = AF.anatomy_attention(x, mask, gate, None, None, *stats, backend=backend)
+    torch.testing.assert_close(without, with_grad.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_same_bits_every_run_and_for_any_number_of_threads(backend):
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 2):
+            torch.set_num_threads(count)
+            results.append(run(backend, torch.float32, (3, 70, 16, 16)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_what_is_saved_for_backward(backend):
+    # X itself, the masks and numbers per (n, c): no second map of X's size
+    x, mask = draw((2, 64, 32, 32), torch.float32).requires_grad_(), draw_mask((2, 2, 32, 32), torch.float32)
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (kept.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t) or t, lambda t: t
+    ):
+        AF.anatomy_attention(x, mask, plain_gate(2, 64, torch.float32), training=True, backend=backend)
+    bytes_x, bytes_mask = x.numel() * 4, mask.numel() * 4
+    assert bytes_x <= sum(kept.values()) <= 1.1 * bytes_x + bytes_mask
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_double_backward_says_what_to_do(backend):
+    x, mask = draw((2, 4, 5, 5)).requires_grad_(), draw_mask((2, 1, 5, 5))
+    z = AF.anatomy_attention(x, mask, plain_gate(1, 4, torch.float64), training=True, backend=backend)
+    (first,) = torch.autograd.grad((z**2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"double backward is not supported.*backend='reference'"):
+        first.sum().backward()
+
+
+def test_reference_differentiates_twice():
+    x, mask = draw((2, 2, 2, 3)).requires_grad_(), draw_mask((2, 1, 2, 3))
+    gate = plain_gate(1, 2, torch.float64)
+    assert torch.autograd.gradgradcheck(
+        lambda x: AF.anatomy_attention(x, mask, gate, training=True, backend="reference"), (x,)
+    )
