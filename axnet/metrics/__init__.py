@@ -1,0 +1,30 @@
+"""Measures of multi-label classification with their uncertainty: AUC, intervals, calibration, experts against a curve.
+
+Everything takes array-likes and returns numpy arrays or floats. Labels are 0, 1, or NaN for unknown; an unknown label
+leaves that image out of that class.
+"""
+
+from axnet.metrics.auc import mean_auc, roc_auc
+from axnet.metrics.calibration import brier, calibration_error, sensitivity_at_specificity
+from axnet.metrics.delong import delong_test
+from axnet.metrics.evaluation import ClassEvaluation, Evaluation, evaluate
+from axnet.metrics.experts import expert_points, rads_below_curve
+from axnet.metrics.interval import Interval, auc_difference, auc_interval, mean_auc_interval
+
+__all__ = [
+    "ClassEvaluation",
+    "Evaluation",
+    "Interval",
+    "auc_difference",
+    "auc_interval",
+    "brier",
+    "calibration_error",
+    "delong_test",
+    "evaluate",
+    "expert_points",
+    "mean_auc",
+    "mean_auc_interval",
+    "rads_below_curve",
+    "roc_auc",
+    "sensitivity_at_specificity",
+]

@@ -1,0 +1,72 @@
+"""Argument checks of the measures: one sentence that names the argument, what came, what is accepted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+_AXES = {1: "[N]", 2: "[N, K]", 3: "[R, N, K]"}
+
+
+def array(name: str, values: ArrayLike, dims: int) -> Floats:
+    """Values as a non-empty float64 array of `dims` dimensions."""
+    try:
+        a = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is not an array of numbers ({error}), expected shape {_AXES[dims]}.") from error
+    if a.ndim != dims:
+        raise ValueError(f"{name} has shape {list(a.shape)}, expected {dims} dimensions {_AXES[dims]}.")
+    if a.size == 0:
+        raise ValueError(f"{name} is empty (shape {list(a.shape)}), expected at least one value.")
+    return a
+
+
+def labels(name: str, values: ArrayLike, dims: int, *, unknown: bool = True) -> Floats:
+    """Labels 0 and 1 (and NaN where `unknown`) as a float64 array of `dims` dimensions."""
+    y = array(name, values, dims)
+    strange = ~((y == 0) | (y == 1))
+    if unknown:
+        strange &= ~np.isnan(y)
+    if strange.any():
+        accepted = "0, 1 or NaN (unknown)" if unknown else "0 or 1"
+        raise ValueError(f"{name} holds the label {y[strange][0]:g}, expected {accepted}.")
+    return y
+
+
+def scores(name: str, values: ArrayLike, like: Floats, *, probability: bool = False) -> Floats:
+    """Finite scores of the shape of the labels `like`; within [0, 1] where `probability`."""
+    s = array(name, values, like.ndim)
+    if s.shape != like.shape:
+        raise ValueError(f"{name} has shape {list(s.shape)}, expected that of y_true, {list(like.shape)}.")
+    if not np.isfinite(s).all():
+        raise ValueError(f"{name} holds {s[~np.isfinite(s)][0]}, expected finite numbers.")
+    if probability and (s.min() < 0 or s.max() > 1):
+        raise ValueError(f"{name} has values from {s.min():.4g} to {s.max():.4g}, expected probabilities in [0, 1].")
+    return s
+
+
+def groups(values: ArrayLike | None, samples: int) -> NDArray[np.intp] | None:
+    """Group identifiers [N] of any type as numbers 0 … G-1."""
+    if values is None:
+        return None
+    g: NDArray[Any] = np.asarray(values)
+    if g.shape != (samples,):
+        raise ValueError(f"groups has shape {list(g.shape)}, expected [{samples}], one identifier per row of y_true.")
+    return np.unique(g, return_inverse=True)[1].astype(np.intp)
+
+
+def fraction(name: str, value: float) -> float:
+    """A number strictly between 0 and 1."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name} is {value!r}, expected a number between 0 and 1, both excluded.")
+    return float(value)
+
+
+def at_least(name: str, value: int, minimum: int) -> int:
+    """A whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise ValueError(f"{name} is {value!r}, expected a whole number of at least {minimum}.")
+    return int(value)

@@ -1,0 +1,178 @@
+"""The sections of a report, each as HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from axnet.metrics import Interval
+from axnet.metrics.checks import Floats
+from axnet.report import plots
+from axnet.report.pictures import colour_scale, example_figures
+from axnet.report.results import Example, ModelResult
+from axnet.report.text import escape, number, percent, span, table
+
+_MEASURES = ("average precision", "sensitivity", "Brier score", "calibration error")
+_BARS = 6  # predicted findings listed per example, besides those that are present
+
+
+def headline(models: Sequence[ModelResult], difference: Interval | None) -> str:
+    """Mean AUC of each model and the difference of the first two, in numbers and in words."""
+    first = models[0].evaluation
+    level = percent(first.level)
+    cards = "".join(
+        f'<div style="border-color:{plots.colour(i)}"><span>{escape(m.name)}</span><b>{number(mean.value)}</b>'
+        f'<span class="quiet">mean AUC, {level} interval {span(mean)}</span></div>'
+        for i, (m, mean) in enumerate((m, m.evaluation.mean_auc) for m in models)
+    )
+    units = f"{first.samples} images" + (f" of {first.groups} patients" if first.groups is not None else "")
+    count = len(first.classes) - len(first.undefined)
+    sentences = [f"Mean over {count} finding{'s' if count != 1 else ''}, measured on {units}."]
+    if first.undefined:
+        listed = ", ".join(escape(name) for name in first.undefined)
+        sentences.append(f"Without an AUC, and left out of the mean, because all its labels are equal: {listed}.")
+    said = f"<p><strong>{compared(models, difference, level)}</strong></p>" if difference is not None else ""
+    return f'<div class="models">{cards}</div>{said}<p class="quiet">{" ".join(sentences)}</p>'
+
+
+def compared(models: Sequence[ModelResult], difference: Interval, level: str) -> str:
+    """The difference of the first two models in one sentence that says what it does not show."""
+    first, second = escape(models[0].name), escape(models[1].name)
+    side = "above" if difference.value >= 0 else "below"
+    said = f"{first} is {number(abs(difference.value))} {side} {second} in mean AUC"
+    if math.isnan(difference.value):
+        return f"The difference of {first} and {second} is undefined."
+    if math.isnan(difference.low) or math.isnan(difference.high):
+        return f"{said}; the data give no interval."
+    said += f" (difference {number(difference.value, sign=True)}, {level} interval {span(difference, sign=True)})"
+    if difference.low <= 0 <= difference.high:
+        return f"{said}: the interval includes zero, so these images do not tell the two apart."
+    return f"{said}: the interval excludes zero."
+
+
+def key(models: Sequence[ModelResult]) -> str:
+    """Names of the models in their colours."""
+    names = (f'<span class="key" style="color:{plots.colour(i)}">{escape(m.name)}</span>' for i, m in enumerate(models))
+    return f"<p>{''.join(names)}</p>"
+
+
+def forest(models: Sequence[ModelResult]) -> str:
+    """AUC by finding: numbers and intervals of all models, as a table with a common axis."""
+    names = [m.name for m in models]
+    by_class = list(zip(*(m.evaluation.classes for m in models), strict=True))
+    means = [m.evaluation.mean_auc for m in models]
+    first = f' style="color:{plots.colour(0)}"'
+    axis = plots.AucAxis([c.auc for row in by_class for c in row] + means)
+
+    def line(kind: str, title: str, detail: str, intervals: Sequence[Interval]) -> str:
+        cells = "".join(
+            f"<td{first if i == 0 else ''}><b>{number(v.value)}</b> <small>{span(v)}</small></td>"
+            for i, v in enumerate(intervals)
+        )
+        if all(math.isnan(v.value) for v in intervals):
+            plot, cells = (
+                "",
+                f'<td class="none" colspan="{len(names)}"><small>undefined: all labels are equal</small></td>',
+            )
+        else:
+            plot = axis.strip(intervals, names)
+        return (
+            f'<tr class="{kind}"><th scope="row">{escape(title)} <small>{detail}</small></th>'
+            f'<td class="plot">{plot}</td>{cells}</tr>'
+        )
+
+    rows = [
+        line("class", row[0].name, f"{row[0].positives} of {row[0].positives + row[0].negatives}", [c.auc for c in row])
+        for row in by_class
+    ]
+    rows.append(line("mean", "Mean", "", means))
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    return (
+        f'<h2>AUC by finding</h2>{key(models)}<table class="forest"><thead><tr><th scope="col">Finding</th>'
+        f'<th class="plot">{axis.labels()}</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    )
+
+
+def roc_curves(models: Sequence[ModelResult], y_true: Floats, scores: Sequence[Floats]) -> str:
+    """ROC curves of all models, one small panel per finding that has one."""
+    panels = []
+    for k, classes in enumerate(zip(*(m.evaluation.classes for m in models), strict=True)):
+        if classes[0].defined:
+            aucs = [c.auc.value for c in classes]
+            panels.append(plots.roc_panel(y_true[:, k], [s[:, k] for s in scores], classes[0].name, aucs))
+    if not panels:
+        return ""
+    note = '<p class="note">Sensitivity (upwards) against false positive rate; the number is the AUC.</p>'
+    return f'<h2>ROC curves</h2>{key(models)}{note}<div class="rocs">{"".join(panels)}</div>'
+
+
+def further_measures(models: Sequence[ModelResult]) -> str:
+    """Average precision, sensitivity and calibration by finding."""
+    by_class = zip(*(m.evaluation.classes for m in models), strict=True)
+    rows = [
+        [
+            classes[0].name,
+            *(number(v) for c in classes for v in (c.average_precision, c.sensitivity, c.brier, c.calibration_error)),
+        ]
+        for classes in by_class
+    ]
+    head = ["Finding", *(_MEASURES * len(models))]
+    above = [(m.name, len(_MEASURES)) for m in models] if len(models) > 1 else []
+    note = (
+        '<p class="note">Sensitivity at a specificity of at least 90 %. Average precision depends on how frequent the '
+        "finding is. Brier score and calibration error (10 bins) are of the probabilities; 0 is best.</p>"
+    )
+    return f"<h2>Further measures</h2>{note}{table(head, rows, 'measures', above)}"
+
+
+def example_cards(examples: Sequence[Example]) -> str:
+    """A card per example: pictures, what is present, what was predicted."""
+    if not examples:
+        return ""
+    note = (
+        '<p class="note">Probability maps are coloured from 0 '
+        f'<span class="scale" style="background:linear-gradient(90deg, {colour_scale()})"></span>'
+        "to their own maximum, which the caption states. Bold in the list: present by the labels.</p>"
+    )
+    cards = "".join(_card(example, f"xray-{index}") for index, example in enumerate(examples))
+    return f"<h2>Examples</h2>{note}{cards}"
+
+
+def _card(example: Example, identifier: str) -> str:
+    truth = ", ".join(escape(name) for name in example.truth) or "no finding"
+    ranked = sorted(example.predicted, key=lambda name: -example.predicted[name])
+    listed = [name for index, name in enumerate(ranked) if index < _BARS or name in example.truth]
+    bars = "".join(
+        f'<li class="{"present" if name in example.truth else "absent"}"><span>{escape(name)}</span>'
+        f'<svg role="presentation"><rect width="{100 * example.predicted[name]:.1f}%" height="100%" '
+        f'fill="{plots.COLOURS[0 if name in example.truth else 1]}"/></svg>'
+        f"<span>{number(example.predicted[name], 2)}</span></li>"
+        for name in listed
+    )
+    return (
+        f'<article class="card"><header><h3>{escape(example.id)}</h3><span>Labels: {truth}</span></header>'
+        f'{example_figures(example, identifier)}<ul class="bars">{bars}</ul></article>'
+    )
+
+
+def segmentation_table(segmentation: Mapping[str, Any] | None) -> str:
+    """Dice by organ, or any measures by organ."""
+    if not segmentation:
+        return ""
+    columns: list[str] = []
+    for value in segmentation.values():
+        names = list(value) if isinstance(value, Mapping) else ["Dice"]
+        columns += [name for name in names if name not in columns]
+    rows = [
+        [organ, *(_measure(value if isinstance(value, Mapping) else {"Dice": value}, name) for name in columns)]
+        for organ, value in segmentation.items()
+    ]
+    return f"<h2>Segmentation</h2>{table(['Organ', *columns], rows, 'plain')}"
+
+
+def _measure(measures: Mapping[str, Any], name: str) -> str:
+    value = measures.get(name, math.nan)
+    if isinstance(value, Interval):
+        return f"{number(value.value)} ({span(value)})"
+    return number(float(value))
