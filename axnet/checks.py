@@ -34,7 +34,9 @@ def prepared_mask(mask: Tensor, x: Tensor) -> Tensor:
     if mask.shape[0] != x.shape[0]:
         raise ValueError(f"mask has a batch of {mask.shape[0]}, expected that of x, {x.shape[0]}.")
     if not 1 <= mask.shape[1] <= MAX_ANATOMIES:
-        raise ValueError(f"mask has {mask.shape[1]} anatomies (shape {list(mask.shape)}), expected 1 to {MAX_ANATOMIES}.")
+        raise ValueError(
+            f"mask has {mask.shape[1]} anatomies (shape {list(mask.shape)}), expected 1 to {MAX_ANATOMIES}."
+        )
     if mask.shape[2] == 0 or mask.shape[3] == 0:
         raise ValueError(f"mask has shape {list(mask.shape)}, expected at least one pixel.")
     if mask.device != x.device:
@@ -103,7 +105,9 @@ def pooling(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if not weight.dtype.is_floating_point:
         raise TypeError(f"weight has dtype {weight.dtype}, expected a floating type.")
     if weight.dim() != 2 or weight.shape[1] != x.shape[1]:
-        raise ValueError(f"weight has shape {list(weight.shape)}, expected [K, {x.shape[1]}] for x of {x.shape[1]} channels.")
+        raise ValueError(
+            f"weight has shape {list(weight.shape)}, expected [K, {x.shape[1]}] for x of {x.shape[1]} channels."
+        )
     if not 1 <= weight.shape[0] <= MAX_MAPS:
         raise ValueError(f"weight has K = {weight.shape[0]} maps, expected 1 to {MAX_MAPS}.")
     if weight.device != x.device:

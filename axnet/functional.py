@@ -89,9 +89,7 @@ def anatomy_attention(
     channels = checks.normalisation(x, m, fusion, weight, bias, running_mean, running_var, training)
     batch_statistics = training or running_mean is None
     if batch_statistics and x.shape[0] * x.shape[2] * x.shape[3] == 1:
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {list(x.shape)} for x."
-        )
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)} for x.")
 
     def checked_gate(pool: MaskedPool) -> Tensor:
         g = gate(pool)
@@ -155,9 +153,7 @@ def _as(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if t is None else t.to(dtype).contiguous()
 
 
-def pwap(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None
-) -> tuple[Tensor, Tensor]:
+def pwap(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """Probability-weighted average pooling in one read of X (docs/method.md, "PWAP").
 
     Args:
@@ -183,9 +179,7 @@ def pwap(
     return pooled, prob
 
 
-def pcam(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None
-) -> tuple[Tensor, Tensor]:
+def pcam(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """PCAM pooling (arXiv 2005.14480): logit_k = <W_k, pooled_k> + b_k with the weights of the maps.
 
     Args:
@@ -202,4 +196,3 @@ def pcam(
     """
     pooled, prob = pwap(x, weight, bias, backend=backend)
     return reference.classify_pooled(pooled, weight, bias), prob
-

@@ -55,7 +55,9 @@ class MaskedAttention(nn.Module):
         """Channel gates [N, 1, C] from the descriptors of axnet.functional.masked_pool."""
         entries = (pool.avg, pool.max, pool.masked_max[:, 0], pool.masked_avg[:, 0])
         dtype = gate_type(pool.avg, self.bn3.weight)
-        hidden = sum(block(entry.to(dtype)[..., None, None]) for block, entry in zip(self.conv_list, entries, strict=True))
+        hidden = sum(
+            block(entry.to(dtype)[..., None, None]) for block, entry in zip(self.conv_list, entries, strict=True)
+        )
         gate: Tensor = self.final_block(hidden)
         return gate.flatten(1).unsqueeze(1)
 

@@ -45,7 +45,7 @@ class _ProbabilityMaps(nn.Module):
         weight = state.get(f"{prefix}weight")
         if isinstance(weight, Tensor) and weight.dim() == 4:  # a 1x1 convolution's, as the peers publish them
             state[f"{prefix}weight"] = weight.flatten(1)
-        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state, prefix, *args)
 
 
 class PWAP(_ProbabilityMaps):

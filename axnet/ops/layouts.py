@@ -27,6 +27,4 @@ def channels_last(x: Tensor) -> bool:
 def empty_features(x: Tensor, images: int, channels: int) -> Tensor:
     """An uninitialised [images, channels, H, W] in x's type and layout."""
     memory_format = torch.channels_last if channels_last(x) else torch.contiguous_format
-    return torch.empty(
-        (images, channels, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=memory_format
-    )
+    return torch.empty((images, channels, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=memory_format)

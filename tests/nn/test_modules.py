@@ -28,7 +28,7 @@ def test_masked_attention_reproduces_the_published_module(golden, backend, mode)
     assert_close("grad_mask", mask.grad, stored["grad_mask"], 1e-10)
     parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
     for key, value in stored.items():
-        if key.startswith("grad.") :
+        if key.startswith("grad."):
             assert_close(key, parameters[key.removeprefix("grad.")].grad, value, 1e-10)
         elif key.startswith("after."):
             assert_close(key, buffers[key.removeprefix("after.")], value, 1e-10)

@@ -9,7 +9,9 @@ from axnet import functional as AF
 NAMES = ("z", "grad_x", "grad_mask", "grad_weight", "grad_bias", "running_mean", "running_var")
 
 
-def run(backend, dtype, shape, *, anatomies=2, layout="contiguous", fusion="mean", training=True, shift=0.0, grad="own"):
+def run(
+    backend, dtype, shape, *, anatomies=2, layout="contiguous", fusion="mean", training=True, shift=0.0, grad="own"
+):
     """Everything that one call of anatomy_attention produces, for an input whose values `dtype` can hold."""
     n, c, h, w = shape
     compute = torch.float64 if backend == "reference" else dtype
@@ -221,9 +223,12 @@ def test_what_is_saved_for_backward(backend):
     # X itself, the masks and numbers per (n, c): no second map of X's size
     x, mask = draw((2, 64, 32, 32), torch.float32).requires_grad_(), draw_mask((2, 2, 32, 32), torch.float32)
     kept = {}
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: (kept.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) and t) or t, lambda t: t
-    ):
+
+    def keep(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         AF.anatomy_attention(x, mask, plain_gate(2, 64, torch.float32), training=True, backend=backend)
     bytes_x, bytes_mask = x.numel() * 4, mask.numel() * 4
     assert bytes_x <= sum(kept.values()) <= 1.1 * bytes_x + bytes_mask

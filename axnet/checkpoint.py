@@ -1,0 +1,131 @@
+"""Weights in files: safetensors with metadata, written in one step and verified by a fingerprint.
+
+A checkpoint holds tensors and plain values only. Nothing in it is ever executed: a pickle is refused unread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+StrPath = str | os.PathLike[str]
+
+FORMAT = 1
+_KEY = "axnet"
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def save(path: StrPath, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and metadata to a .safetensors file that replaces an older one in one step.
+
+    state: names to tensors, on any device. metadata: plain values (what json takes), with the entry "kind".
+    Raises ValueError without a kind, OSError when the file cannot be written: then the older file is whole.
+    """
+    from safetensors.torch import save as to_bytes
+
+    if "kind" not in metadata:
+        raise ValueError("metadata has no 'kind', expected the kind of checkpoint, such as 'classifier'.")
+    target = Path(path)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    content = to_bytes(tensors, metadata={_KEY: json.dumps({**metadata, "format": FORMAT}, sort_keys=True)})
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        kept = "; the file that was there before is whole" if target.exists() else ""
+        raise OSError(error.errno, f"cannot write checkpoint '{target}': {error.strerror or error}{kept}.") from error
+
+
+def load(path: StrPath, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a checkpoint of one kind: its tensors, on the CPU, and its metadata.
+
+    Raises FileNotFoundError, and ValueError for a file that is not an axnet checkpoint (a pickle is refused without
+    being read), is damaged, is newer than this version, or is of another kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"checkpoint '{file}' does not exist.")
+    with file.open("rb") as opened:
+        head = opened.read(4)
+    if head.startswith(_PICKLES):
+        raise ValueError(f"checkpoint '{file}' is a pickle, which can run code; expected a .safetensors file of axnet.")
+    try:
+        with safe_open(file, framework="pt") as stored:
+            text = (stored.metadata() or {}).get(_KEY)
+            metadata = None if text is None else json.loads(text)
+            state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"checkpoint '{file}' is damaged or not a .safetensors file ({reason}).") from error
+    if metadata is None:
+        raise ValueError(f"checkpoint '{file}' was not written by axnet, expected one that axnet saved.")
+    if metadata["format"] > FORMAT:
+        raise ValueError(f"checkpoint '{file}' has format {metadata['format']}, this version reads up to {FORMAT}.")
+    if metadata["kind"] != kind:
+        raise ValueError(f"checkpoint '{file}' holds a {metadata['kind']}, expected a {kind}.")
+    return state, metadata
+
+
+def fingerprint(run: Callable[..., Tensor], shapes: Sequence[Sequence[int]], seed: int = 0) -> dict[str, Any]:
+    """What a model answers to inputs that a seed determines, to be verified after loading.
+
+    run: called with one float32 tensor in [0, 1) per shape, returns one tensor. Returns plain values for metadata.
+    """
+    output = _run(run, shapes, seed)
+    step = max(1, output.numel() // 32)
+    return {
+        "seed": seed,
+        "shapes": [list(shape) for shape in shapes],
+        "output_shape": list(output.shape),
+        "outputs": [float(value) for value in output.flatten()[::step]],
+    }
+
+
+def verify_fingerprint(
+    run: Callable[..., Tensor], record: Mapping[str, Any], path: StrPath, tolerance: float = 1e-3
+) -> None:
+    """Check that a loaded model answers as the saved one did.
+
+    tolerance: accepted difference relative to the largest recorded output. Raises ValueError otherwise.
+    """
+    output = _run(run, record["shapes"], record["seed"])
+    if list(output.shape) != record["output_shape"]:
+        raise ValueError(
+            f"checkpoint '{path}' fails its fingerprint: outputs of shape {list(output.shape)}, "
+            f"expected {record['output_shape']}."
+        )
+    expected = torch.tensor(record["outputs"], dtype=torch.float64)
+    step = max(1, output.numel() // 32)
+    error = (output.flatten()[::step].double() - expected).abs().max().item() if len(expected) else 0.0
+    scale = max(expected.abs().max().item() if len(expected) else 0.0, 1e-3)
+    if not error <= tolerance * scale:
+        raise ValueError(
+            f"checkpoint '{path}' fails its fingerprint: outputs differ by {error:.3g}, expected at most "
+            f"{tolerance * scale:.3g}; the weights or the code are not those that were saved."
+        )
+
+
+def _run(run: Callable[..., Tensor], shapes: Sequence[Sequence[int]], seed: int) -> Tensor:
+    generator = np.random.Generator(np.random.PCG64(seed))
+    inputs = [torch.from_numpy(generator.random(tuple(shape), dtype=np.float32)) for shape in shapes]
+    with torch.no_grad():
+        return run(*inputs).detach().float().cpu()

@@ -1,0 +1,184 @@
+"""`axnet segment`: train the anatomy segmenter, draw lungs and heart."""
+
+from __future__ import annotations
+
+import csv
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from axnet.cli.options import Quiet, Seed
+
+if TYPE_CHECKING:
+    from axnet.segment import Anatomy, Segmenter
+
+app = typer.Typer(help="Draw lungs and heart on chest X-rays.", no_args_is_help=True)
+
+_EXTENSIONS = (".png", ".jpg", ".jpeg")
+_COLUMNS = ("image", "ctr", "quality", "flags")
+
+
+class OrganData(str, Enum):
+    """Sets that teach the segmenter."""
+
+    wingspan = "wingspan"
+    phantom = "phantom"
+
+
+class Preset(str, Enum):
+    """Sizes of the U-Net."""
+
+    small = "small"
+    tiny = "tiny"
+
+
+@app.command()
+def fit(
+    out: Annotated[Path, typer.Option(help="File for the weights.")] = Path("segmenter.safetensors"),
+    data: Annotated[OrganData, typer.Option(help="Organ mask set in --root, or the built-in phantom.")] = (
+        OrganData.wingspan
+    ),
+    root: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of the organ mask set: index.csv, images/, masks/left_lung, right_lung, heart."),
+    ] = None,
+    preset: Annotated[Preset, typer.Option(help="Size of the network.")] = Preset.small,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 60,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 8,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-3,
+    phantom_images: Annotated[int, typer.Option(min=6, help="Phantoms to train on (--data phantom).")] = 300,
+    precision: Annotated[str, typer.Option(help="Lightning's precision: 32-true, bf16-mixed ...")] = "32-true",
+    accelerator: Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu ...")] = "auto",
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run beside --out.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a segmenter and print its Dice on the validation and test images."""
+    from torch.utils.data import Dataset
+
+    from axnet.data import OrganMaskSet, PhantomXray
+    from axnet.segment import PRESETS, evaluate_segmenter, fit_segmenter
+
+    config = PRESETS[preset.value]
+    parts: dict[str, Dataset[dict[str, object]]]
+    if data is OrganData.phantom:
+        parts = {
+            "train": PhantomXray(phantom_images, seed=seed, size=config.size, split="train"),
+            "val": PhantomXray(60, seed=seed, size=config.size, split="val"),
+            "test": PhantomXray(60, seed=seed, size=config.size, split="test"),
+        }
+    else:
+        if root is None:
+            raise ValueError("root is missing, expected the folder of the organ mask set (or --data phantom).")
+        parts = {name: OrganMaskSet(root, name) for name in ("train", "val", "test")}
+    segmenter = fit_segmenter(
+        parts["train"],
+        parts["val"],
+        config=config,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        out=out.parent / f"{out.stem}-checkpoints",
+        resume=resume,
+        accelerator=accelerator,
+        precision=precision,
+        progress=not quiet,
+    )
+    segmenter.save(out)
+    for name, measures in (
+        ("validation", segmenter.training_record["validation"]),
+        ("test", evaluate_segmenter(segmenter, parts["test"])),
+    ):
+        for organ, values in measures.items():
+            typer.echo(f"{name:10}  {organ:10}  " + "  ".join(f"{key} {value:.4f}" for key, value in values.items()))
+    typer.echo(str(out))
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Radiographs (PNG, JPEG), or folders of them.")],
+    weights: Annotated[Path, typer.Option(help="Weights of a segmenter (axnet segment fit).")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks and anatomy.csv.")] = Path("anatomy"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
+) -> None:
+    """Draw lungs and heart: OUT/ORGAN/IMAGE.png (1 bit) and OUT/anatomy.csv (image, ctr, quality, flags).
+
+    Images that anatomy.csv has already are left out, so a run can be stopped and started again. Files that cannot be
+    read are listed at the end, and the exit code is then 1.
+    """
+    from PIL import Image
+
+    from axnet.data import ORGANS
+    from axnet.segment import Segmenter
+
+    files = _files(images)
+    segmenter = Segmenter.load(weights)
+    table = out / "anatomy.csv"
+    done = _done(table)
+    waiting = [file for file in files if file.name not in done]
+    for organ in ORGANS:
+        (out / organ).mkdir(parents=True, exist_ok=True)
+    failed: list[tuple[Path, str]] = []
+    with table.open("a", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        if not done:
+            writer.writerow(_COLUMNS)
+        for start in range(0, len(waiting), batch_size):
+            for file, anatomy in _predicted(segmenter, waiting[start : start + batch_size], failed):
+                for organ, mask in zip(ORGANS, anatomy.masks, strict=True):
+                    Image.fromarray(mask).save(out / organ / f"{file.stem}.png", bits=1, optimize=True)
+                ctr = "" if anatomy.ctr != anatomy.ctr else f"{anatomy.ctr:.4f}"
+                writer.writerow((file.name, ctr, f"{anatomy.quality:.3f}", "; ".join(anatomy.flags)))
+                note = f"  ({'; '.join(anatomy.flags)})" if anatomy.flags else ""
+                typer.echo(f"{file.name}  CTR {ctr or 'unknown'}  quality {anatomy.quality:.2f}{note}")
+            opened.flush()
+    typer.echo(f"{len(waiting) - len(failed)} drawn, {len(files) - len(waiting)} were there, {len(failed)} failed")
+    for file, reason in failed:
+        typer.echo(f"failed: {file}: {reason}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _files(named: list[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in named:
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in _EXTENSIONS)
+            if not found:
+                raise FileNotFoundError(f"folder '{path}' holds no PNG or JPEG files.")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"image '{path}' does not exist.")
+    names = [file.stem for file in files]
+    twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+    if twice:
+        raise ValueError(f"images holds the name '{sorted(twice)[0]}' twice, expected different names in one run.")
+    return files
+
+
+def _done(table: Path) -> set[str]:
+    if not table.is_file():
+        return set()
+    with table.open(newline="", encoding="utf-8") as opened:
+        return {row["image"] for row in csv.DictReader(opened)}
+
+
+def _predicted(
+    segmenter: Segmenter, files: list[Path], failed: list[tuple[Path, str]]
+) -> list[tuple[Path, Anatomy]]:
+    """Pairs of file and Anatomy; a file that fails does not take its batch with it."""
+    try:
+        return list(zip(files, segmenter.predict(files, batch_size=len(files)), strict=True))
+    except (ValueError, OSError):
+        pairs: list[tuple[Path, Anatomy]] = []
+        for file in files:
+            try:
+                pairs.append((file, segmenter.predict([file])[0]))
+            except (ValueError, OSError) as error:
+                failed.append((file, " ".join(str(error).split())))
+        return pairs

@@ -1,0 +1,75 @@
+"""From probabilities to organ masks: components, plausibility checks, cardiothoracic ratio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from axnet.data.findings import ORGANS
+from axnet.data.phantom import cardiothoracic_ratio
+
+# Share of the image that an organ covers on a frontal film; wide, so that it flags failures and not small patients.
+_AREA = {"left_lung": (0.03, 0.40), "right_lung": (0.03, 0.40), "heart": (0.02, 0.30)}
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Organs of one radiograph.
+
+    masks: bool [3, H, W] in the image's own frame, in the order of axnet.data.ORGANS. ctr: cardiothoracic ratio, nan
+    when an organ is missing. quality: 0 to 1, the mean certainty of the least certain organ, lowered by every flag.
+    flags: what is implausible, empty when nothing is.
+    """
+
+    masks: npt.NDArray[np.bool_]
+    ctr: float
+    quality: float
+    flags: tuple[str, ...]
+
+
+def examine(probabilities: npt.NDArray[Any]) -> Anatomy:
+    """Organ masks with their checks from probabilities [3, H, W] in [0, 1], in the order of ORGANS.
+
+    Each organ keeps its largest connected part and loses its holes. Raises ValueError for another shape.
+    """
+    if probabilities.ndim != 3 or probabilities.shape[0] != len(ORGANS):
+        raise ValueError(f"probabilities has shape {probabilities.shape}, expected [3, H, W] in the order {ORGANS}.")
+    masks = np.zeros(probabilities.shape, dtype=bool)
+    flags: list[str] = []
+    certainty: list[float] = []
+    for k, organ in enumerate(ORGANS):
+        found = probabilities[k] >= 0.5
+        masks[k], scattered = _largest(found)
+        share = masks[k].mean()
+        if not _AREA[organ][0] <= share <= _AREA[organ][1]:
+            flags.append(f"{organ} covers {share:.1%} of the image")
+        if scattered > 0.1:
+            flags.append(f"{organ} is in several parts")
+        certainty.append(float(np.abs(2 * probabilities[k][found] - 1).mean()) if found.any() else 0.0)
+    flags += _order(masks)
+    quality = min(certainty) * max(0.0, 1 - 0.25 * len(flags))
+    return Anatomy(masks, cardiothoracic_ratio(masks), quality, tuple(flags))
+
+
+def _largest(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], float]:
+    """The largest connected part without holes, and the share of the mask outside it."""
+    labels, count = ndimage.label(mask)
+    if count == 0:
+        return mask, 0.0
+    sizes = np.bincount(labels.ravel())[1:]
+    kept = labels == 1 + int(sizes.argmax())
+    return ndimage.binary_fill_holes(kept), 1 - float(sizes.max() / sizes.sum())
+
+
+def _order(masks: npt.NDArray[np.bool_]) -> list[str]:
+    if not all(mask.any() for mask in masks):
+        return []
+    columns = np.arange(masks.shape[-1])
+    left, right, heart = (float((mask.sum(0) * columns).sum() / mask.sum()) for mask in masks)
+    if left <= right:  # the patient's left lung is on the right-hand side of the image
+        return ["the lungs are on the wrong sides"]
+    return [] if right < heart < left else ["the heart is not between the lungs"]

@@ -1,0 +1,66 @@
+"""How well a segmenter draws: Dice per organ and the error of the cardiothoracic ratio."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sized
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from axnet.data.findings import ORGANS
+from axnet.segment.segmenter import Segmenter
+
+
+class OrganSet(Protocol):
+    """A data set whose items hold image [1, H, W], the organs' masks [3, H, W] and, where known, ctr."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One image with its masks."""
+        ...
+
+
+def organ_mask(item: dict[str, Any]) -> torch.Tensor:
+    """The organs' masks [3, H, W] of an item of OrganMaskSet ("mask") or PhantomXray ("organ_mask")."""
+    mask = item.get("organ_mask", item.get("mask"))
+    if mask is None or mask.shape[0] != len(ORGANS):
+        shape = None if mask is None else tuple(mask.shape)
+        raise ValueError(f"an item has organ masks of shape {shape}, expected [3, H, W] in the order {ORGANS}.")
+    return torch.as_tensor(mask)
+
+
+def evaluate_segmenter(segmenter: Segmenter, dataset: OrganSet | Dataset[Any]) -> dict[str, dict[str, float]]:
+    """Dice of each organ in the images' own frame, averaged over the images, and the error of the heart's ratio.
+
+    dataset: OrganMaskSet or PhantomXray. Returns {organ: {"Dice": ...}}; the heart also has "CTR error", the mean
+    absolute difference to the owner's cardiothoracic ratio, where the data set has one. Raises ValueError when empty.
+    """
+    assert isinstance(dataset, Sized)
+    if len(dataset) == 0:
+        raise ValueError("dataset is empty, expected at least one image with organ masks.")
+    dice: list[list[float]] = []
+    errors: list[float] = []
+    for index in range(len(dataset)):
+        item = dataset[index]
+        truth = organ_mask(item).numpy() >= 0.5
+        anatomy = segmenter.predict([item["image"][0].numpy()])[0]
+        dice.append([_dice(a, b) for a, b in zip(anatomy.masks, truth, strict=True)])
+        ratio = float(item.get("ctr", math.nan))
+        if not math.isnan(ratio) and not math.isnan(anatomy.ctr):
+            errors.append(abs(ratio - anatomy.ctr))
+    means = np.mean(dice, axis=0)
+    result = {organ: {"Dice": float(value)} for organ, value in zip(ORGANS, means, strict=True)}
+    if errors:
+        result["heart"]["CTR error"] = float(np.mean(errors))
+    return result
+
+
+def _dice(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    total = int(a.sum()) + int(b.sum())
+    return 2 * int((a & b).sum()) / total if total else 1.0

@@ -1,0 +1,163 @@
+"""The segmenter: MONAI's U-Net with its preprocessing, in memory and in files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from axnet import checkpoint
+from axnet.checkpoint import StrPath
+from axnet.data.findings import ORGANS
+from axnet.data.image import percentile_normalize, read_image, resize
+from axnet.segment.anatomy import Anatomy, examine
+
+KIND = "segmenter"
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """Architecture and input of a segmenter.
+
+    size: side in pixels at which the network works. channels: of the U-Net's levels, each level halving the side.
+    low, high: percentiles that become 0 and 1.
+    """
+
+    size: int = 160
+    channels: tuple[int, ...] = (16, 32, 64, 96, 128)
+    low: float = 1.0
+    high: float = 99.0
+
+
+PRESETS: dict[str, SegmenterConfig] = {
+    "small": SegmenterConfig(),
+    "tiny": SegmenterConfig(size=96, channels=(8, 16, 32, 64, 64)),
+}
+"""small: 0.5 million parameters at 160 px, for real films; tiny: 0.15 million at 96 px, for the demo."""
+
+
+class Segmenter(nn.Module):
+    """U-Net for left lung, right lung and heart; sigmoid outputs, since organs overlap.
+
+    forward: image float32 [N, 1, size, size], percentile-normalised -> logits [N, 3, size, size] in the order of
+    axnet.data.ORGANS. `training_record` holds what fit_segmenter measured.
+    Raises ValueError when size is not a multiple of the U-Net's coarsest step.
+    """
+
+    def __init__(self, config: SegmenterConfig = PRESETS["small"]) -> None:
+        """Build the network; weights are random."""
+        from monai.networks.nets.unet import UNet
+
+        super().__init__()
+        steps = len(config.channels) - 1
+        if config.size % 2**steps:
+            raise ValueError(f"size is {config.size}, expected a multiple of {2**steps} for {steps + 1} levels.")
+        self.config = config
+        self.training_record: dict[str, Any] = {}
+        self.net = UNet(
+            spatial_dims=2,
+            in_channels=1,
+            out_channels=len(ORGANS),
+            channels=config.channels,
+            strides=(2,) * steps,
+            num_res_units=1,
+            norm="batch",
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits [N, 3, size, size] of normalised images [N, 1, size, size]."""
+        logits: Tensor = self.net(image)
+        return logits
+
+    @torch.no_grad()
+    def predict_batch(self, images: Tensor) -> Tensor:
+        """Probabilities [N, 3, H, W] for images [N, 1, H, W] in [0, 1], at the images' own resolution.
+
+        Images are percentile-normalised here; no plausibility checks (see predict). Runs in eval mode on the weights'
+        device and leaves the module's mode as it was.
+        """
+        if images.dim() != 4 or images.shape[1] != 1:
+            raise ValueError(f"images has shape {list(images.shape)}, expected [N, 1, H, W].")
+        if images.shape[0] == 0:
+            return images.new_zeros((0, len(ORGANS), *images.shape[2:]))
+        device = next(self.parameters()).device
+        mode = self.training
+        self.eval()
+        try:
+            small = self.prepare(images.to(device, torch.float32))
+            logits = self(small)
+        finally:
+            self.train(mode)
+        return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False).sigmoid()
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images [N, 1, H, W] resized to the network's size and stretched between the percentiles of each."""
+        side = (self.config.size, self.config.size)
+        if images.shape[2:] != side:
+            images = F.interpolate(images, size=side, mode="bilinear", align_corners=False, antialias=True)
+        levels = torch.tensor([self.config.low / 100, self.config.high / 100], device=images.device)
+        low, high = torch.quantile(images.flatten(1), levels, dim=1)[..., None, None, None]
+        return ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+
+    def predict(self, images: Sequence[StrPath | npt.NDArray[Any]], batch_size: int = 8) -> list[Anatomy]:
+        """Organs of radiographs: files, or arrays [H, W] of any real type.
+
+        Returns one Anatomy per image, with masks in the image's own frame. Raises as axnet.data.read_image does for
+        files, ValueError for arrays of another shape.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected 1 or more.")
+        found: list[Anatomy] = []
+        for start in range(0, len(images), batch_size):
+            loaded = [_pixels(image) for image in images[start : start + batch_size]]
+            small = np.stack([self._normalised(pixels) for pixels in loaded])
+            probabilities = self.predict_batch(torch.from_numpy(small)[:, None]).cpu().numpy()
+            found += [examine(resize(each, pixels.shape)) for each, pixels in zip(probabilities, loaded, strict=True)]
+        return found
+
+    def _normalised(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        return resize(percentile_normalize(pixels, self.config.low, self.config.high), self.config.size)
+
+    def save(self, path: StrPath) -> None:
+        """Write weights, configuration and a fingerprint to a .safetensors file (axnet.checkpoint.save)."""
+        metadata = {
+            "kind": KIND,
+            "config": asdict(self.config),
+            "organs": list(ORGANS),
+            "training": self.training_record,
+            "fingerprint": checkpoint.fingerprint(self.predict_batch, [(1, 1, self.config.size, self.config.size)]),
+        }
+        checkpoint.save(path, self.state_dict(), metadata)
+
+    @classmethod
+    def load(cls, path: StrPath) -> Segmenter:
+        """Read a segmenter, in eval mode on the CPU, and verify that it draws what it drew when it was saved.
+
+        Raises FileNotFoundError, and ValueError for another kind of file, other weights or other outputs.
+        """
+        state, metadata = checkpoint.load(path, KIND)
+        config = dict(metadata["config"])
+        segmenter = cls(SegmenterConfig(**{**config, "channels": tuple(config["channels"])}))
+        try:
+            segmenter.load_state_dict(state)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(f"checkpoint '{path}' has other weights than its architecture: {reason}") from error
+        segmenter.training_record = metadata["training"]
+        segmenter.eval()
+        checkpoint.verify_fingerprint(segmenter.predict_batch, metadata["fingerprint"], path)
+        return segmenter
+
+
+def _pixels(image: StrPath | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if not isinstance(image, np.ndarray):
+        return read_image(image)
+    if image.ndim != 2 or 0 in image.shape:
+        raise ValueError(f"images has an array of shape {image.shape}, expected [H, W].")
+    return image
