@@ -1,0 +1,104 @@
+"""`axnet bench`: time the layers on this machine."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+
+def bench(
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="File for the record; .json holds everything, .csv the times alone."),
+    ] = None,
+    task: Annotated[str, typer.Option(help="Tasks, comma-separated: a3, a3+mlp, pwap1, pwap14.")] = "",
+    mode: Annotated[str, typer.Option(help="Modes, comma-separated: eval, training.")] = "",
+    shape: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Shapes N,C,H,W of the features; may be repeated."),
+    ] = None,
+    form: Annotated[str, typer.Option(help="Forms, comma-separated: axnet, eager, compile, peers.")] = (
+        "axnet,eager,peers"
+    ),
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for each form of each case.")] = 0.5,
+    passes: Annotated[bool, typer.Option("--passes", help="Also the passes of A3 on X of 256 MB.")] = False,
+) -> None:
+    """Time A3 and PWAP against eager PyTorch, torch.compile (--form ...,compile) and the peers' published form.
+
+    Every form's numbers are compared with eager's before a time is taken. GB/s counts the bytes that cannot be avoided;
+    "floor" is the time they need at the bandwidth of a copy, as a share of the time taken.
+    """
+    from axnet.bench import FORMS, SHAPES, TASKS, Record, copy_bandwidth, run_all, summary
+    from axnet.bench.cases import MODES
+    from axnet.bench.measure import pass_bandwidths, saved_share
+    from axnet.report import environment
+
+    forms = _chosen("form", form, FORMS)
+    if "axnet" not in forms:
+        raise ValueError(f"form is {form!r}, expected axnet among the forms, to compare with.")
+    shapes = tuple(_shape(text) for text in shape) if shape else SHAPES
+
+    def show(r: Record) -> None:
+        size = "x".join(map(str, r.shape))
+        typer.echo(
+            f"{r.task:7} {r.mode:9} {size:14} {r.layout:14} {r.form:8} {r.median:10.3f} "
+            f"{r.gigabytes_per_second:7.1f} {r.floor_share:6.0%}"
+        )
+
+    typer.echo(
+        f"{'task':7} {'mode':9} {'shape':14} {'layout':14} {'form':8} {'median ms':>10} {'GB/s':>7} {'floor':>6}"
+    )
+    options: dict[str, Any] = {"shapes": shapes, "forms": forms, "seconds": seconds, "say": show}
+    records = list(run_all(tasks=_chosen("task", task, TASKS), modes=_chosen("mode", mode, MODES), **options))
+    table = summary(records)
+    typer.echo("\naxnet is faster than          mean  least")
+    for (name, kind, other), ratio in table.items():
+        typer.echo(f"  {name:7} {kind:9} {other:8} {ratio['mean']:6.2f}x {ratio['least']:5.2f}x")
+    copy = copy_bandwidth()
+    extra: dict[str, Any] = {}
+    if passes:
+        extra["passes"] = pass_bandwidths(copy)
+        extra["saved"] = {"x".join(map(str, s)): saved_share(s) for s in SHAPES}
+        for name, shares in extra["passes"].items():
+            typer.echo(f"  {name:14} " + "  ".join(f"{layout} {share:.0%}" for layout, share in shares.items()))
+    if out is None:
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".csv":
+        with out.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(records[0].to_dict()))
+            writer.writeheader()
+            writer.writerows(r.to_dict() for r in records)
+    else:
+        content = {
+            "environment": environment(),
+            "copy_gigabytes_per_second": copy / 1e9,
+            "seconds": seconds,
+            "summary": [{"task": t, "mode": m, "form": f, **ratio} for (t, m, f), ratio in table.items()],
+            **extra,
+            "records": [r.to_dict() for r in records],
+        }
+        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    typer.echo(str(out))
+
+
+def _chosen(name: str, text: str, accepted: tuple[str, ...]) -> tuple[str, ...]:
+    if not text:
+        return accepted
+    words = tuple(word.strip() for word in text.split(","))
+    for word in words:
+        if word not in accepted:
+            raise ValueError(f"{name} is {word!r}, expected one of {accepted}.")
+    return words
+
+
+def _shape(text: str) -> tuple[int, int, int, int]:
+    parts = text.replace("x", ",").split(",")
+    if len(parts) != 4 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"shape is {text!r}, expected four positive numbers N,C,H,W.")
+    n, c, h, w = map(int, parts)
+    return n, c, h, w
