@@ -73,9 +73,13 @@ inline bool is_channels_last(const Tensor& x) {
   return x.size(1) > 1 && x.size(2) * x.size(3) > 1 && step != 0 && step != 1 && x.stride(1) == 1;
 }
 
+// Asks for huge pages under a large new tensor: first touches of 4 KiB pages cost more than the kernels themselves.
+void prefer_huge_pages(const Tensor& t);
+
 inline Tensor empty_features(int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last, ScalarType type) {
-  if (channels_last) return empty_strided({N, C, H, W}, {C * H * W, 1, W * C, C}, type);
-  return empty({N, C, H, W}, type);
+  Tensor t = channels_last ? empty_strided({N, C, H, W}, {C * H * W, 1, W * C, C}, type) : empty({N, C, H, W}, type);
+  prefer_huge_pages(t);
+  return t;
 }
 
 // x itself where the kernels can walk it, else a copy; `like` asks for that layout.

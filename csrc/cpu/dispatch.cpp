@@ -1,6 +1,10 @@
-// Chooses the instruction set at run time.
+// What depends on the machine: the instruction set, chosen at run time, and the memory under large tensors.
 #include <cstdlib>
 #include <string>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "cpu/common.h"
 
@@ -60,6 +64,18 @@ bool stream_output(int64_t bytes) {
     return wish && *wish ? std::strtoll(wish, nullptr, 10) : int64_t{16} << 20;
   }();
   return bytes >= limit;
+}
+
+void prefer_huge_pages(const Tensor& t) {
+#if defined(__linux__)
+  constexpr uintptr_t page = uintptr_t{2} << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.data_ptr());
+  const uintptr_t end = begin + static_cast<uintptr_t>(t.numel()) * t.element_size();
+  const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: failure is harmless
+#else
+  (void)t;
+#endif
 }
 
 std::string instruction_set() { return kernels().name; }

@@ -6,20 +6,24 @@ namespace axnet::cpu {
 
 // sum_s m_a and sum_s m_a m_b, in double: [N, A + pairs(A)]
 template <class Acc>
+double product_sum(const Acc* a, const Acc* b, int64_t S) {  // b null: sum of a; eight chains hide the adder's latency
+  double part[8] = {};
+  int64_t s = 0;
+  for (; s + 8 <= S; s += 8)
+    for (int i = 0; i < 8; ++i) part[i] += b ? static_cast<double>(a[s + i]) * b[s + i] : a[s + i];
+  for (; s < S; ++s) part[s % 8] += b ? static_cast<double>(a[s]) * b[s] : a[s];
+  return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+}
+
+template <class Acc>
 void mask_mass(const Acc* mask, int64_t N, int64_t A, int64_t S, double* out) {
   for (int64_t n = 0; n < N; ++n) {
     const Acc* m = mask + n * A * S;
     double* row = out + n * (A + pairs(static_cast<int>(A)));
     int64_t ab = A;
     for (int64_t a = 0; a < A; ++a) {
-      double sum = 0;
-      for (int64_t s = 0; s < S; ++s) sum += m[a * S + s];
-      row[a] = sum;
-      for (int64_t b = a; b < A; ++b, ++ab) {
-        double product = 0;
-        for (int64_t s = 0; s < S; ++s) product += static_cast<double>(m[a * S + s]) * m[b * S + s];
-        row[ab] = product;
-      }
+      row[a] = product_sum<Acc>(m + a * S, nullptr, S);
+      for (int64_t b = a; b < A; ++b, ++ab) row[ab] = product_sum(m + a * S, m + b * S, S);
     }
   }
 }

@@ -49,27 +49,16 @@ AXNET_INLINE void accumulate(int count, V x, V centred, const V* m, V* sum, V* t
 
 // First position where m x equals its maximum; NaN counts as the maximum, as in torch.max.
 template <class T, class Acc>
-AXNET_INLINE int32_t first_position(const T* x, int64_t stride, const Acc* mask, int64_t S, Acc top) {
-  for (int64_t s = 0; s < S; ++s) {
-    Acc v = static_cast<Acc>(x[s * stride]);
-    if (mask) v = mask[s] * v;
-    if (v == top || v != v) return static_cast<int32_t>(s);
+AXNET_INLINE int32_t first_position(const T* x, const Acc* mask, int64_t S, Acc top) {
+  using L = Lanes<T>;
+  for (int64_t s = 0; s < S; s += L::W) {
+    const int lanes = S - s < L::W ? static_cast<int>(S - s) : L::W;
+    auto v = lanes == L::W ? L::load(x + s) : L::load_n(x + s, lanes);
+    if (mask) v = v * (lanes == L::W ? Lanes<Acc>::load(mask + s) : Lanes<Acc>::load_n(mask + s, lanes));
+    const uint32_t hits = bits_of<Acc>((v == top) | (v != v)) & ((1u << lanes) - 1u);
+    if (hits) return static_cast<int32_t>(s) + __builtin_ctz(hits);
   }
   return 0;
-}
-template <class T, class Acc>
-AXNET_INLINE int32_t first_position_row(const T* x, const Acc* mask, int64_t S, Acc top) {
-  using L = Lanes<T>;
-  int64_t s = 0;
-  for (; s + L::W <= S; s += L::W) {
-    auto v = L::load(x + s);
-    if (mask) v = v * Lanes<Acc>::load(mask + s);
-    auto hit = v == top;
-    bool any = false;
-    for (int i = 0; i < L::W; ++i) any |= hit[i] != 0;
-    if (any) break;
-  }
-  return static_cast<int32_t>(s) + first_position(x + s, 1, mask ? mask + s : nullptr, S - s, top);
 }
 
 template <class T>
@@ -164,8 +153,8 @@ void moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
     finish_channel<A, SECOND>(g, n, c, shift, total, top);
     if (g.argmax) {
       int32_t* at = g.argmax + n * (1 + anatomies) * g.C + c;
-      at[0] = first_position_row<T, Acc>(x, nullptr, g.S, top[0]);
-      for (int a = 0; a < anatomies; ++a) at[(1 + a) * g.C] = first_position_row<T, Acc>(x, mask + a * g.S, g.S, top[1 + a]);
+      at[0] = first_position<T, Acc>(x, nullptr, g.S, top[0]);
+      for (int a = 0; a < anatomies; ++a) at[(1 + a) * g.C] = first_position<T, Acc>(x, mask + a * g.S, g.S, top[1 + a]);
     }
   }
 }

@@ -35,6 +35,18 @@ struct IndexOf<double> {
 
 #define AXNET_INLINE inline __attribute__((always_inline))
 
+// Integers as wide as A, one per lane.
+template <class A>
+struct LaneIndex;
+template <>
+struct LaneIndex<float> {
+  typedef int32_t type __attribute__((vector_size(AXNET_VECTOR_BYTES)));
+};
+template <>
+struct LaneIndex<double> {
+  typedef int64_t type __attribute__((vector_size(AXNET_VECTOR_BYTES)));
+};
+
 // x - 0 is x for every x, so this is one broadcast (0 + x is not: it turns -0 into 0).
 template <class A>
 AXNET_INLINE typename VectorOf<A>::type splat(A value) {
@@ -58,6 +70,22 @@ AXNET_INLINE VectorOf<float>::type vmax(VectorOf<float>::type a, VectorOf<float>
   return (VectorOf<float>::type)_mm_max_ps((__m128)a, (__m128)b);
 }
 #endif
+
+// One bit per lane of a comparison.
+template <class A>
+AXNET_INLINE uint32_t bits_of(typename LaneIndex<A>::type hit) {
+#if defined(__x86_64__) && AXNET_VECTOR_BYTES == 64
+  return sizeof(A) == 4 ? _mm512_movepi32_mask((__m512i)hit) : _mm512_movepi64_mask((__m512i)hit);
+#elif defined(__x86_64__) && AXNET_VECTOR_BYTES == 32
+  return static_cast<uint32_t>(sizeof(A) == 4 ? _mm256_movemask_ps((__m256)hit) : _mm256_movemask_pd((__m256d)hit));
+#elif defined(__x86_64__)
+  return static_cast<uint32_t>(sizeof(A) == 4 ? _mm_movemask_ps((__m128)hit) : _mm_movemask_pd((__m128d)hit));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < VectorOf<A>::width; ++i) bits |= (hit[i] ? 1u : 0u) << i;
+  return bits;
+#endif
+}
 
 template <class T>
 struct Lanes {
@@ -155,8 +183,11 @@ struct Lanes {
 
   // value in the first n lanes, other in the rest
   static AXNET_INLINE V first_n(V value, A other, int n) {
-    for (int i = n; i < W; ++i) value[i] = other;
-    return value;
+    using Index = typename LaneIndex<A>::type;
+    Index here;
+    for (int i = 0; i < W; ++i) here[i] = i;  // a constant
+    const Index end = Index{} + n;
+    return here < end ? value : splat(other);
   }
 };
 
