@@ -168,9 +168,7 @@ def _done(table: Path) -> set[str]:
         return {row["image"] for row in csv.DictReader(opened)}
 
 
-def _predicted(
-    segmenter: Segmenter, files: list[Path], failed: list[tuple[Path, str]]
-) -> list[tuple[Path, Anatomy]]:
+def _predicted(segmenter: Segmenter, files: list[Path], failed: list[tuple[Path, str]]) -> list[tuple[Path, Anatomy]]:
     """Pairs of file and Anatomy; a file that fails does not take its batch with it."""
     try:
         return list(zip(files, segmenter.predict(files, batch_size=len(files)), strict=True))

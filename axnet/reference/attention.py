@@ -64,5 +64,3 @@ def anatomy_attention(
     """Z = BN(blend(X, m, gate(descriptors))), op by op; updates the running statistics in place when training."""
     y = blend(x, mask, gate(masked_pool(x, mask)), fusion)
     return F.batch_norm(y, running_mean, running_var, weight, bias, training, momentum, eps)
-
-

@@ -61,7 +61,9 @@ def fit_segmenter(
         shuffle=True,
         generator=torch.Generator().manual_seed(seed),
     )
-    state = ModelCheckpoint(dirpath=Path(out), filename="segmenter-{epoch}", save_last=True, save_top_k=0) if out else None
+    state = (
+        ModelCheckpoint(dirpath=Path(out), filename="segmenter-{epoch}", save_last=True, save_top_k=0) if out else None
+    )
     last = Path(out) / "last.ckpt" if out else None
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")

@@ -85,7 +85,10 @@ def test_checks_flag_what_is_implausible():
     [
         (lambda s: s.predict([np.zeros((3, 8, 8))]), r"images has an array of shape \(3, 8, 8\), expected \[H, W\]"),
         (lambda s: s.predict([], batch_size=0), "batch_size is 0, expected 1 or more"),
-        (lambda s: s.predict_batch(torch.zeros(2, 3, 8, 8)), r"images has shape \[2, 3, 8, 8\], expected \[N, 1, H, W\]"),
+        (
+            lambda s: s.predict_batch(torch.zeros(2, 3, 8, 8)),
+            r"images has shape \[2, 3, 8, 8\], expected \[N, 1, H, W\]",
+        ),
         (lambda s: evaluate_segmenter(s, PhantomXray(0)), "dataset is empty"),
         (lambda s: fit_segmenter(PhantomXray(0)), "train is empty"),
         (lambda s: fit_segmenter(PhantomXray(6), epochs=0), "epochs is 0, expected 1 or more"),

@@ -1,0 +1,62 @@
+"""The command line: `axnet demo | fit | evaluate | predict | segment | bench | info`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from axnet.cli import bench, demo, evaluate, fit, predict, segment
+
+USER_ERRORS = (ValueError, OSError, KeyError, ImportError)
+TRACEBACK_VARIABLE = "AXNET_TRACEBACK"
+
+app = typer.Typer(
+    name="axnet",
+    help="Anatomy-XNet for chest X-rays: segment the anatomy, train, evaluate and explain. Not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo.demo)
+app.command()(fit.fit)
+app.command()(evaluate.evaluate)
+app.command()(predict.predict)
+app.command()(bench.bench)
+app.add_typer(segment.app, name="segment")
+
+
+@app.command()
+def info() -> None:
+    """Print versions, backends (with the reason where one is unavailable) and how the kernels were built."""
+    import axnet
+
+    for title, facts in axnet.info().items():
+        typer.echo(f"{title}:")
+        width = max(map(len, facts), default=0)
+        for name, value in facts.items():
+            typer.echo(f"  {name:{width}}  {value}")
+
+
+def main() -> None:
+    """Run the command line; an error of the user's is one sentence on stderr and exit code 2.
+
+    With AXNET_TRACEBACK=1 in the environment, errors show where they come from.
+    """
+    try:
+        app()
+    except USER_ERRORS as error:
+        if os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
+            raise
+        typer.echo(f"axnet: {_sentence(error)}", err=True)
+        sys.exit(2)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name is not None and not error.name.startswith("axnet"):
+        return f"this command needs the package '{error.name}': pip install 'axnet[train]'."
+    if isinstance(error, KeyError):
+        return f"key {error} is missing."
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,66 @@
+"""`axnet evaluate`: measure classifiers on a test set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from axnet.cli.options import Cache, Data, DataName, Root, Seed, SegmenterFile, Workers
+
+
+def evaluate(
+    weights: Annotated[Path, typer.Option(help="Classifier written by axnet fit.")],
+    baseline: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A second classifier to compare with, image by image."),
+    ] = None,
+    data: Data = DataName.phantom,
+    root: Root = None,
+    segmenter: SegmenterFile = None,
+    out: Annotated[Path, typer.Option(help="Folder for report.html and metrics.json.")] = Path("axnet-report"),
+    test_images: Annotated[int, typer.Option(min=2, help="Phantoms to test on (--data phantom).")] = 1000,
+    cache: Cache = None,
+    workers: Workers = 2,
+    seed: Seed = 0,
+) -> None:
+    """Evaluate on the test list of NIH ChestX-ray14 or on phantoms: AUC with 95 % intervals, one HTML report.
+
+    The anatomy masks come from --segmenter, from segmenter.safetensors beside the weights, or are the phantom's own.
+    """
+    from axnet.models import AnatomyXNet, load_classifier
+    from axnet.train import DataConfig, assess, open_part, optional_segmenter, table, with_blank_masks
+
+    model, info = load_classifier(weights)
+    source = DataConfig(
+        data=data.value,
+        root=None if root is None else str(root),
+        seed=seed,
+        test_images=test_images,
+        findings=info.classes,
+        workers=workers,
+        cache=None if cache is None else str(cache),
+    )
+    models = {weights.parent.name or weights.stem: (model, info.preprocessing)}
+    if baseline is not None:
+        other, other_info = load_classifier(baseline)
+        if other_info.classes != info.classes:
+            raise ValueError(f"baseline has classes {other_info.classes}, weights has {info.classes}.")
+        models[baseline.parent.name or baseline.stem] = (other, other_info.preprocessing)
+    guided = any(isinstance(one, AnatomyXNet) for one, _ in models.values())
+    drawer = optional_segmenter(source, weights, segmenter, needed=guided)
+    test = open_part(source, "test", info.preprocessing, segmenter=drawer)
+    if test.masks is None:
+        test = with_blank_masks(test)
+    assessment = assess(
+        models,
+        test,
+        out,
+        title=f"Evaluation on {data.value}",
+        description=f"{len(test)} test images of {len(set(test.patients))} patients.",
+        run={"weights": str(weights), "baseline": str(baseline or ""), "data": data.value, "seed": seed},
+        seed=seed,
+    )
+    typer.echo(table(assessment))
+    typer.echo(str(assessment.report))

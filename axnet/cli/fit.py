@@ -1,0 +1,145 @@
+"""`axnet fit`: train a classifier."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from axnet.cli.options import Cache, Data, DataName, OrganRoot, Quiet, Root, Seed, SegmenterFile, Workers
+
+
+class Architecture(str, Enum):
+    """Classifiers that can be trained."""
+
+    anatomy_xnet = "anatomy-xnet"
+    densenet_gap = "densenet-gap"
+
+
+class BackboneName(str, Enum):
+    """Backbones by name."""
+
+    densenet121 = "densenet121"
+    tiny = "tiny"
+
+
+class Maps(str, Enum):
+    """Probability maps of PWAP."""
+
+    one = "1"
+    classes = "classes"
+
+
+class Loss(str, Enum):
+    """Losses."""
+
+    bce = "bce"
+    focal = "focal"
+
+
+class Schedule(str, Enum):
+    """Learning-rate schedules."""
+
+    one_cycle = "one-cycle"
+    cosine = "cosine"
+    constant = "constant"
+
+
+def fit(
+    out: Annotated[Path, typer.Option(help="Folder of the run: weights, checkpoints, logs.")] = Path("axnet-run"),
+    data: Data = DataName.phantom,
+    root: Root = None,
+    segmenter: SegmenterFile = None,
+    organ_root: OrganRoot = None,
+    architecture: Annotated[Architecture, typer.Option(help="Network.")] = Architecture.anatomy_xnet,
+    backbone: Annotated[BackboneName, typer.Option(help="Backbone.")] = BackboneName.densenet121,
+    pretrained: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="ImageNet weights of torchvision's DenseNet-121 (.pth or .safetensors)."),
+    ] = None,
+    num_maps: Annotated[Maps, typer.Option(help="Probability maps: one, or one per finding.")] = Maps.one,
+    reduction: Annotated[float, typer.Option(help="Width of A3's gates relative to the channels.")] = 1.0,
+    size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 224,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 32,
+    accumulate: Annotated[int, typer.Option(min=1, help="Steps whose gradients are summed per update.")] = 1,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Decay of the weights (AdamW).")] = 1e-4,
+    schedule: Annotated[Schedule, typer.Option(help="Learning-rate schedule.")] = Schedule.one_cycle,
+    loss: Annotated[Loss, typer.Option(help="Binary cross-entropy, or focal loss.")] = Loss.bce,
+    pos_weight: Annotated[bool, typer.Option(help="Weigh positives by their rarity (bce).")] = False,
+    ema_decay: Annotated[float, typer.Option(help="Decay of the averaged weights; 0 for plain weights.")] = 0.997,
+    flip: Annotated[float, typer.Option(min=0, max=1, help="Chance of a left-right mirror.")] = 0.0,
+    precision: Annotated[
+        str, typer.Option(help="Lightning's precision: 32-true, bf16-mixed, 16-mixed ...")
+    ] = "32-true",
+    accelerator: Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu ...")] = "auto",
+    devices: Annotated[str, typer.Option(help="Lightning's devices: auto, or a number.")] = "auto",
+    val_fraction: Annotated[float, typer.Option(help="Share of the training patients kept for validation.")] = 0.1,
+    train_images: Annotated[int, typer.Option(min=2, help="Phantoms to train on (--data phantom).")] = 2500,
+    cache: Cache = None,
+    workers: Workers = 2,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a classifier on the phantom or on NIH ChestX-ray14; the test list is never read.
+
+    Writes OUT/model.safetensors (the weights that the other commands take), OUT/segmenter.safetensors where a segmenter
+    drew the masks, OUT/checkpoints for --resume, and CSV and TensorBoard logs in OUT/logs.
+    """
+    from axnet.models import Preprocessing
+    from axnet.train import Augmentation, DataConfig, FitConfig, find_segmenter, open_part, with_blank_masks
+    from axnet.train import fit as train_classifier
+
+    config = FitConfig(
+        out=str(out),
+        architecture=architecture.value,
+        options=_options(architecture, backbone, num_maps, reduction),
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        lr=lr,
+        weight_decay=weight_decay,
+        schedule=schedule.value,
+        loss=loss.value,
+        pos_weight=pos_weight,
+        ema_decay=ema_decay or None,
+        augmentation=Augmentation(flip=flip),
+        pretrained=None if pretrained is None else str(pretrained),
+        precision=precision,
+        accelerator=accelerator,
+        devices=int(devices) if devices.isdigit() else devices,
+        seed=seed,
+        resume=resume,
+        progress=not quiet,
+    )
+    source = DataConfig(
+        data=data.value,
+        root=None if root is None else str(root),
+        seed=seed,
+        train_images=train_images,
+        workers=workers,
+        cache=None if cache is None else str(cache),
+    )
+    guided = architecture is Architecture.anatomy_xnet
+    drawer = find_segmenter(
+        source, needed=guided, segmenter=segmenter, organ_root=organ_root, out=out, seed=seed, progress=not quiet
+    )
+    everything = open_part(source, "train", Preprocessing(size=size), segmenter=drawer)
+    if not guided:
+        everything = with_blank_masks(everything)
+    train, validation = everything.split_by_patient(val_fraction, seed)
+    typer.echo(f"train: {len(train)} images, validation: {len(validation)}, split {everything.split_hash[:12]}")
+    result = train_classifier(config, train, validation)
+    typer.echo(f"validation AUC {result.val_auc:.4f} after {result.steps} steps, {result.seconds:.0f} s")
+    typer.echo(str(result.weights))
+
+
+def _options(architecture: Architecture, backbone: BackboneName, num_maps: Maps, reduction: float) -> dict[str, Any]:
+    if architecture is Architecture.densenet_gap:
+        return {"backbone": backbone.value}
+    maps = 1 if num_maps is Maps.one else "classes"
+    return {"backbone": backbone.value, "num_maps": maps, "reduction": reduction}

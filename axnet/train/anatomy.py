@@ -1,0 +1,79 @@
+"""The segmenter that draws the anatomy masks: loaded, or trained on an organ mask set first."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from axnet.data import OrganMaskSet
+from axnet.data.image import StrPath
+from axnet.segment import Segmenter, fit_segmenter
+from axnet.train.sources import DataConfig
+
+SEGMENTER_NAME = "segmenter.safetensors"
+
+
+def find_segmenter(
+    config: DataConfig,
+    *,
+    needed: bool = True,
+    segmenter: StrPath | None,
+    organ_root: StrPath | None,
+    out: StrPath,
+    seed: int = 0,
+    progress: bool = True,
+    epochs: int = 60,
+) -> Segmenter | None:
+    """The segmenter for a run; its weights are also put in out, beside the classifier's, for prediction.
+
+    segmenter: weights to load. organ_root: an OrganMaskSet folder to train one on, for epochs, when segmenter is None.
+    With neither, the phantom needs none (None is returned: its own masks are exact). needed: whether the classifier takes masks.
+    Raises ValueError when masks are needed, and a data set without any is given neither.
+    """
+    target = Path(out) / SEGMENTER_NAME
+    if segmenter is not None:
+        loaded = Segmenter.load(segmenter)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if Path(segmenter).resolve() != target.resolve():
+            shutil.copyfile(segmenter, target)
+        return loaded
+    if organ_root is not None:
+        trained = fit_segmenter(
+            OrganMaskSet(organ_root, "train"),
+            OrganMaskSet(organ_root, "val"),
+            epochs=epochs,
+            seed=seed,
+            progress=progress,
+        )
+        trained.save(target)
+        return trained
+    if needed and config.data != "phantom":
+        raise ValueError(
+            f"data '{config.data}' has no anatomy masks: give segmenter, the weights of one, or organ_root, a set to "
+            "train one on."
+        )
+    return None
+
+
+def segmenter_for(weights: StrPath, segmenter: StrPath | None) -> Segmenter:
+    """The segmenter that belongs to a classifier: the one named, else segmenter.safetensors beside its weights.
+
+    Raises FileNotFoundError when neither is there.
+    """
+    beside = Path(weights).parent / SEGMENTER_NAME
+    if segmenter is None and not beside.is_file():
+        raise FileNotFoundError(f"segmenter is not given and '{beside}' does not exist.")
+    return Segmenter.load(beside if segmenter is None else segmenter)
+
+
+def optional_segmenter(
+    config: DataConfig, weights: StrPath, segmenter: StrPath | None, *, needed: bool = True
+) -> Segmenter | None:
+    """As segmenter_for, but None where there is none to find and none is needed.
+
+    The phantom needs none, since its own masks are exact; needed: whether the classifier takes masks.
+    """
+    beside = Path(weights).parent / SEGMENTER_NAME
+    if segmenter is None and not beside.is_file() and (config.data == "phantom" or not needed):
+        return None
+    return segmenter_for(weights, segmenter)

@@ -1,0 +1,259 @@
+"""Train a classifier, and score images with one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import nn
+
+from axnet.models.preprocessing import Preprocessing
+from axnet.models.storage import build_classifier, save_classifier
+from axnet.train.augment import Augmentation
+from axnet.train.data import XraySet, measured
+from axnet.train.losses import LossName, positive_weights
+from axnet.train.module import (
+    ClassifierModule,
+    OptimizerName,
+    ScheduleName,
+    XrayDataModule,
+    exponential_average,
+)
+
+WEIGHTS_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """One training run.
+
+    out: folder of the run; it receives config.json, model.safetensors, checkpoints/ (Lightning's, for resuming), logs.
+    architecture: "anatomy-xnet" or "densenet-gap"; options: further arguments of its class, such as backbone.
+    epochs, or max_steps when it is given: length in passes over the data or in optimizer steps.
+    batch_size: images per step; accumulate: steps whose gradients are summed before the optimizer moves.
+    lr, weight_decay, optimizer ("adamw", "adam"), schedule ("one-cycle", "cosine", "constant").
+    loss: "bce" or "focal"; pos_weight: weigh positives by their rarity (bce only).
+    ema_decay: of the averaged weights, None for the plain ones; gradient_clip: largest norm of the gradient, 0 for any.
+    augmentation: None for none. pretrained: ImageNet weights in torchvision's format for the backbone.
+    select: "best" keeps the weights of the epoch with the best validation AUC, "last" the final ones.
+    precision, accelerator, devices: as Lightning's Trainer. workers: processes that cut batches.
+    resume: continue from out/checkpoints/last.ckpt. progress: show a progress bar.
+    logs: write CSV and TensorBoard logs, and checkpoints.
+    Raises ValueError for a number or name out of range.
+    """
+
+    out: str
+    architecture: Literal["anatomy-xnet", "densenet-gap"] = "anatomy-xnet"
+    options: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 20
+    max_steps: int | None = None
+    batch_size: int = 32
+    accumulate: int = 1
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    optimizer: OptimizerName = "adamw"
+    schedule: ScheduleName = "one-cycle"
+    loss: LossName = "bce"
+    pos_weight: bool = False
+    ema_decay: float | None = 0.997
+    gradient_clip: float = 1.0
+    augmentation: Augmentation | None = field(default_factory=Augmentation)
+    pretrained: str | None = None
+    select: Literal["best", "last"] = "best"
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    workers: int = 0
+    seed: int = 0
+    resume: bool = False
+    progress: bool = True
+    logs: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps is {self.max_steps}, expected 1 or more.")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}, expected a positive number.")
+        for name, accepted in (
+            ("architecture", ("anatomy-xnet", "densenet-gap")),
+            ("optimizer", ("adamw", "adam")),
+            ("schedule", ("one-cycle", "cosine", "constant")),
+            ("loss", ("bce", "focal")),
+            ("select", ("best", "last")),
+        ):
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {accepted}.")
+        if self.pos_weight and self.loss == "focal":
+            raise ValueError("pos_weight is True with loss 'focal', expected it with 'bce' only.")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training run leaves.
+
+    model: in eval mode on the CPU; preprocessing: of its input; weights: the file, for load_classifier.
+    seconds: of training, wall clock; steps: optimizer steps; val_auc: mean AUC on the validation set, nan without one;
+    parameters: their number.
+    """
+
+    model: nn.Module
+    preprocessing: Preprocessing
+    weights: Path
+    seconds: float
+    steps: int
+    val_auc: float
+    parameters: int
+
+
+def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) -> FitResult:
+    """Train a classifier on one set, watch it on another.
+
+    train, validation: sets with masks of the same size and findings. The same config and sets give the same weights
+    on the same machine with the same number of threads.
+    Raises ValueError for sets that do not fit together, FileNotFoundError when there is nothing to resume.
+    """
+    _check_sets(train, validation)
+    out = Path(config.out)
+    resume_from = out / "checkpoints" / "last.ckpt"
+    if config.resume and not resume_from.is_file():
+        raise FileNotFoundError(f"resume needs '{resume_from}', which does not exist.")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+    preprocessing = measured(train)
+    pos_weight = positive_weights(train.labels) if config.pos_weight else None
+    with _quiet(), torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = build_classifier(config.architecture, {"num_classes": len(train.findings), **config.options})
+        if config.pretrained is not None:
+            _load_pretrained(model, config.pretrained)
+        module = ClassifierModule(
+            model,
+            preprocessing,
+            augmentation=config.augmentation,
+            loss=config.loss,
+            pos_weight=pos_weight,
+            optimizer=config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            schedule=config.schedule,
+            seed=config.seed,
+        )
+        data = XrayDataModule(
+            train,
+            validation,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            seed=config.seed,
+        )
+        keeper = _checkpoints(out, validation is not None) if config.logs else None
+        trainer = _trainer(config, out, keeper)
+        started = time.perf_counter()
+        trainer.fit(module, datamodule=data, ckpt_path=resume_from if config.resume else None, weights_only=True)
+        seconds = time.perf_counter() - started
+        val_auc = float(trainer.callback_metrics.get("val_auc", float("nan")))
+        if keeper is not None and config.select == "best" and keeper.best_model_score is not None:
+            stored = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
+            module.load_state_dict(stored["state_dict"])
+            val_auc = float(keeper.best_model_score)
+    model = model.cpu().eval()
+    weights = out / WEIGHTS_NAME
+    if trainer.is_global_zero:
+        save_classifier(weights, model, preprocessing, train.findings, training=asdict(config))
+    return FitResult(
+        model=model,
+        preprocessing=preprocessing,
+        weights=weights,
+        seconds=seconds,
+        steps=trainer.global_step,
+        val_auc=val_auc,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def _check_sets(train: XraySet, validation: XraySet | None) -> None:
+    if len(train) < 2:
+        raise ValueError(f"train has {len(train)} images, expected two or more.")
+    if validation is None:
+        return
+    if validation.findings != train.findings:
+        raise ValueError(f"validation has findings {validation.findings}, train has {train.findings}.")
+    if validation.preprocessing.size != train.preprocessing.size:
+        raise ValueError(
+            f"validation has images of {validation.preprocessing.size} pixels, train of {train.preprocessing.size}."
+        )
+    shared = sorted(set(validation.patients) & set(train.patients))
+    if shared:
+        raise ValueError(f"{len(shared)} patients are in both train and validation, among them '{shared[0]}'.")
+
+
+def _load_pretrained(model: nn.Module, path: str) -> None:
+    from axnet.models import DenseNetBackbone, load_torchvision_densenet
+
+    if not isinstance(model.backbone, DenseNetBackbone):
+        raise ValueError("pretrained needs a DenseNet backbone.")
+    load_torchvision_densenet(model.backbone, path)
+
+
+def _checkpoints(out: Path, watched: bool) -> ModelCheckpoint:
+    best = {"monitor": "val_auc", "mode": "max", "save_top_k": 1} if watched else {"save_top_k": 1}
+    return ModelCheckpoint(out / "checkpoints", filename="best", save_last=True, enable_version_counter=False, **best)
+
+
+def _trainer(config: FitConfig, out: Path, keeper: ModelCheckpoint | None) -> L.Trainer:
+    callbacks: list[Callback] = [TQDMProgressBar(leave=config.logs)] if config.progress else []
+    if keeper is not None:
+        callbacks.append(keeper)
+    if config.ema_decay is not None:
+        callbacks.append(exponential_average(config.ema_decay))
+    loggers: list[Logger] = []
+    if config.logs:
+        loggers = [CSVLogger(out, name="", version="logs"), TensorBoardLogger(out, name="", version="logs")]
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        precision=config.precision,  # type: ignore[arg-type]
+        max_epochs=-1 if config.max_steps is not None else config.epochs,
+        max_steps=-1 if config.max_steps is None else config.max_steps,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.gradient_clip,
+        logger=loggers,
+        callbacks=callbacks,
+        enable_checkpointing=keeper is not None,
+        enable_progress_bar=config.progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Lightning's notices (devices, tips, worker counts); errors and our own output stay."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "lightning")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", module=r"torchmetrics\..*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

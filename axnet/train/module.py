@@ -1,0 +1,219 @@
+"""The Lightning side of training: module, data module, validation metric, weight averaging."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, DistributedSampler
+from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.utilities.data import dim_zero_cat
+
+from axnet.models.preprocessing import Preprocessing
+from axnet.train.augment import Augmentation
+from axnet.train.data import Batches, XraySet, as_is
+from axnet.train.losses import LossName, focal_loss
+
+OptimizerName = Literal["adamw", "adam"]
+ScheduleName = Literal["one-cycle", "cosine", "constant"]
+
+
+class MeanAUROC(Metric):
+    """Mean AUROC over the findings that have both a positive and a negative image; nan where none has."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        """An empty metric."""
+        super().__init__()
+        self.add_state("scores", default=[], dist_reduce_fx="cat")
+        self.add_state("labels", default=[], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Add a batch: scores [N,K] in [0,1], labels int64 [N,K]."""
+        cast("list[Tensor]", self.scores).append(scores)
+        cast("list[Tensor]", self.labels).append(labels)
+
+    def compute(self) -> Tensor:
+        """The mean over what update has seen on all processes, a scalar."""
+        scores, labels = dim_zero_cat(self.scores), dim_zero_cat(self.labels)  # type: ignore[arg-type]
+        share = labels.float().mean(0)
+        present = ((share > 0) & (share < 1)).nonzero().flatten().tolist()
+        if not present:
+            return torch.tensor(float("nan"), device=share.device)
+        return torch.stack([binary_auroc(scores[:, k], labels[:, k]) for k in present]).mean()
+
+
+class ClassifierModule(L.LightningModule):
+    """Trains a classifier that maps (image, mask) to an Output.
+
+    preprocessing: of the images; augmentation: of training batches, on the device, None for none. loss: "bce", with
+    pos_weight [K] or without, or "focal". optimizer: "adamw" or "adam". schedule: "one-cycle", "cosine" or "constant",
+    over all optimizer steps of the run. seed: of dropout and augmentation.
+    Logs train_loss, val_loss and val_auc.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        *,
+        augmentation: Augmentation | None = None,
+        loss: LossName = "bce",
+        pos_weight: Tensor | None = None,
+        optimizer: OptimizerName = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        schedule: ScheduleName = "one-cycle",
+        seed: int = 0,
+    ) -> None:
+        """The class describes the arguments."""
+        super().__init__()
+        self.model = model
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation
+        self.loss_name = loss
+        self.register_buffer("pos_weight", pos_weight, persistent=False)
+        self.optimizer_name = optimizer
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.schedule = schedule
+        self.seed = seed
+        self.auroc = MeanAUROC()
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch, a scalar, in float32 whatever the precision of the network."""
+        logits = logits.float()
+        if self.loss_name == "focal":
+            return focal_loss(logits, labels)
+        weight = self.pos_weight if isinstance(self.pos_weight, Tensor) else None
+        return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss of a training batch of 8-bit images and masks."""
+        # a seed per step: a resumed run repeats the augmentation and dropout of the run that it continues
+        torch.manual_seed(hash((self.seed, self.current_epoch, batch_idx, self.global_rank)) % 2**63)
+        ready = to_input(batch, self.preprocessing, self.augmentation)
+        loss = self.loss(self.model(ready["image"], ready["mask"]).logits, batch["label"])
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["label"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Loss and AUROC of a validation batch of 8-bit images and masks."""
+        ready = to_input(batch, self.preprocessing)
+        logits = self.model(ready["image"], ready["mask"]).logits
+        count = len(batch["label"])
+        self.log("val_loss", self.loss(logits, batch["label"]), batch_size=count, sync_dist=True)
+        self.auroc.update(logits.float().sigmoid(), batch["label"].long())
+        self.log("val_auc", self.auroc, prog_bar=True, batch_size=count)
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and per-step schedule; biases and normalisation are not decayed."""
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        decayed = [p for name, p in named if p.ndim > 1 and not name.endswith("bias")]
+        plain = [p for name, p in named if p.ndim <= 1 or name.endswith("bias")]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        make = torch.optim.AdamW if self.optimizer_name == "adamw" else torch.optim.Adam
+        optimizer = make(groups, lr=self.lr)
+        if self.schedule == "constant":
+            return optimizer
+        steps = max(2, int(self.trainer.estimated_stepping_batches))
+        # a function of the step, not a state: a resumed run may be longer than the one it continues
+        curve = one_cycle if self.schedule == "one-cycle" else cosine
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: curve(step / steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class XrayDataModule(L.LightningDataModule):
+    """Cuts batches of 8-bit images and masks from sets in memory.
+
+    train, validation: sets with masks; batch_size: images per step and process; workers: processes that
+    cut batches; seed: of the order.
+    """
+
+    def __init__(
+        self,
+        train: XraySet,
+        validation: XraySet | None,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """The class describes the arguments."""
+        super().__init__()
+        self.train_batches = Batches(train)
+        self.validation_batches = None if validation is None else Batches(validation)
+        self.batch_size = batch_size
+        self.workers = workers
+        self.seed = seed
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Shuffled by seed and epoch, shared out over the processes; a short last batch is dropped."""
+        trainer = self.trainer
+        replicas, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        order: DistributedSampler[Any] = DistributedSampler(self.train_batches, replicas, rank, seed=self.seed)
+        size = min(self.batch_size, len(order))
+        return self._loader(self.train_batches, batch_size=size, sampler=order, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]] | list[Any]:
+        """In order, every image."""
+        if self.validation_batches is None:
+            return []
+        return self._loader(self.validation_batches, batch_size=2 * self.batch_size)
+
+    def _loader(self, batches: Batches, **options: Any) -> DataLoader[dict[str, Tensor]]:
+        return DataLoader(
+            batches,
+            collate_fn=as_is,  # type: ignore[arg-type]
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+
+
+def to_input(
+    batch: dict[str, Tensor], preprocessing: Preprocessing, augmentation: Augmentation | None = None
+) -> dict[str, Tensor]:
+    """A batch with normalised float32 images and float32 masks in [0,1], moved when augmentation is given."""
+    image = batch["image"].to(torch.float32).div_(255)
+    mask = batch["mask"].to(torch.float32).div_(255)
+    if augmentation is not None:
+        image, mask = augmentation(image, mask)
+    return {**batch, "image": preprocessing.normalize(image), "mask": mask}
+
+
+def cosine(progress: float) -> float:
+    """Share of the peak learning rate after a share of the run: from 1 down to 0."""
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def one_cycle(progress: float, rise: float = 0.2) -> float:
+    """As cosine, after a rise from 1/25 over the first share of the run (Smith, 2018)."""
+    if progress < rise:
+        return 1 - 0.96 * cosine(progress / rise)
+    return cosine((progress - rise) / (1 - rise))
+
+
+def exponential_average(decay: float) -> WeightAveraging:
+    """Callback that validates and ends with an exponential moving average of the weights.
+
+    decay: share of the average kept per step, in (0,1); it starts lower, as min(decay, (1+t)/(10+t)) after t steps.
+    """
+    if not 0 < decay < 1:
+        raise ValueError(f"ema_decay is {decay}, expected a number between 0 and 1.")
+
+    def update(average: Sequence[Tensor], current: Sequence[Tensor], count: Tensor) -> None:
+        steps = float(count)
+        get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(average, current, count)
+
+    return WeightAveraging(multi_avg_fn=update)

@@ -1,0 +1,54 @@
+"""Score images with a trained classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from axnet.models.preprocessing import Preprocessing
+from axnet.train.data import Batches, XraySet
+from axnet.train.module import to_input
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model in eval mode without gradients, and back into the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def predict(
+    model: nn.Module, data: XraySet, preprocessing: Preprocessing, *, batch_size: int = 64
+) -> npt.NDArray[np.float32]:
+    """Probabilities float32 [N,K] of the findings of a set with masks, computed on the device of the model.
+
+    preprocessing: of the model; its mean and std are used, the rest must be that of the set.
+    """
+    if data.preprocessing.size != preprocessing.size:
+        raise ValueError(
+            f"data has images of {data.preprocessing.size} pixels, the model expects {preprocessing.size}."
+        )
+    if data.preprocessing.percentiles != preprocessing.percentiles:
+        raise ValueError(
+            f"data is stretched by percentiles {data.preprocessing.percentiles}, the model expects "
+            f"{preprocessing.percentiles}."
+        )
+    batches = Batches(data)
+    device = next(model.parameters()).device
+    rows = []
+    with evaluating(model):
+        for start in range(0, len(data), batch_size):
+            batch = batches.__getitems__(list(range(start, min(start + batch_size, len(data)))))
+            ready = to_input({key: value.to(device) for key, value in batch.items()}, preprocessing)
+            rows.append(model(ready["image"], ready["mask"]).logits.float().sigmoid().cpu())
+    return np.asarray(torch.cat(rows).numpy(), dtype=np.float32)

@@ -1,0 +1,122 @@
+"""From what the user named to sets ready for training: phantom or NIH, masks of the set or of a segmenter."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import torch
+
+from axnet.data import NIH_FINDINGS, NIHChestXray, PhantomXray, read_image
+from axnet.data.image import StrPath
+from axnet.models.preprocessing import Preprocessing
+from axnet.train.data import SegmenterLike, XraySet, XraySource, collect, with_predicted_masks
+
+Part = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which radiographs.
+
+    data: "phantom", drawn from seed, or "nih", the folder root of the official download.
+    train_images, test_images: how many phantoms to draw. findings: labels and their order.
+    workers: processes that read or draw. cache: folder for memory-mapped files, None to hold sets in memory.
+    Raises ValueError for an unknown name, or nih without root.
+    """
+
+    data: Literal["phantom", "nih"] = "phantom"
+    root: str | None = None
+    seed: int = 0
+    train_images: int = 2500
+    test_images: int = 1000
+    findings: tuple[str, ...] = NIH_FINDINGS
+    workers: int = 2
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        if self.data not in ("phantom", "nih"):
+            raise ValueError(f"data is {self.data!r}, expected 'phantom' or 'nih'.")
+        if self.data == "nih" and self.root is None:
+            raise ValueError("data 'nih' needs root, the folder of the NIH download.")
+
+    def source(self, part: Part) -> XraySource:
+        """The data set of one part: for nih the official lists train_val and test."""
+        if self.data == "nih":
+            split = "train_val" if part == "train" else "test"
+            return cast(XraySource, NIHChestXray(cast(str, self.root), split, findings=self.findings))
+        count = self.train_images if part == "train" else self.test_images
+        return cast(XraySource, PhantomXray(count, seed=self.seed, split=part, findings=self.findings))
+
+
+def open_part(
+    config: DataConfig,
+    part: Part,
+    preprocessing: Preprocessing,
+    *,
+    segmenter: SegmenterLike | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> XraySet:
+    """Read one part into memory, with the segmenter's masks when one is given, else with those of the set.
+
+    The segmenter's masks are computed once and, with a cache folder, kept there for the same images and segmenter.
+    """
+    source = config.source(part)
+    if isinstance(source, PhantomXray):
+        source = cast(XraySource, _sized(source, preprocessing.size, with_masks=segmenter is None))
+    data = collect(source, preprocessing, workers=config.workers, folder=config.cache, progress=progress)
+    return data if segmenter is None else cached_masks(data, segmenter, config.cache)
+
+
+def cached_masks(data: XraySet, segmenter: SegmenterLike, folder: StrPath | None) -> XraySet:
+    """As with_predicted_masks, kept in folder under the content of images and segmenter; None keeps nothing."""
+    if folder is None:
+        return with_predicted_masks(data, segmenter)
+    file = Path(folder) / f"anatomy-{_content(data, segmenter)}.npz"
+    if file.is_file():
+        with np.load(file) as stored:
+            return replace(data, masks=torch.from_numpy(stored["masks"]))
+    result = with_predicted_masks(data, segmenter)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial.npz")
+    np.savez_compressed(partial, masks=cast(torch.Tensor, result.masks).numpy())
+    partial.replace(file)
+    return result
+
+
+def read_images(paths: Sequence[StrPath], preprocessing: Preprocessing) -> XraySet:
+    """Image files without labels as a set: labels are float32 [N,0], ids the file names."""
+    if not paths:
+        raise ValueError("paths is empty, expected one or more image files.")
+    images = np.stack([preprocessing.store(read_image(path))[None] for path in paths])
+    names = tuple(str(path) for path in paths)
+    return XraySet(
+        images=torch.from_numpy(images),
+        masks=None,
+        labels=torch.zeros(len(names), 0),
+        findings=(),
+        ids=names,
+        patients=names,
+        split_hash="",
+        preprocessing=preprocessing,
+    )
+
+
+def _sized(source: PhantomXray, size: int, *, with_masks: bool) -> PhantomXray:
+    return PhantomXray(
+        len(source), seed=source.seed, size=size, split=source.split, findings=source.findings, with_masks=with_masks
+    )
+
+
+def _content(data: XraySet, segmenter: SegmenterLike) -> str:
+    digest = hashlib.sha256()
+    for chunk in data.images.split(1024):
+        digest.update(chunk.numpy().tobytes())
+    for name, value in sorted(segmenter.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:24]

@@ -1,0 +1,118 @@
+"""Write the tables of README.md from the records in benchmarks/results.
+
+python benchmarks/report.py            # rewrite
+python benchmarks/report.py --check    # exit code 1 where README.md differs from the records
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+TASKS = {
+    "a3": "A3 without its gate's matrices",
+    "a3+mlp": "A3, the module",
+    "pwap1": "PWAP, 1 map",
+    "pwap14": "PWAP, 14 maps",
+}
+
+
+def load(name: str) -> dict[str, Any] | None:
+    path = RESULTS / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def origin(environment: dict[str, Any]) -> str:
+    keys = ("CPU", "cpu", "torch", "commit", "git commit", "date")
+    flat: dict[str, Any] = {}
+    for key, value in environment.items():
+        flat.update(value if isinstance(value, dict) else {key: value})
+    return ", ".join(
+        f"{key} {flat[key]}" if key not in ("CPU", "cpu") else str(flat[key]) for key in keys if flat.get(key)
+    )
+
+
+def speed() -> str:
+    record = load("cpu.json")
+    if record is None:
+        return "Not yet measured.\n"
+    ratio = {(r["task"], r["mode"], r["form"]): r for r in record["summary"]}
+    shapes = sorted({"x".join(map(str, r["shape"])) for r in record["records"]})
+    lines = [
+        "How many times faster than the other form: geometric mean (least) over the shapes and both layouts.",
+        "",
+        "| float32, CPU | | eager PyTorch | torch.compile | published form |",
+        "|---|---|---|---|---|",
+    ]
+    for task, title in TASKS.items():
+        for mode in ("eval", "training"):
+            cells = [ratio.get((task, mode, form)) for form in ("eager", "compile", "peers")]
+            shown = ["" if c is None else f"{c['mean']:.1f} ({c['least']:.1f})" for c in cells]
+            lines.append(f"| {title} | {'forward' if mode == 'eval' else 'forward + backward'} | {' | '.join(shown)} |")
+    lines += ["", f"Shapes {', '.join(shapes)}; {origin(record['environment'])}."]
+    return "\n".join(lines) + "\n"
+
+
+def demo() -> str:
+    record = load("demo_seeds.json")
+    if record is None:
+        return "Not yet measured.\n"
+    runs = record["runs"]
+    names = list(runs[0]["mean_auc"])
+    lines = [
+        "Mean AUC on the phantom's test set, with 95 % intervals over patients; same images, steps and optimizer:",
+        "",
+        f"| seed | {' | '.join(names)} | difference |",
+        "|---|" + "---|" * (len(names) + 1),
+    ]
+    for run in runs:
+        cells = [interval(run["mean_auc"][name]) for name in names]
+        lines.append(f"| {run['seed']} | {' | '.join(cells)} | {interval(run['difference'], sign=True)} |")
+    lines += ["", f"`python benchmarks/demo_seeds.py`; {origin(record['environment'])}."]
+    return "\n".join(lines) + "\n"
+
+
+def real() -> str:
+    record = load("real.json")
+    if record is None:
+        return "Real films: not yet measured.\n"
+    names = list(record["mean_auc"])
+    cells = "; ".join(f"{name} {interval(record['mean_auc'][name])}" for name in names)
+    return (
+        f"On {record['train_images']} training and {record['test_images']} test films of a small, enriched NIH subset "
+        f"(absolute values are not comparable to published ones), {record['steps']} steps from scratch at "
+        f"{record['size']} px: mean AUC {cells}; difference {interval(record['difference'], sign=True)}. "
+        f"{origin(record['environment'])}.\n"
+    )
+
+
+def interval(value: dict[str, float], sign: bool = False) -> str:
+    form = "{:+.3f}" if sign else "{:.3f}"
+    return f"{form.format(value['value'])} ({form.format(value['low'])} to {form.format(value['high'])})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    check = parser.parse_args().check
+    readme = ROOT / "README.md"
+    before = after = readme.read_text(encoding="utf-8")
+    for name, table in (("speed", speed()), ("demo", demo()), ("real", real())):
+        pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(after):
+            sys.exit(f"README.md has no place for '{name}'")
+        after = pattern.sub(lambda m, t=table: m[1] + t + m[2], after)
+    if check and after != before:
+        sys.exit("README.md differs from benchmarks/results: run python benchmarks/report.py")
+    if not check:
+        readme.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

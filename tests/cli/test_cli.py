@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import axnet.cli
+from axnet.cli import app
+from axnet.data import write_nih
+
+COMMANDS = ("demo", "fit", "evaluate", "predict", "info")
+SMALL = ("--backbone", "tiny", "--size", "48", "--batch-size", "8", "--workers", "0", "--accelerator", "cpu", "--quiet")
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def shell(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from axnet.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+
+
+@pytest.fixture(scope="module")
+def nih(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_nih(tmp_path_factory.mktemp("data") / "nih", 72, seed=4, size=64, test_fraction=0.4)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "small"
+    run("fit", "--out", out, "--train-images", 48, "--epochs", 1, "--val-fraction", 0.3, *SMALL)
+    return out
+
+
+def test_help_names_every_command() -> None:
+    text = run("--help")
+    assert all(command in text for command in COMMANDS)
+    for command in COMMANDS:
+        assert "Usage" in run(command, "--help")
+
+
+def test_help_is_complete() -> None:
+    import typer
+
+    group = typer.main.get_command(app)
+    for name in ("demo", "fit", "evaluate", "predict"):
+        command = group.commands[name]
+        assert command.help
+        assert all(getattr(parameter, "help", None) for parameter in command.params), name
+
+
+def test_help_loads_no_heavy_package() -> None:
+    code = "import sys, axnet.cli; print([m for m in ('lightning', 'monai', 'pandas', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_info() -> None:
+    text = run("info")
+    assert "torch" in text
+    assert "reference" in text
+
+
+def test_fit_writes_a_run(trained: Path) -> None:
+    assert (trained / "model.safetensors").is_file()
+    assert (trained / "checkpoints" / "last.ckpt").is_file()
+    assert (trained / "logs" / "metrics.csv").is_file()
+
+
+def test_resume(trained: Path) -> None:
+    text = run("fit", "--out", trained, "--train-images", 48, "--epochs", 2, "--val-fraction", 0.3, "--resume", *SMALL)
+    assert "validation AUC" in text
+
+
+def test_evaluate_compares_two(trained: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    run("fit", "--out", plain, "--train-images", 48, "--epochs", 1, "--architecture", "densenet-gap", *SMALL)
+    weights, baseline = trained / "model.safetensors", plain / "model.safetensors"
+    out = tmp_path / "report"
+    text = run(
+        "evaluate", "--weights", weights, "--baseline", baseline, "--test-images", 60, "--workers", 0, "--out", out
+    )
+    record = json.loads((out / "metrics.json").read_text())
+    assert list(record["models"]) == ["small", "plain"]
+    assert record["difference"]["low"] <= record["difference"]["value"] <= record["difference"]["high"]
+    mean = record["models"]["small"]["mean_auc"]["value"]
+    assert f"{mean:.3f}" in text
+    page = (out / "report.html").read_text()
+    assert "Cardiomegaly" in page
+    assert "<script" not in page
+    assert 'src="http' not in page
+
+
+def test_nih_needs_masks(nih: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="data 'nih' has no anatomy masks"):
+        run("fit", "--data", "nih", "--root", nih, "--out", tmp_path, *SMALL)
+    with pytest.raises(ValueError, match="data 'nih' needs root"):
+        run("fit", "--data", "nih", "--out", tmp_path, *SMALL)
+
+
+def test_an_error_is_one_sentence(tmp_path: Path) -> None:
+    done = shell("evaluate", "--weights", tmp_path / "none.safetensors", "--workers", 0)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("axnet: ")
+    assert "none.safetensors" in done.stderr
+    assert done.stderr.count("\n") == 1
+    traced = shell("evaluate", "--weights", tmp_path / "none.safetensors", AXNET_TRACEBACK="1")
+    assert traced.returncode == 1
+    assert "Traceback" in traced.stderr
+
+
+def test_usage_errors_come_from_the_parser() -> None:
+    done = shell("fit", "--epochs", 0)
+    assert done.returncode == 2
+    assert "--epochs" in done.stderr
+    assert shell("paint").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ValueError("size is 0,\n  expected more."), "axnet: size is 0, expected more."),
+        (KeyError("Effusion"), "axnet: key 'Effusion' is missing."),
+        (ModuleNotFoundError("no", name="monai"), "axnet: this command needs the package 'monai': pip install"),
+        (FileNotFoundError("file 'x' does not exist."), "axnet: file 'x' does not exist."),
+    ],
+)
+def test_sentences(
+    error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(axnet.cli, "app", fail)
+    monkeypatch.delenv("AXNET_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        axnet.cli.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(sentence)
+    monkeypatch.setenv("AXNET_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        axnet.cli.main()
+
+
+def test_the_plain_classifier_needs_no_masks(nih: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plain"
+    run("fit", "--data", "nih", "--root", nih, "--out", out, "--architecture", "densenet-gap", "--epochs", 1, *SMALL)
+    weights, table = out / "model.safetensors", tmp_path / "scores.csv"
+    run("predict", nih / "images", "--weights", weights, "--out", table)
+    with table.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 72
+    assert all(0 < float(row["Effusion"]) < 1 for row in rows)
+    text = run("evaluate", "--data", "nih", "--root", nih, "--weights", weights, "--workers", 0, "--out", tmp_path)
+    assert "mean AUC" in text
+    with pytest.raises(ValueError, match="holds no PNG or JPEG"):
+        run("predict", tmp_path / "plain", "--weights", weights)
+    with pytest.raises(FileNotFoundError, match=r"none\.png' does not exist"):
+        run("predict", tmp_path / "none.png", "--weights", weights)

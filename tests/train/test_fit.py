@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from axnet.models import Preprocessing, load_classifier
+from axnet.train import DataConfig, FitConfig, XraySet, fit, open_part, predict
+from axnet.train.module import ClassifierModule, cosine, one_cycle
+
+OPTIONS = {"backbone": "tiny", "reduction": 0.25}
+
+
+@pytest.fixture(scope="module")
+def sets() -> tuple[XraySet, XraySet]:
+    data = open_part(DataConfig(train_images=96, workers=0), "train", Preprocessing(size=32))
+    return data.split_by_patient(0.25)
+
+
+def config(out: Path, **changes: object) -> FitConfig:
+    settings = {"epochs": 2, "batch_size": 16, "accelerator": "cpu", "progress": False, "options": OPTIONS}
+    return FitConfig(out=str(out), **{**settings, **changes})
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_a_run_leaves_what_it_says(tmp_path: Path, sets: tuple[XraySet, XraySet], capfd: pytest.CaptureFixture) -> None:
+    train, validation = sets
+    result = fit(config(tmp_path), train, validation)
+    assert result.steps == 2 * (len(train) // 16)
+    assert 0 < result.val_auc < 1
+    assert not result.model.training
+    assert result.preprocessing.size == 32
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    logs = {path.name.split(".")[0] for path in (tmp_path / "logs").iterdir()}
+    assert logs >= {"metrics", "events"}
+    assert json.loads((tmp_path / "config.json").read_text())["options"] == OPTIONS
+    model, info = load_classifier(result.weights)
+    assert same(model, result.model)
+    assert info.classes == train.findings
+    assert info.preprocessing == result.preprocessing
+    assert info.training["batch_size"] == 16
+    scores = predict(model, validation, info.preprocessing, batch_size=7)
+    assert scores.shape == (len(validation), 14)
+    assert scores == pytest.approx(predict(result.model, validation, result.preprocessing), abs=1e-5)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_checkpoint_holds_no_code(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
+    fit(config(tmp_path, epochs=1), *sets)
+    stored = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert stored["epoch"] == 0
+
+
+def test_learning(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
+    train, _ = sets
+    bright = torch.randint(0, 2, (len(train),), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    images = train.images // 2 + 100 * bright.view(-1, 1, 1, 1)
+    easy = replace(train, images=images, labels=bright.float()[:, None], findings=("bright",))
+    options = {"architecture": "densenet-gap", "options": {"backbone": "tiny"}, "augmentation": None}
+    result = fit(config(tmp_path, epochs=12, lr=1e-2, ema_decay=None, logs=False, **options), easy)
+    scores = torch.from_numpy(predict(result.model, easy, result.preprocessing))[:, 0]
+    assert scores[bright == 1].min() > scores[bright == 0].max()
+
+
+def test_same_seed_same_weights(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = fit(config(tmp_path / "a", epochs=1, logs=False), *sets)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert same(first.model, fit(config(tmp_path / "b", epochs=1, logs=False), *sets).model)
+    assert not same(first.model, fit(config(tmp_path / "c", epochs=1, logs=False, seed=1), *sets).model)
+
+
+def test_resume_repeats_the_run_bit_by_bit(
+    tmp_path: Path, sets: tuple[XraySet, XraySet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"epochs": 3, "select": "last"}
+    whole = fit(config(tmp_path / "whole", **settings), *sets)
+    step = ClassifierModule.training_step
+
+    def interrupted(self: ClassifierModule, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        if self.current_epoch == 2 and batch_idx == 1:
+            raise RuntimeError("power cut")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassifierModule, "training_step", interrupted)
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(config(tmp_path / "cut", **settings), *sets)
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    monkeypatch.setattr(ClassifierModule, "training_step", step)
+    resumed = fit(config(tmp_path / "cut", **settings, resume=True), *sets)
+    assert resumed.steps == whole.steps
+    assert same(resumed.model, whole.model)
+
+
+def test_resume_needs_a_checkpoint(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"resume needs '.*last\.ckpt', which does not exist"):
+        fit(config(tmp_path, resume=True), *sets)
+
+
+def test_best_weights_are_kept(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
+    result = fit(config(tmp_path, epochs=3), *sets)
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    stored = {name.removeprefix("model."): value for name, value in best["state_dict"].items()}
+    assert all(torch.equal(value, stored[name]) for name, value in result.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "focal", "optimizer": "adam", "schedule": "cosine"},
+        {"pos_weight": True, "schedule": "constant", "ema_decay": None},
+        {"accumulate": 2, "precision": "bf16-mixed"},
+        {"max_steps": 3},
+    ],
+)
+def test_options(tmp_path: Path, sets: tuple[XraySet, XraySet], changes: dict[str, object]) -> None:
+    train, validation = sets
+    result = fit(config(tmp_path, epochs=1, logs=False, **changes), train, validation)
+    batches = len(train) // 16
+    expected = {"max_steps": 3, "accumulate": -(-batches // 2)}
+    assert result.steps == next((expected[name] for name in expected if name in changes), batches)
+    assert all(torch.isfinite(value).all() for value in result.model.state_dict().values())
+
+
+def test_averaged_weights_differ_from_the_last(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
+    averaged = fit(config(tmp_path / "a", epochs=1, logs=False, ema_decay=0.9), *sets).model
+    plain = fit(config(tmp_path / "b", epochs=1, logs=False, ema_decay=None), *sets).model
+    assert not same(averaged, plain)
+    counters = [value for name, value in averaged.state_dict().items() if name.endswith("num_batches_tracked")]
+    assert all(not value.is_floating_point() for value in counters)
+
+
+def test_schedules() -> None:
+    assert one_cycle(0.0) == pytest.approx(0.04)
+    assert one_cycle(0.2) == pytest.approx(1.0)
+    assert one_cycle(1.0) == pytest.approx(0.0)
+    assert [cosine(x) for x in (0.0, 0.5, 1.0, 2.0)] == pytest.approx([1, 0.5, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0, expected 1 or more"),
+        ({"lr": 0}, "lr is 0, expected a positive number"),
+        ({"loss": "mse"}, r"loss is 'mse', expected one of \('bce', 'focal'\)"),
+        ({"architecture": "vit"}, "architecture is 'vit', expected one of"),
+        ({"pos_weight": True, "loss": "focal"}, "pos_weight is True with loss 'focal'"),
+        ({"max_steps": 0}, "max_steps is 0, expected 1 or more"),
+    ],
+)
+def test_config_errors(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **changes)
+
+
+def test_sets_that_do_not_fit(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
+    train, validation = sets
+    with pytest.raises(ValueError, match="patients are in both train and validation"):
+        fit(config(tmp_path), train, train)
+    with pytest.raises(ValueError, match="validation has findings"):
+        fit(config(tmp_path), train, replace(validation, findings=("Mass",) * 14))
+    with pytest.raises(ValueError, match="data has no masks"):
+        fit(config(tmp_path), replace(train, masks=None), validation)
+    with pytest.raises(ValueError, match=r"ema_decay is 1\.5, expected"):
+        fit(config(tmp_path, ema_decay=1.5), train, validation)
+    with pytest.raises(ValueError, match="does not fit architecture 'densenet-gap'"):
+        fit(config(tmp_path, architecture="densenet-gap"), train, validation)
+    with pytest.raises(ValueError, match="data has images of 32 pixels, the model expects 64"):
+        predict(torch.nn.Linear(1, 1), train, Preprocessing(size=64))
