@@ -43,7 +43,7 @@ class Payload:
         return (os.mkdir, (self.target,))
 
 
-@pytest.mark.parametrize("how", ("pickle", "torch"))
+@pytest.mark.parametrize("how", ["pickle", "torch"])
 def test_a_pickle_with_code_is_refused_unread(tmp_path, how):
     target = str(tmp_path / "ran")
     path = tmp_path / "evil.safetensors"
@@ -51,7 +51,7 @@ def test_a_pickle_with_code_is_refused_unread(tmp_path, how):
         path.write_bytes(pickle.dumps(Payload(target)))
     else:
         torch.save({"state": Payload(target)}, path)
-    with pytest.raises(ValueError, match="is a pickle, which can run code; expected a .safetensors file"):
+    with pytest.raises(ValueError, match="is a pickle, which can run code; expected a .safetensors file"):  # noqa: RUF043
         checkpoint.load(path, "classifier")
     assert not os.path.exists(target)
 

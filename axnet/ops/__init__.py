@@ -9,6 +9,7 @@ from __future__ import annotations
 from axnet.ops.library import unavailable
 
 if unavailable() is None:
-    from axnet.ops import attention, pooling  # noqa: F401  registers shape inference and autograd
+    # imported to register shape inference and autograd
+    from axnet.ops import attention, pooling  # noqa: F401
 
 __all__ = ["unavailable"]

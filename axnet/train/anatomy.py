@@ -27,7 +27,8 @@ def find_segmenter(
     """The segmenter for a run; its weights are also put in out, beside the classifier's, for prediction.
 
     segmenter: weights to load. organ_root: an OrganMaskSet folder to train one on, for epochs, when segmenter is None.
-    With neither, the phantom needs none (None is returned: its own masks are exact). needed: whether the classifier takes masks.
+    With neither, None is returned for the phantom, whose own masks are exact. needed: whether the classifier takes
+    masks.
     Raises ValueError when masks are needed, and a data set without any is given neither.
     """
     target = Path(out) / SEGMENTER_NAME

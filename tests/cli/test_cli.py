@@ -14,7 +14,7 @@ import axnet.cli
 from axnet.cli import app
 from axnet.data import write_nih
 
-COMMANDS = ("demo", "fit", "evaluate", "predict", "info")
+COMMANDS = ("demo", "fit", "evaluate", "predict", "segment", "bench", "info")
 SMALL = ("--backbone", "tiny", "--size", "48", "--batch-size", "8", "--workers", "0", "--accelerator", "cpu", "--quiet")
 
 

@@ -12,7 +12,7 @@ from axnet.functional import masked_pool
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("mode", ("eval", "train"))
+@pytest.mark.parametrize("mode", ["eval", "train"])
 def test_masked_attention_reproduces_the_published_module(golden, backend, mode):
     stored = golden(f"masked_attention_{mode}.npz")
     x, mask = stored["x"].requires_grad_(), stored["mask"].requires_grad_()
@@ -35,7 +35,7 @@ def test_masked_attention_reproduces_the_published_module(golden, backend, mode)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("classes", (1, 14))
+@pytest.mark.parametrize("classes", [1, 14])
 def test_pcam_reproduces_the_published_module(golden, backend, classes):
     stored = golden(f"pcam_{classes}.npz")
     x = stored["x"].requires_grad_()
@@ -80,7 +80,7 @@ def test_the_gate_is_the_definition():
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("fusion", ("mean", "concat"))
+@pytest.mark.parametrize("fusion", ["mean", "concat"])
 def test_parameters_get_the_reference_gradients(backend, fusion):
     torch.manual_seed(0)
     reference = axnn.AnatomyAwareAttention(7, 2, fusion=fusion, dropout=0.0, backend="reference", dtype=torch.float64)
@@ -103,14 +103,14 @@ def batch_norm_of(module, options):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "options",
-    (
+    [
         {},
         {"momentum": None},
         {"momentum": 0.7},
         {"track_running_stats": False},
         {"affine": False},
         {"affine": False, "track_running_stats": False, "eps": 0.1},
-    ),
+    ],
     ids=str,
 )
 def test_normalises_as_batch_norm_does(backend, options):

@@ -70,24 +70,24 @@ def test_matrix_training(backend, dtype, layout, shape):
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("dtype", (torch.float64, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
-@pytest.mark.parametrize("fusion", ("mean", "concat"))
-@pytest.mark.parametrize("anatomies", (1, 2, 3, 5, 16))
-@pytest.mark.parametrize("training", (True, False))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("fusion", ["mean", "concat"])
+@pytest.mark.parametrize("anatomies", [1, 2, 3, 5, 16])
+@pytest.mark.parametrize("training", [True, False])
 def test_anatomies_and_fusions(backend, dtype, layout, fusion, anatomies, training):
     compare(backend, dtype, (3, 13, 7, 6), layout=layout, fusion=fusion, anatomies=anatomies, training=training)
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
-@pytest.mark.parametrize("grad", ("expanded", "other layout"))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("grad", ["expanded", "other layout"])
 def test_layouts_of_the_gradient(backend, layout, grad):
     compare(backend, torch.float64, (2, 20, 7, 9), layout=layout, grad=grad)
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_mean_far_above_the_spread(backend, layout):
     # |mean| / std = 1000: sums of squares without a shift lose every digit of the variance in float32
     shape = (4, 12, 16, 16)
@@ -99,7 +99,7 @@ def test_mean_far_above_the_spread(backend, layout):
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("kind", ("bool", "uint8", "float16", "finer", "coarser"))
+@pytest.mark.parametrize("kind", ["bool", "uint8", "float16", "finer", "coarser"])
 def test_kinds_of_masks(backend, kind):
     x = draw((2, 6, 8, 10))
     fine = draw_mask((2, 2, 32, 40), torch.float64)
@@ -118,7 +118,7 @@ def test_kinds_of_masks(backend, kind):
         assert_close("z", same, expected, 1e-11)
 
 
-@pytest.mark.parametrize("backend", ("reference", *FUSED))
+@pytest.mark.parametrize("backend", ["reference", *FUSED])
 def test_masked_pool_by_hand(backend):
     x = torch.tensor([[[[1.0, -2.0], [3.0, 4.0]]]], dtype=torch.float64)
     mask = torch.tensor([[[[1.0, 0.0], [0.5, 0.0]]]], dtype=torch.float64)
@@ -131,7 +131,7 @@ def test_masked_pool_by_hand(backend):
 
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last", "sliced"))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 @pytest.mark.parametrize("shape", SHAPES[:5], ids=str)
 def test_masked_pool(backend, dtype, layout, shape):
     def outputs(name):
@@ -147,7 +147,7 @@ def test_masked_pool(backend, dtype, layout, shape):
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_ties_give_the_gradient_to_the_first_position(backend, layout):
     x = lay_out(torch.zeros(1, 17, 5, 7, dtype=torch.float64), layout).requires_grad_()
     AF.masked_pool(x, torch.ones(1, 1, 5, 7), backend=backend).max.sum().backward()
@@ -157,8 +157,8 @@ def test_ties_give_the_gradient_to_the_first_position(backend, layout):
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
-@pytest.mark.parametrize("value", (float("nan"), float("inf")))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nonfinite_features_show(backend, layout, value):
     x = draw((1, 20, 6, 7), torch.float32)
     x[0, 3, 5, 2] = value
@@ -171,9 +171,9 @@ def test_nonfinite_features_show(backend, layout, value):
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("fusion", ("mean", "concat"))
-@pytest.mark.parametrize("training", (True, False))
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("fusion", ["mean", "concat"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_gradcheck(backend, fusion, training, layout):
     anatomies, shape = 2, (2, 3, 3, 4)
     channels = 3 * (2 if fusion == "concat" else 1)

@@ -35,28 +35,28 @@ def compare(backend, dtype, shape, maps, **options):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("maps", (1, 14))
+@pytest.mark.parametrize("maps", [1, 14])
 def test_matrix(backend, dtype, layout, shape, maps):
     compare(backend, dtype, shape, maps, layout=layout)
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
-@pytest.mark.parametrize("maps", (1, 2, 3, 4, 5, 6, 7, 8, 13, 15, 16, 17, 31, 64))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("maps", [1, 2, 3, 4, 5, 6, 7, 8, 13, 15, 16, 17, 31, 64])
 def test_numbers_of_maps(backend, layout, maps):
     compare(backend, torch.float32, (2, 37, 19, 17), maps, layout=layout)
     compare(backend, torch.float64, (1, 9, 5, 3), maps, layout=layout, bias=False, prob_grad=False)
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_many_tiles(backend, layout):
     compare(backend, torch.float32, (3, 24, 40, 41), 14, layout=layout)
 
 
-@pytest.mark.parametrize("backend", ("reference", *FUSED))
+@pytest.mark.parametrize("backend", ["reference", *FUSED])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("offset", (-30000.0, -200.0, 200.0))
+@pytest.mark.parametrize("offset", [-30000.0, -200.0, 200.0])
 def test_extreme_logits_stay_finite(backend, dtype, offset):
     x = draw((2, 8, 18, 18), dtype)
     weight, bias = draw((3, 8), dtype, 2), torch.full((3,), offset, dtype=dtype)
@@ -69,8 +69,8 @@ def test_extreme_logits_stay_finite(backend, dtype, offset):
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("maps", (1, 7))
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("maps", [1, 7])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_gradcheck(backend, maps, layout):
     x = lay_out(draw((2, 3, 3, 4)), layout).detach().requires_grad_()
     weight, bias = draw((maps, 3), seed=2).requires_grad_(), draw((maps,), seed=3).requires_grad_()

@@ -23,7 +23,7 @@ def moments_inputs(layout="contiguous", grad=True):
 
 
 @needs_native
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_opcheck_attention(layout):
     ops = torch.ops.axnet
     x, mask = moments_inputs(layout)
@@ -43,7 +43,7 @@ def test_opcheck_attention(layout):
 
 
 @needs_native
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_opcheck_pooling(layout):
     ops = torch.ops.axnet
     x, _ = moments_inputs(layout)
@@ -73,7 +73,7 @@ def heads(backend: str) -> tuple[Head, Head]:
 
 @needs_compiler
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("training", (True, False))
+@pytest.mark.parametrize("training", [True, False])
 def test_compile_fullgraph_with_dynamic_shapes(backend, training):
     expected, actual = heads(backend)
     expected.train(training)
@@ -158,7 +158,7 @@ def run_with(isa: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs_native
-@pytest.mark.parametrize("isa", ("avx512", "avx2", "baseline"))
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
 def test_every_instruction_set(isa):
     done = run_with(isa)
     if done.returncode and f"AXNET_CPU_ISA is '{isa}', this machine runs" in done.stderr:

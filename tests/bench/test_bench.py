@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from axnet.bench import Case, forms_of, summary
+from axnet.bench.measure import Record, check, saved_share
+from axnet.cli import app
+
+SHAPE = (2, 24, 6, 5)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("task", ("a3", "a3+mlp", "pwap1", "pwap14"))
+@pytest.mark.parametrize("mode", ("eval", "training"))
+@pytest.mark.parametrize("layout", ("NCHW", "channels_last"))
+def test_all_forms_compute_the_same(task, mode, layout):
+    case = Case(task, mode, SHAPE, layout)
+    calls = forms_of(case, ("axnet", "eager", "peers"))
+    check(case, calls)
+    assert len(calls["axnet"]()) == (2 if mode == "training" or task.startswith("pwap") else 1)
+
+
+def test_a_wrong_form_is_not_timed():
+    case = Case("pwap1", "eval", SHAPE, "NCHW")
+    calls = forms_of(case, ("axnet", "eager"))
+    right = calls["axnet"]
+    calls["axnet"] = lambda: tuple(t * 1.1 for t in right())
+    with pytest.raises(RuntimeError, match="axnet differs from eager by"):
+        check(case, calls)
+
+
+def test_floor_counts_every_pass_once():
+    x = 2 * 24 * 30 * 4
+    assert Case("a3", "eval", SHAPE, "NCHW").floor_bytes == 3 * x
+    assert Case("a3", "training", SHAPE, "NCHW").floor_bytes == 8 * x
+    assert Case("pwap14", "eval", SHAPE, "NCHW").floor_bytes == x
+    assert Case("pwap14", "training", SHAPE, "NCHW", torch.bfloat16).floor_bytes == 3 * x // 2
+    assert Case("a3+mlp", "eval", SHAPE, "NCHW").floor_bytes == 3 * x + 10 * 24 * 24 * 4
+
+
+def test_summary_is_the_geometric_mean_and_the_least():
+    def record(form, shape, median):
+        return Record("a3", "eval", shape, "NCHW", form, 0, median, 0, 5, 0, 0)
+
+    records = [record("axnet", (1,), 1.0), record("eager", (1,), 2.0), record("axnet", (2,), 1.0)]
+    records.append(record("eager", (2,), 8.0))
+    assert summary(records) == {("a3", "eval", "eager"): {"mean": pytest.approx(4.0), "least": 2.0}}
+
+
+def test_saved_share_counts_x_itself():
+    assert 1.0 < saved_share((2, 16, 32, 32)) < 1.1
+
+
+def test_command_writes_records(tmp_path):
+    arguments = ["bench", "--shape", "2,8,4,4", "--task", "pwap1", "--mode", "eval", "--seconds", "0.01", "--out"]
+    done = CliRunner().invoke(app, [*arguments, str(tmp_path / "r.json")])
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert {r["form"] for r in record["records"]} == {"axnet", "eager", "peers"}
+    assert record["environment"]["torch"] == torch.__version__
+    CliRunner().invoke(app, [*arguments, str(tmp_path / "r.csv")])
+    with (tmp_path / "r.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(record["records"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--shape", "2,8,4"], "shape is '2,8,4', expected four positive numbers N,C,H,W"),
+        (["--task", "a4"], "task is 'a4', expected one of"),
+        (["--form", "eager"], "expected axnet among the forms"),
+    ],
+)
+def test_bad_options(arguments, words):
+    done = CliRunner().invoke(app, ["bench", *arguments])
+    assert isinstance(done.exception, ValueError)
+    assert words in str(done.exception)
+
+
+def test_readme_tables_are_those_of_the_records():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_ci_runs_the_command_of_the_readme():
+    commands = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("python3 -m venv")]
+    assert len(commands) == 2
+    assert commands[0].endswith("axnet demo")
+    assert commands[1].endswith("pytest")
