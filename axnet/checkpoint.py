@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,21 +36,23 @@ def save(path: StrPath, state: Mapping[str, Tensor], metadata: Mapping[str, Any]
     target = Path(path)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     content = to_bytes(tensors, metadata={_KEY: json.dumps({**metadata, "format": FORMAT}, sort_keys=True)})
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:  # unlike mkstemp, which nobody else may read, follows the umask
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        kept = "; the file that was there before is whole" if target.exists() else ""
-        raise OSError(error.errno, f"cannot write checkpoint '{target}': {error.strerror or error}{kept}.") from error
+        kept = "; the file that was there before is whole" if target.is_file() else ""
+        failure = OSError(f"cannot write checkpoint '{target}': {error.strerror or error}{kept}.")
+        failure.errno = error.errno  # set apart, so that the text does not begin with "[Errno 28]"
+        raise failure from error
 
 
 def load(path: StrPath, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -70,13 +72,12 @@ def load(path: StrPath, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"checkpoint '{file}' is a pickle, which can run code; expected a .safetensors file of axnet.")
     try:
         with safe_open(file, framework="pt") as stored:
-            text = (stored.metadata() or {}).get(_KEY)
-            metadata = None if text is None else json.loads(text)
+            metadata = json.loads((stored.metadata() or {}).get(_KEY, "null"))
             state = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"checkpoint '{file}' is damaged or not a .safetensors file ({reason}).") from error
-    if metadata is None:
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("format"), int) or "kind" not in metadata:
         raise ValueError(f"checkpoint '{file}' was not written by axnet, expected one that axnet saved.")
     if metadata["format"] > FORMAT:
         raise ValueError(f"checkpoint '{file}' has format {metadata['format']}, this version reads up to {FORMAT}.")

@@ -1,0 +1,39 @@
+"""Augmentation of the segmenter's training images: image and organ masks move together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_SWAPPED = (1, 0, 2)  # channels of ORGANS after a left-right mirror
+_DEGREES, _ZOOM, _SHIFT = 11.0, 0.15, 0.06  # largest rotation, relative zoom, shift as a share of the side
+_GAMMA, _GAIN, _NOISE = 0.5, 0.3, 0.03  # largest |log gamma|, relative contrast; standard deviation of the noise
+
+
+def augment(image: Tensor, mask: Tensor, mirror: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Move a batch with its organ masks, and change gamma, contrast and noise of the images alone.
+
+    image: float32 [N, 1, H, W] in [0, 1]; mask: float32 [N, 3, H, W] in the order of ORGANS; mirror: chance of a
+    left-right mirror, after which the lungs change names, so that a name always belongs to a side of the image.
+    Returns both in the same shapes and ranges; what comes from outside the image is 0. Draws from torch's generator.
+    """
+    count, device = len(image), image.device
+
+    def signed(reach: float) -> Tensor:
+        return torch.empty(count, device=device).uniform_(-reach, reach)
+
+    mirrored = torch.rand(count, device=device) < mirror
+    side = torch.where(mirrored, -1.0, 1.0)
+    angle, zoom = torch.deg2rad(signed(_DEGREES)), 1 + signed(_ZOOM)
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+    top = torch.stack((cos * side, -sin * side, signed(2 * _SHIFT)), dim=1)
+    bottom = torch.stack((sin, cos, signed(2 * _SHIFT)), dim=1)
+    both = torch.cat((image, torch.where(mirrored.view(-1, 1, 1, 1), mask[:, _SWAPPED], mask)), dim=1)
+    grid = F.affine_grid(torch.stack((top, bottom), dim=1), list(both.shape), align_corners=False)
+    both = F.grid_sample(both, grid, align_corners=False)
+    image, mask = both[:, :1], both[:, 1:]
+    gamma = signed(_GAMMA).exp().view(-1, 1, 1, 1)
+    gain = 1 + signed(_GAIN).view(-1, 1, 1, 1)
+    image = (image.clamp(1e-4, 1) ** gamma - 0.5) * gain + 0.5 + torch.randn_like(image) * _NOISE
+    return image.clamp(0, 1), mask
