@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 import torch
 
@@ -18,7 +19,13 @@ def _load() -> str | None:
     try:
         importlib.import_module("axnet._C")
     except ModuleNotFoundError:
-        return "the compiled library is missing; install axnet with 'pip install .'"
+        package = Path(__file__).resolve().parents[1]
+        if (package.parent / "setup.py").is_file():
+            return (
+                f"axnet was imported from its source folder '{package.parent}', which holds no compiled library; start "
+                "Python in another folder, or compile in place with 'python setup.py build_ext --inplace'"
+            )
+        return "the compiled library is missing; install axnet again with 'pip install .'"
     except (ImportError, OSError, RuntimeError) as error:
         return (
             f"the compiled library was built for torch {_built_for()}, you have torch {torch.__version__}: "

@@ -16,7 +16,7 @@ def augment(image: Tensor, mask: Tensor, mirror: float = 0.0) -> tuple[Tensor, T
 
     image: float32 [N, 1, H, W] in [0, 1]; mask: float32 [N, 3, H, W] in the order of ORGANS; mirror: chance of a
     left-right mirror, after which the lungs change names, so that a name always belongs to a side of the image.
-    Returns both in the same shapes and ranges; what comes from outside the image is 0. Draws from torch's generator.
+    Returns both in the same shapes and ranges; no organ is outside the image. Draws from torch's global generator.
     """
     count, device = len(image), image.device
 

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from axnet.checkpoint import StrPath
 from axnet.data.findings import ORGANS
 from axnet.segment.evaluation import OrganSet, evaluate_segmenter, organ_mask
+from axnet.segment.learner import Learner, Shuffle
 from axnet.segment.segmenter import PRESETS, Segmenter, SegmenterConfig
+
+MIRROR = 0.0
+"""Chance of a mirrored training image; see augment."""
 
 
 def fit_segmenter(
@@ -29,8 +34,11 @@ def fit_segmenter(
     *,
     config: SegmenterConfig = PRESETS["small"],
     epochs: int = 60,
+    max_steps: int | None = None,
     batch_size: int = 8,
     lr: float = 5e-3,
+    augment: bool = True,
+    mirror: float = MIRROR,
     seed: int = 0,
     out: StrPath | None = None,
     resume: bool = False,
@@ -40,91 +48,112 @@ def fit_segmenter(
 ) -> Segmenter:
     """Train a U-Net on images with organ masks (OrganMaskSet or PhantomXray).
 
-    val: measured once at the end, for the record. out: folder for checkpoints of the training state, from which
-    resume=True continues. The rest as Lightning names it. Loss: Dice + cross-entropy per organ; augmentation moves
-    image and masks together and never mirrors: the side of the heart tells left from right.
-    Returns the segmenter in eval mode on the CPU; training_record has seed, epochs and, with val, its Dice.
-    Raises ValueError for an empty set, numbers out of range or resume without out.
+    val: watched during training; the weights with its best mean Dice are returned, without it the last ones.
+    max_steps: ends the run before epochs do. augment: whether training images are moved and changed; mirror: chance
+    of a left-right mirror among that. out: folder for the training state after each epoch, from which resume=True
+    continues (from the beginning where there is none yet) and reaches what the whole run would have reached. The rest
+    as Lightning names it. Loss: Dice and binary cross-entropy of each organ.
+    Returns the segmenter in eval mode on the CPU. Its training_record has seed, epochs, images, lr and history (loss
+    per epoch, with val also Dice per organ), and with val the epoch chosen and what evaluate_segmenter measures.
+    Raises ValueError for an empty set, numbers out of range, resume without out, or a state that is damaged or that
+    another run left.
     """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected 1 or more.")
+    _check_numbers(epochs=epochs, batch_size=batch_size, max_steps=max_steps, lr=lr, mirror=mirror)
     if resume and out is None:
         raise ValueError("resume needs out, the folder of the run to continue.")
     lightning.seed_everything(seed, verbose=False)
     segmenter = Segmenter(config)
-    images, masks = _load(segmenter, train)
+    images, masks = _load(segmenter, train, "train")
+    run = {"config": asdict(config), "images": len(images), "batch_size": batch_size, "lr": lr, "seed": seed}
+    last = None if out is None else Path(out) / "last.ckpt"
+    resumed = resume and last is not None and last.is_file()
+    if resumed:
+        _check_state(last, run)
     steps = epochs * math.ceil(len(images) / batch_size)
-    loader = DataLoader(
-        TensorDataset(images, masks),
-        batch_size=batch_size,
-        shuffle=True,
-        generator=torch.Generator().manual_seed(seed),
+    steps = steps if max_steps is None else min(steps, max_steps)
+    learner = Learner(
+        segmenter,
+        steps=steps,
+        lr=lr,
+        mirror=mirror if augment else None,
+        seed=seed,
+        val=None if val is None else _load(segmenter, val, "val"),
+        run=run,
     )
-    state = (
-        ModelCheckpoint(dirpath=Path(out), filename="segmenter-{epoch}", save_last=True, save_top_k=0) if out else None
-    )
-    last = Path(out) / "last.ckpt" if out else None
+    callbacks = []
+    if out is not None:  # without a version counter: a second run in the folder replaces the state of the first
+        callbacks.append(
+            ModelCheckpoint(
+                dirpath=Path(out),
+                save_last=True,
+                save_top_k=0,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            )
+        )
+        if not resumed:
+            Path(out, "last.ckpt").unlink(missing_ok=True)
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         trainer = lightning.Trainer(
-            max_epochs=epochs,
+            max_steps=steps,
+            max_epochs=-1,
             accelerator=accelerator,
             devices=1,
             precision=precision,  # type: ignore[arg-type]
             logger=False,
-            callbacks=[state] if state else [],
-            enable_checkpointing=state is not None,
+            callbacks=callbacks,
+            enable_checkpointing=bool(callbacks),
             enable_progress_bar=progress,
             enable_model_summary=False,
         )
-        trainer.fit(
-            _Training(segmenter, steps, lr),
-            loader,
-            ckpt_path=str(last) if resume and last is not None and last.is_file() else None,
-            weights_only=True,
-        )
+        data = TensorDataset(images, masks)
+        loader = DataLoader(data, batch_size=batch_size, sampler=Shuffle(len(data), seed))
+        trainer.fit(learner, loader, ckpt_path=last if resumed else None, weights_only=True)
+    learner.restore_best()
     segmenter = segmenter.cpu().eval()
-    segmenter.training_record = {"seed": seed, "epochs": epochs, "images": len(images), "lr": lr}
+    segmenter.training_record = {
+        "seed": seed,
+        "epochs": len(learner.history),
+        "images": len(images),
+        "lr": lr,
+        "history": learner.history,
+    }
     if val is not None:
+        segmenter.training_record["best_epoch"] = learner.best_epoch
         segmenter.training_record["validation"] = evaluate_segmenter(segmenter, val)
     return segmenter
 
 
-class _Training(lightning.LightningModule):
-    def __init__(self, segmenter: Segmenter, steps: int, lr: float) -> None:
-        from monai.losses.dice import DiceCELoss
-
-        super().__init__()
-        self.segmenter = segmenter
-        self.steps = steps
-        self.lr = lr
-        self.loss = DiceCELoss(sigmoid=True, batch=True, smooth_nr=1.0, smooth_dr=1.0)
-
-    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
-        image, mask = _augment(batch[0].float() / 255, batch[1].float() / 255)
-        loss: Tensor = self.loss(self.segmenter(self.segmenter.prepare(image)), mask)
-        self.log("loss", loss, prog_bar=True)
-        return loss
-
-    def _rate(self, step: int) -> float:
-        """One cycle: up in a fifth of the steps, down along a cosine; a resumed run may be longer than the first."""
-        rise = max(1, self.steps // 5)
-        if step < rise:
-            return 0.04 + 0.96 * step / rise
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, self.steps - rise))))
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), self.lr, weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+def _check_numbers(*, epochs: int, batch_size: int, max_steps: int | None, lr: float, mirror: float) -> None:
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("max_steps", max_steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, expected 1 or more.")
+    if not lr > 0:
+        raise ValueError(f"lr is {lr}, expected a positive number.")
+    if not 0 <= mirror <= 1:
+        raise ValueError(f"mirror is {mirror}, expected a number from 0 to 1.")
 
 
-def _load(segmenter: Segmenter, dataset: OrganSet | Dataset[Any]) -> tuple[Tensor, Tensor]:
+def _check_state(last: Path, run: dict[str, Any]) -> None:
+    """Refuse a training state that cannot be read, or that belongs to another run."""
+    try:
+        found = torch.load(last, map_location="cpu", weights_only=True)["run"]
+    except Exception as error:  # torch raises its own kinds for a cut file, a foreign one, a pickle with code
+        raise ValueError(f"training state '{last}' is damaged or was not written by fit_segmenter.") from error
+    for name, value in run.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"training state '{last}' is of a run with {name} {found.get(name)}, expected {value}; "
+                "start again without resume."
+            )
+
+
+def _load(segmenter: Segmenter, dataset: OrganSet | Dataset[Any], name: str) -> tuple[Tensor, Tensor]:
     """All images and masks at the network's size, uint8 [N, 1, s, s] and [N, 3, s, s]."""
     count = len(dataset)  # type: ignore[arg-type]
     if count == 0:
-        raise ValueError("train is empty, expected images with organ masks.")
+        raise ValueError(f"{name} is empty, expected images with organ masks.")
     side = segmenter.config.size
     images = torch.empty((count, 1, side, side), dtype=torch.uint8)
     masks = torch.empty((count, len(ORGANS), side, side), dtype=torch.uint8)
@@ -136,32 +165,6 @@ def _load(segmenter: Segmenter, dataset: OrganSet | Dataset[Any]) -> tuple[Tenso
         images[index] = (segmenter.prepare(item["image"][None].float())[0] * 255).round().to(torch.uint8)
         masks[index] = (mask[0] * 255).round().to(torch.uint8)
     return images, masks
-
-
-def _augment(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move image and masks together; change contrast, gamma and noise of the image alone."""
-    count, device = len(image), image.device
-
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(count, device=device).uniform_(low, high)
-
-    angle, zoom = uniform(-0.2, 0.2), uniform(0.85, 1.15)
-    cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    theta = torch.stack(
-        (
-            torch.stack((cos, -sin, uniform(-0.12, 0.12)), 1),
-            torch.stack((sin, cos, uniform(-0.12, 0.12)), 1),
-        ),
-        1,
-    )
-    both = torch.cat((image, mask), 1)
-    grid = F.affine_grid(theta, list(both.shape), align_corners=False)
-    both = F.grid_sample(both, grid, align_corners=False)
-    image, mask = both[:, :1], both[:, 1:]
-    gamma = torch.exp(uniform(-0.5, 0.5)).view(-1, 1, 1, 1)
-    gain = uniform(0.7, 1.3).view(-1, 1, 1, 1)
-    image = (image.clamp(1e-4, 1) ** gamma - 0.5) * gain + 0.5 + torch.randn_like(image) * 0.03
-    return image.clamp(0, 1), mask
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,15 +153,18 @@ print(torch.ops.axnet.cpu_instruction_set())
 """
 
 
-def run_with(isa: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "AXNET_CPU_ISA": isa}
-    return subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
+def run_python(code: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a new process, away from the sources, so that the installed package is imported."""
+    environment = {**os.environ, **variables}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True, timeout=300
+    )
 
 
 @needs_native
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
-def test_every_instruction_set(isa):
-    done = run_with(isa)
+def test_every_instruction_set(isa, tmp_path):
+    done = run_python(SCRIPT, tmp_path, AXNET_CPU_ISA=isa)
     if done.returncode and f"AXNET_CPU_ISA is '{isa}', this machine runs" in done.stderr:
         pytest.skip(f"this machine does not run {isa}")
     assert done.returncode == 0, done.stderr
@@ -168,19 +172,19 @@ def test_every_instruction_set(isa):
 
 
 @needs_native
-def test_unknown_instruction_set_is_refused():
-    done = run_with("sse9")
+def test_unknown_instruction_set_is_refused(tmp_path):
+    done = run_python(SCRIPT, tmp_path, AXNET_CPU_ISA="sse9")
     assert done.returncode != 0
     assert "AXNET_CPU_ISA is 'sse9', this machine runs" in done.stderr
 
 
-def test_import_is_light():
+def test_import_is_light(tmp_path):
     code = (
         "import torch, time, sys; t = time.perf_counter(); import axnet, axnet.nn; "
         "heavy = {'pandas', 'monai', 'lightning', 'matplotlib', 'sklearn', 'torchvision', 'timm'} & set(sys.modules); "
         "assert not heavy, heavy; print(time.perf_counter() - t)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = run_python(code, tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,0 +1,163 @@
+"""One step of the segmenter's training, and what is kept of it between epochs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Sampler
+
+from axnet.data.findings import ORGANS
+from axnet.segment.augment import augment
+from axnet.segment.segmenter import Segmenter
+
+_LOOKS = 20  # how often a run looks at its validation images: the schedule ends at rest, so more would find little
+
+
+class Shuffle(Sampler[int]):
+    """All positions in an order that seed and epoch determine; Lightning calls set_epoch."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        """Begin with epoch 0."""
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Change the order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Number of positions."""
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        """The positions of this epoch."""
+        generator = torch.Generator().manual_seed(_epoch_seed(self.seed, self.epoch))
+        return iter(torch.randperm(self.count, generator=generator).tolist())
+
+
+class Learner(lightning.LightningModule):
+    """Dice and binary cross-entropy of each organ, AdamW on one cycle, the best weights by Dice on val.
+
+    steps: of the whole run. mirror: chance of a mirrored image, None for no augmentation. val: images uint8
+    [N, 1, s, s] and masks uint8 [N, 3, s, s]. run: plain values that name the run in its saved state.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        *,
+        steps: int,
+        lr: float,
+        mirror: float | None,
+        seed: int,
+        val: tuple[Tensor, Tensor] | None,
+        run: dict[str, Any],
+    ) -> None:
+        """Keep what the class describes."""
+        from monai.losses.dice import DiceLoss
+
+        super().__init__()
+        self.segmenter = segmenter
+        self.steps = steps
+        self.lr = lr
+        self.mirror = mirror
+        self.seed = seed
+        self.val = val
+        self.run = run
+        self.history: list[dict[str, float]] = []
+        self.best_epoch: int | None = None
+        self.best_dice = -math.inf
+        self.best_state: dict[str, Tensor] | None = None
+        # Not MONAI's DiceCELoss: with more than one channel its cross-entropy is a softmax, and organs overlap.
+        self.dice_loss = DiceLoss(sigmoid=True, batch=True, smooth_nr=1.0, smooth_dr=1.0)
+        self._losses: list[Tensor] = []
+
+    def on_train_epoch_start(self) -> None:
+        """Draw the augmentation from a seed of this epoch, so that a resumed run repeats it."""
+        torch.manual_seed(_epoch_seed(self.seed, self.current_epoch))
+        self._losses.clear()
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        """Loss of a batch of uint8 images and masks."""
+        image, mask = batch[0].float() / 255, batch[1].float() / 255
+        if self.mirror is not None:
+            image, mask = augment(image, mask, self.mirror)
+            image = self.segmenter.prepare(image)
+        logits = self.segmenter(image).float()
+        loss: Tensor = self.dice_loss(logits, mask) + F.binary_cross_entropy_with_logits(logits, mask)
+        self.log("loss", loss, prog_bar=True)
+        self._losses.append(loss.detach())
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Record the epoch; look at the validation images now and then, and at the end."""
+        entry: dict[str, float] = {"loss": float(torch.stack(self._losses).mean())}
+        every = max(1, math.ceil(self.steps / len(self.trainer.train_dataloader) / _LOOKS))  # type: ignore[arg-type]
+        if self.val is not None and (self.global_step >= self.steps or (self.current_epoch + 1) % every == 0):
+            dice = self._validation_dice(*self.val)
+            entry.update(zip(ORGANS, dice, strict=True))
+            mean = sum(dice) / len(dice)
+            self.log("dice", mean, prog_bar=True)
+            if mean >= self.best_dice:
+                self.best_dice, self.best_epoch = mean, self.current_epoch
+                state = self.segmenter.state_dict()
+                self.best_state = {name: value.detach().cpu().clone() for name, value in state.items()}
+        self.history.append(entry)
+
+    @torch.no_grad()
+    def _validation_dice(self, images: Tensor, masks: Tensor) -> list[float]:
+        """Dice of each organ at the network's size, averaged over the images."""
+        from monai.metrics.meandice import DiceMetric
+
+        metric = DiceMetric(reduction="mean_batch", ignore_empty=False)
+        self.segmenter.eval()
+        for image, mask in zip(images.split(16), masks.split(16), strict=True):
+            logits = self.segmenter(image.to(self.device).float() / 255)
+            metric((logits > 0).float().cpu(), (mask >= 128).float())
+        self.segmenter.train()
+        result = metric.aggregate()
+        assert isinstance(result, Tensor)
+        return [float(value) for value in result]
+
+    def restore_best(self) -> None:
+        """Put the best weights back, where there was something to choose by."""
+        if self.best_state is not None:
+            self.segmenter.load_state_dict(self.best_state)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is kept between epochs."""
+        checkpoint["run"] = copy.deepcopy(self.run)
+        checkpoint["kept"] = {
+            "history": self.history,
+            "best_epoch": self.best_epoch,
+            "best_dice": self.best_dice,
+            "best_state": self.best_state,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        for name, value in checkpoint["kept"].items():
+            setattr(self, name, value)
+
+    def _rate(self, step: int) -> float:
+        """One cycle: up in a fifth of the steps, down along a cosine; a resumed run may be longer than the first."""
+        rise = max(1, self.steps // 5)
+        if step < rise:
+            return 0.04 + 0.96 * step / rise
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, self.steps - rise))))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, with the rate changed after every step."""
+        optimizer = torch.optim.AdamW(self.parameters(), self.lr, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return (seed * 1_000_003 + epoch) % 2**63
