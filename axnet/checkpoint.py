@@ -6,6 +6,7 @@ A checkpoint holds tensors and plain values only. Nothing in it is ever executed
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +60,7 @@ def load(path: StrPath, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a checkpoint of one kind: its tensors, on the CPU, and its metadata.
 
     Raises FileNotFoundError, and ValueError for a file that is not an axnet checkpoint (a pickle is refused without
-    being read), is damaged, is newer than this version, or is of another kind.
+    being read), is damaged, is of another format than this version's, or is of another kind.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -79,8 +80,8 @@ def load(path: StrPath, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"checkpoint '{file}' is damaged or not a .safetensors file ({reason}).") from error
     if not isinstance(metadata, dict) or not isinstance(metadata.get("format"), int) or "kind" not in metadata:
         raise ValueError(f"checkpoint '{file}' was not written by axnet, expected one that axnet saved.")
-    if metadata["format"] > FORMAT:
-        raise ValueError(f"checkpoint '{file}' has format {metadata['format']}, this version reads up to {FORMAT}.")
+    if metadata["format"] != FORMAT:
+        raise ValueError(f"checkpoint '{file}' has format {metadata['format']}, this version reads format {FORMAT}.")
     if metadata["kind"] != kind:
         raise ValueError(f"checkpoint '{file}' holds a {metadata['kind']}, expected a {kind}.")
     return state, metadata
@@ -89,24 +90,35 @@ def load(path: StrPath, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def fingerprint(run: Callable[..., Tensor], shapes: Sequence[Sequence[int]], seed: int = 0) -> dict[str, Any]:
     """What a model answers to inputs that a seed determines, to be verified after loading.
 
-    run: called with one float32 tensor in [0, 1) per shape, returns one tensor. Returns plain values for metadata.
+    run: called with one float32 tensor in [0, 1) per shape, drawn by numpy's PCG64 and so the same under any torch;
+    returns one tensor, best of logits: saturated probabilities hide differences.
+    Returns plain values for metadata: the question, and of the answer its shape, up to 64 values spread over it, mean
+    and standard deviation. Raises ValueError for an empty answer or one that is not finite (a run that diverged).
     """
     output = _run(run, shapes, seed)
-    step = max(1, output.numel() // 32)
+    values = _summary(output)
+    if not all(map(math.isfinite, values)):
+        raise ValueError("the model answers with values that are not finite, so its weights cannot be saved.")
     return {
         "seed": seed,
         "shapes": [list(shape) for shape in shapes],
         "output_shape": list(output.shape),
-        "outputs": [float(value) for value in output.flatten()[::step]],
+        "outputs": values,
     }
 
 
 def verify_fingerprint(
-    run: Callable[..., Tensor], record: Mapping[str, Any], path: StrPath, tolerance: float = 1e-3
+    run: Callable[..., Tensor],
+    record: Mapping[str, Any],
+    path: StrPath,
+    *,
+    rtol: float = 1e-3,
+    atol: float = 1e-6,
 ) -> None:
     """Check that a loaded model answers as the saved one did.
 
-    tolerance: accepted difference relative to the largest recorded output. Raises ValueError otherwise.
+    record: of fingerprint; path: named in errors. Accepted is a difference of atol, plus rtol times the largest
+    recorded value. Raises ValueError otherwise.
     """
     output = _run(run, record["shapes"], record["seed"])
     if list(output.shape) != record["output_shape"]:
@@ -114,15 +126,25 @@ def verify_fingerprint(
             f"checkpoint '{path}' fails its fingerprint: outputs of shape {list(output.shape)}, "
             f"expected {record['output_shape']}."
         )
-    expected = torch.tensor(record["outputs"], dtype=torch.float64)
-    step = max(1, output.numel() // 32)
-    error = (output.flatten()[::step].double() - expected).abs().max().item() if len(expected) else 0.0
-    scale = max(expected.abs().max().item() if len(expected) else 0.0, 1e-3)
-    if not error <= tolerance * scale:
+    expected = np.asarray(record["outputs"])
+    error = float(np.abs(np.asarray(_summary(output)) - expected).max())
+    accepted = atol + rtol * float(np.abs(expected).max())
+    if not error <= accepted:
         raise ValueError(
             f"checkpoint '{path}' fails its fingerprint: outputs differ by {error:.3g}, expected at most "
-            f"{tolerance * scale:.3g}; the weights or the code are not those that were saved."
+            f"{accepted:.3g}; the weights or the code are not those that were saved."
         )
+
+
+def _summary(output: Tensor) -> list[float]:
+    """Up to 64 values spread over all rows and columns, then mean and standard deviation of all."""
+    flat = output.flatten()
+    if flat.numel() == 0:
+        raise ValueError(f"the model answers with shape {list(output.shape)}, expected at least one value.")
+    # Not every n-th value: with n a multiple of the width, that would be one column of a map.
+    positions = np.linspace(0, flat.numel() - 1, min(flat.numel(), 64)).round().astype(np.int64)
+    deviation, mean = torch.std_mean(flat.double(), correction=0)
+    return [*flat[torch.from_numpy(positions)].tolist(), mean.item(), deviation.item()]
 
 
 def _run(run: Callable[..., Tensor], shapes: Sequence[Sequence[int]], seed: int) -> Tensor:

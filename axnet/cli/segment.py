@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
+from collections.abc import Iterable
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Draw lungs and heart on chest X-rays.", no_args_is_help=True)
 
 _EXTENSIONS = (".png", ".jpg", ".jpeg")
-_COLUMNS = ("image", "ctr", "quality", "flags")
+_COLUMNS = ["image", "ctr", "quality", "flags"]
 
 
 class OrganData(str, Enum):
@@ -45,6 +48,10 @@ def fit(
         typer.Option(help="Folder of the organ mask set: index.csv, images/, masks/left_lung, right_lung, heart."),
     ] = None,
     preset: Annotated[Preset, typer.Option(help="Size of the network.")] = Preset.small,
+    size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=16, help="Side in pixels at which the network works; without it the preset's."),
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 60,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 8,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-3,
@@ -61,7 +68,7 @@ def fit(
     from axnet.data import OrganMaskSet, PhantomXray
     from axnet.segment import PRESETS, evaluate_segmenter, fit_segmenter
 
-    config = PRESETS[preset.value]
+    config = PRESETS[preset.value] if size is None else replace(PRESETS[preset.value], size=size)
     parts: dict[str, Dataset[dict[str, object]]]
     if data is OrganData.phantom:
         parts = {
@@ -103,33 +110,38 @@ def predict(
     weights: Annotated[Path, typer.Option(help="Weights of a segmenter (axnet segment fit).")],
     out: Annotated[Path, typer.Option(help="Folder for the masks and anatomy.csv.")] = Path("anatomy"),
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")] = "cpu",
 ) -> None:
     """Draw lungs and heart: OUT/ORGAN/IMAGE.png (1 bit) and OUT/anatomy.csv (image, ctr, quality, flags).
 
-    Images that anatomy.csv has already are left out, so a run can be stopped and started again. Files that cannot be
-    read are listed at the end, and the exit code is then 1.
+    Images whose masks and row are there already are left out, so a run can be stopped and started again. Files that
+    cannot be read are listed at the end, and the exit code is then 1.
     """
+    import torch
     from PIL import Image
 
     from axnet.data import ORGANS
     from axnet.segment import Segmenter
 
     files = _files(images)
-    segmenter = Segmenter.load(weights)
+    try:
+        segmenter = Segmenter.load(weights).to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:  # torch's own text runs over many lines
+        reason = str(error).splitlines()[0]
+        raise typer.BadParameter(f"device is '{device}', which does not serve here ({reason}).") from error
     table = out / "anatomy.csv"
-    done = _done(table)
+    done = {name: row for name, row in _rows(table).items() if _drawn(out, name)}
     waiting = [file for file in files if file.name not in done]
     for organ in ORGANS:
         (out / organ).mkdir(parents=True, exist_ok=True)
     failed: list[tuple[Path, str]] = []
+    _write_rows(table, done.values())
     with table.open("a", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
-        if not done:
-            writer.writerow(_COLUMNS)
         for start in range(0, len(waiting), batch_size):
             for file, anatomy in _predicted(segmenter, waiting[start : start + batch_size], failed):
                 for organ, mask in zip(ORGANS, anatomy.masks, strict=True):
-                    Image.fromarray(mask).save(out / organ / f"{file.stem}.png", bits=1, optimize=True)
+                    Image.fromarray(mask).save(_mask_file(out, organ, file.name), bits=1, optimize=True)
                 ctr = "" if anatomy.ctr != anatomy.ctr else f"{anatomy.ctr:.4f}"
                 writer.writerow((file.name, ctr, f"{anatomy.quality:.3f}", "; ".join(anatomy.flags)))
                 note = f"  ({'; '.join(anatomy.flags)})" if anatomy.flags else ""
@@ -161,11 +173,33 @@ def _files(named: list[Path]) -> list[Path]:
     return files
 
 
-def _done(table: Path) -> set[str]:
+def _mask_file(out: Path, organ: str, name: str) -> Path:
+    return out / organ / f"{Path(name).stem}.png"
+
+
+def _drawn(out: Path, name: str) -> bool:
+    from axnet.data import ORGANS
+
+    return all(_mask_file(out, organ, name).is_file() for organ in ORGANS)
+
+
+def _rows(table: Path) -> dict[str, list[str]]:
+    """The complete rows of a table of ours, by image; a run that was killed may have left half a row at the end."""
     if not table.is_file():
-        return set()
+        return {}
     with table.open(newline="", encoding="utf-8") as opened:
-        return {row["image"] for row in csv.DictReader(opened)}
+        text = opened.read()
+    header, *rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")) if "\n" in text else [_COLUMNS]
+    if header != _COLUMNS:
+        raise ValueError(f"table '{table}' has columns {header}, expected {_COLUMNS}: give another --out.")
+    return {row[0]: row for row in rows if len(row) == len(_COLUMNS)}
+
+
+def _write_rows(table: Path, rows: Iterable[list[str]]) -> None:
+    partial = table.with_name(f".{table.name}.part")
+    with partial.open("w", newline="", encoding="utf-8") as opened:
+        csv.writer(opened).writerows([_COLUMNS, *rows])
+    partial.replace(table)
 
 
 def _predicted(segmenter: Segmenter, files: list[Path], failed: list[tuple[Path, str]]) -> list[tuple[Path, Anatomy]]:

@@ -21,14 +21,16 @@ class Anatomy:
     """Organs of one radiograph.
 
     masks: bool [3, H, W] in the image's own frame, in the order of axnet.data.ORGANS. ctr: cardiothoracic ratio, nan
-    when an organ is missing. quality: 0 to 1, the mean certainty of the least certain organ, lowered by every flag.
-    flags: what is implausible, empty when nothing is.
+    when an organ is missing. quality: 0 to 1, the mean certainty of the least certain organ, lowered by every flag;
+    not a probability. flags: what is implausible, empty when nothing is. probabilities: float32 [3, h, w] at the
+    network's size, where Segmenter.predict was asked to keep them.
     """
 
     masks: npt.NDArray[np.bool_]
     ctr: float
     quality: float
     flags: tuple[str, ...]
+    probabilities: npt.NDArray[np.float32] | None = None
 
 
 def examine(probabilities: npt.NDArray[Any]) -> Anatomy:

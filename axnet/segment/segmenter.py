@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -86,15 +87,20 @@ class Segmenter(nn.Module):
             raise ValueError(f"images has shape {list(images.shape)}, expected [N, 1, H, W].")
         if images.shape[0] == 0:
             return images.new_zeros((0, len(ORGANS), *images.shape[2:]))
+        return F.interpolate(
+            self._logits(images), size=images.shape[2:], mode="bilinear", align_corners=False
+        ).sigmoid()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Logits at the network's size of images [N, 1, H, W] in [0, 1], in eval mode on the weights' device."""
         device = next(self.parameters()).device
         mode = self.training
         self.eval()
         try:
-            small = self.prepare(images.to(device, torch.float32))
-            logits = self(small)
+            logits: Tensor = self(self.prepare(images.to(device, torch.float32)))
         finally:
             self.train(mode)
-        return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False).sigmoid()
+        return logits
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images [N, 1, H, W] resized to the network's size and stretched between the percentiles of each."""
@@ -105,20 +111,34 @@ class Segmenter(nn.Module):
         low, high = torch.quantile(images.flatten(1), levels, dim=1)[..., None, None, None]
         return ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
 
-    def predict(self, images: Sequence[StrPath | npt.NDArray[Any]], batch_size: int = 8) -> list[Anatomy]:
+    @torch.no_grad()
+    def predict(
+        self,
+        images: Sequence[StrPath | npt.NDArray[Any]],
+        batch_size: int = 8,
+        device: str | torch.device | None = None,
+        *,
+        keep_probabilities: bool = False,
+    ) -> list[Anatomy]:
         """Organs of radiographs: files, or arrays [H, W] of any real type.
 
+        device: where the weights are moved to first, None for where they are. keep_probabilities: whether each
+        Anatomy carries the network's own output.
         Returns one Anatomy per image, with masks in the image's own frame. Raises as axnet.data.read_image does for
-        files, ValueError for arrays of another shape.
+        files, ValueError for arrays of another shape or with values that are not finite, TypeError for another type.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected 1 or more.")
+        if device is not None:
+            self.to(device)
         found: list[Anatomy] = []
         for start in range(0, len(images), batch_size):
             loaded = [_pixels(image) for image in images[start : start + batch_size]]
             small = np.stack([self._normalised(pixels) for pixels in loaded])
-            probabilities = self.predict_batch(torch.from_numpy(small)[:, None]).cpu().numpy()
-            found += [examine(resize(each, pixels.shape)) for each, pixels in zip(probabilities, loaded, strict=True)]
+            probabilities = self._logits(torch.from_numpy(small)[:, None]).sigmoid().cpu().numpy()
+            for each, pixels in zip(probabilities, loaded, strict=True):
+                anatomy = examine(resize(each, pixels.shape))
+                found.append(replace(anatomy, probabilities=each) if keep_probabilities else anatomy)
         return found
 
     def _normalised(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -131,7 +151,7 @@ class Segmenter(nn.Module):
             "config": asdict(self.config),
             "organs": list(ORGANS),
             "training": self.training_record,
-            "fingerprint": checkpoint.fingerprint(self.predict_batch, [(1, 1, self.config.size, self.config.size)]),
+            "fingerprint": checkpoint.fingerprint(self._logits, [(1, 1, self.config.size, self.config.size)]),
         }
         checkpoint.save(path, self.state_dict(), metadata)
 
@@ -151,13 +171,18 @@ class Segmenter(nn.Module):
             raise ValueError(f"checkpoint '{path}' has other weights than its architecture: {reason}") from error
         segmenter.training_record = metadata["training"]
         segmenter.eval()
-        checkpoint.verify_fingerprint(segmenter.predict_batch, metadata["fingerprint"], path)
+        checkpoint.verify_fingerprint(segmenter._logits, metadata["fingerprint"], path)
         return segmenter
 
 
 def _pixels(image: StrPath | npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if not isinstance(image, np.ndarray):
+    if isinstance(image, (str, PathLike)):
         return read_image(image)
+    if not isinstance(image, np.ndarray) or image.dtype.kind not in "biuf":
+        kind = f"an array of {image.dtype}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+        raise TypeError(f"images has {kind}, expected paths or arrays [H, W] of real numbers.")
     if image.ndim != 2 or 0 in image.shape:
         raise ValueError(f"images has an array of shape {image.shape}, expected [H, W].")
-    return image
+    if not np.isfinite(image).all():
+        raise ValueError("images has an array with values that are not finite, expected grey values.")
+    return image.astype(np.uint8) if image.dtype.kind == "b" else image

@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -24,8 +24,8 @@ from axnet.segment.evaluation import OrganSet, evaluate_segmenter, organ_mask
 from axnet.segment.learner import Learner, Shuffle
 from axnet.segment.segmenter import PRESETS, Segmenter, SegmenterConfig
 
-MIRROR = 0.0
-"""Chance of a mirrored training image; see augment."""
+STATE_NAME = "last.ckpt"
+"""File of the training state in the folder that fit_segmenter is given."""
 
 
 def fit_segmenter(
@@ -38,7 +38,7 @@ def fit_segmenter(
     batch_size: int = 8,
     lr: float = 5e-3,
     augment: bool = True,
-    mirror: float = MIRROR,
+    mirror: float = 0.0,
     seed: int = 0,
     out: StrPath | None = None,
     resume: bool = False,
@@ -65,10 +65,7 @@ def fit_segmenter(
     segmenter = Segmenter(config)
     images, masks = _load(segmenter, train, "train")
     run = {"config": asdict(config), "images": len(images), "batch_size": batch_size, "lr": lr, "seed": seed}
-    last = None if out is None else Path(out) / "last.ckpt"
-    resumed = resume and last is not None and last.is_file()
-    if resumed:
-        _check_state(last, run)
+    state = _state_to_resume(Path(out), run) if resume and out is not None else None
     steps = epochs * math.ceil(len(images) / batch_size)
     steps = steps if max_steps is None else min(steps, max_steps)
     learner = Learner(
@@ -80,24 +77,16 @@ def fit_segmenter(
         val=None if val is None else _load(segmenter, val, "val"),
         run=run,
     )
-    callbacks = []
-    if out is not None:  # without a version counter: a second run in the folder replaces the state of the first
-        callbacks.append(
-            ModelCheckpoint(
-                dirpath=Path(out),
-                save_last=True,
-                save_top_k=0,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            )
-        )
-        if not resumed:
-            Path(out, "last.ckpt").unlink(missing_ok=True)
+    callbacks: list[Callback] = []
+    if out is not None:
+        if state is None:
+            Path(out, STATE_NAME).unlink(missing_ok=True)  # an earlier run's, not to be resumed as this one
+        callbacks.append(_keeper(Path(out)))
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         trainer = lightning.Trainer(
             max_steps=steps,
-            max_epochs=-1,
+            max_epochs=epochs,
             accelerator=accelerator,
             devices=1,
             precision=precision,  # type: ignore[arg-type]
@@ -109,7 +98,7 @@ def fit_segmenter(
         )
         data = TensorDataset(images, masks)
         loader = DataLoader(data, batch_size=batch_size, sampler=Shuffle(len(data), seed))
-        trainer.fit(learner, loader, ckpt_path=last if resumed else None, weights_only=True)
+        trainer.fit(learner, loader, ckpt_path=state, weights_only=True)
     learner.restore_best()
     segmenter = segmenter.cpu().eval()
     segmenter.training_record = {
@@ -135,18 +124,33 @@ def _check_numbers(*, epochs: int, batch_size: int, max_steps: int | None, lr: f
         raise ValueError(f"mirror is {mirror}, expected a number from 0 to 1.")
 
 
-def _check_state(last: Path, run: dict[str, Any]) -> None:
-    """Refuse a training state that cannot be read, or that belongs to another run."""
+def _keeper(out: Path) -> ModelCheckpoint:
+    """Writes the training state after each epoch, always to the same file."""
+    return ModelCheckpoint(
+        dirpath=out,
+        filename=Path(STATE_NAME).stem,
+        save_top_k=1,  # with 0, Lightning writes nothing before the run ends, save_last or not
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+
+
+def _state_to_resume(out: Path, run: dict[str, Any]) -> Path | None:
+    """The state to continue from, None where there is none yet; raises when it is cut or belongs to another run."""
+    file = out / STATE_NAME
+    if not file.is_file():
+        return None
     try:
-        found = torch.load(last, map_location="cpu", weights_only=True)["run"]
+        found = torch.load(file, map_location="cpu", weights_only=True)["run"]
     except Exception as error:  # torch raises its own kinds for a cut file, a foreign one, a pickle with code
-        raise ValueError(f"training state '{last}' is damaged or was not written by fit_segmenter.") from error
+        raise ValueError(f"training state '{file}' is damaged or was not written by fit_segmenter.") from error
     for name, value in run.items():
         if found.get(name) != value:
             raise ValueError(
-                f"training state '{last}' is of a run with {name} {found.get(name)}, expected {value}; "
+                f"training state '{file}' is of a run with {name} {found.get(name)}, expected {value}; "
                 "start again without resume."
             )
+    return file
 
 
 def _load(segmenter: Segmenter, dataset: OrganSet | Dataset[Any], name: str) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,7 @@ class FitConfig:
     ema_decay: of the averaged weights, None for the plain ones; gradient_clip: largest norm of the gradient, 0 for any.
     augmentation: None for none. pretrained: ImageNet weights in torchvision's format for the backbone.
     select: "best" keeps the weights of the epoch with the best validation AUC, "last" the final ones.
+    channels_last: memory layout of the convolutions, faster on CPUs and GPUs alike; the weights are the same.
     precision, accelerator, devices: as Lightning's Trainer. workers: processes that cut batches.
     resume: continue from out/checkpoints/last.ckpt. progress: show a progress bar.
     logs: write CSV and TensorBoard logs, and checkpoints.
@@ -71,6 +72,7 @@ class FitConfig:
     augmentation: Augmentation | None = field(default_factory=Augmentation)
     pretrained: str | None = None
     select: Literal["best", "last"] = "best"
+    channels_last: bool = True
     precision: str = "32-true"
     accelerator: str = "auto"
     devices: int | str = "auto"
@@ -141,6 +143,8 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
         model = build_classifier(config.architecture, {"num_classes": len(train.findings), **config.options})
         if config.pretrained is not None:
             _load_pretrained(model, config.pretrained)
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         module = ClassifierModule(
             model,
             preprocessing,

@@ -165,7 +165,7 @@ AXNET_INLINE void contract_block(const T* x, int64_t stride, int64_t length, con
 template <class T>
 void contract_across(const T* x, int64_t stride, int64_t rows, int64_t length, const acc_t<T>* q, int64_t q_stride,
                      int padded, acc_t<T>* out, int64_t out_stride) {
-  constexpr int W = Lanes<T>::W, R = AXNET_VECTOR_BYTES == 64 ? 16 : 10;
+  constexpr int W = Lanes<T>::W, R = 10;  // rows at a step of 4 KiB share a cache set: fewer than its ways
   for (int k = 0; k < padded; k += W) {
     int64_t r = 0;
     for (; r + R <= rows; r += R)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import torch
+
+from axnet.segment.augment import augment
+
+
+def drawn() -> tuple[torch.Tensor, torch.Tensor]:
+    """A bright square on the image's left, that is the right lung, and a smaller one on its right."""
+    mask = torch.zeros(16, 3, 64, 64)
+    mask[:, 1, 20:44, 12:28] = 1
+    mask[:, 0, 26:38, 38:48] = 1
+    return mask.sum(1, keepdim=True), mask
+
+
+def side(mask: torch.Tensor) -> torch.Tensor:
+    """Mean column of each mask, from -1 to 1."""
+    return (mask * torch.linspace(-1, 1, mask.shape[-1])).sum((1, 2)) / mask.sum((1, 2))
+
+
+def test_image_and_mask_move_together():
+    torch.manual_seed(0)
+    image, mask = drawn()
+    moved, organs = augment(image, mask)
+    assert moved.shape == image.shape
+    assert organs.shape == mask.shape
+    assert 0 <= moved.min() <= moved.max() <= 1
+    assert 0 <= organs.min() <= organs.max() <= 1
+    wanted = organs.sum(1) > 0.5
+    agreement = ((moved[:, 0] > 0.5) == wanted).float().mean((1, 2))
+    assert agreement.min() > 0.99
+    assert not torch.equal(organs, mask)
+
+
+def test_a_mirror_keeps_each_name_on_its_side():
+    torch.manual_seed(0)
+    image, mask = drawn()
+    moved, organs = augment(image, mask, mirror=1.0)
+    assert (side(organs[:, 1]) < 0).all()  # the right lung stays on the image's left ...
+    assert (side(organs[:, 0]) > 0).all()
+    area = organs.sum((2, 3))
+    assert (area[:, 0] > area[:, 1]).all()  # ... though it is the smaller square now
+    assert (((moved[:, 0] > 0.5) == (organs.sum(1) > 0.5)).float().mean((1, 2)) > 0.99).all()
+
+
+def test_without_a_mirror_sizes_keep_their_names():
+    torch.manual_seed(0)
+    area = augment(*drawn(), mirror=0.0)[1].sum((2, 3))
+    assert (area[:, 1] > area[:, 0]).all()

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import csv
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from axnet.cli.segment import app
+from axnet.data import ORGANS, write_nih
+from axnet.segment import Segmenter
+
+
+@pytest.fixture
+def run(segmenter, tmp_path):
+    """Six phantoms as PNG files, and the command that draws them."""
+    segmenter.save(tmp_path / "s.safetensors")
+    folder = write_nih(tmp_path / "nih", 6, size=64) / "images"
+
+    def predict(*more):
+        arguments = ["predict", str(folder), "--weights", str(tmp_path / "s.safetensors"), "--out", str(tmp_path / "o")]
+        return CliRunner().invoke(app, [*arguments, *more])
+
+    return predict, folder, tmp_path / "o"
+
+
+def rows(out):
+    with (out / "anatomy.csv").open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_predict_command_goes_on_after_a_bad_file_and_repeats_nothing(run):
+    predict, folder, out = run
+    names = sorted(path.name for path in folder.iterdir())
+    (folder / names[0]).write_bytes((folder / names[0]).read_bytes()[:100])
+    first = predict()
+    assert first.exit_code == 1
+    assert "5 drawn, 0 were there, 1 failed" in first.output
+    assert names[0] in first.output
+    second = predict()
+    assert second.exit_code == 1
+    assert "0 drawn, 5 were there, 1 failed" in second.output
+    assert [row["image"] for row in rows(out)] == names[1:]
+    for organ in ORGANS:
+        assert len(list((out / organ).iterdir())) == 5
+
+
+def test_predict_command_mends_what_a_killed_run_left(run):
+    predict, _, out = run
+    assert predict("--batch-size", "4").exit_code == 0
+    whole = rows(out)
+    table = out / "anatomy.csv"
+    table.write_bytes(table.read_bytes()[:-10])  # half a row at the end
+    (out / "heart" / f"{whole[2]['image'][:-4]}.png").unlink()
+    again = predict("--device", "cpu")
+    assert "2 drawn, 4 were there, 0 failed" in again.output
+    assert sorted(map(str, rows(out))) == sorted(map(str, whole))
+
+
+def test_predict_command_writes_one_header_when_all_files_failed(run):
+    predict, folder, out = run
+    for path in folder.iterdir():
+        path.write_bytes(b"not an image")
+    for _ in range(2):
+        assert predict().exit_code == 1
+    assert (out / "anatomy.csv").read_text().splitlines() == ["image,ctr,quality,flags"]
+
+
+def test_predict_command_leaves_a_foreign_table_alone(run):
+    predict, _, out = run
+    out.mkdir()
+    (out / "anatomy.csv").write_text("name,age\nx,3\n")
+    result = predict()
+    assert isinstance(result.exception, ValueError)
+    assert "has columns ['name', 'age']" in str(result.exception)
+    assert (out / "anatomy.csv").read_text() == "name,age\nx,3\n"
+
+
+def test_predict_command_names_a_device_that_does_not_serve(run):
+    predict, _, out = run
+    result = predict("--device", "abacus")
+    assert result.exit_code == 2
+    assert "device is 'abacus'" in re.sub(r"[\s│]+", " ", result.output)
+    assert not out.exists()
+
+
+def test_fit_command_on_the_phantom(tmp_path):
+    out = tmp_path / "s.safetensors"
+    arguments = ["fit", "--data", "phantom", "--preset", "tiny", "--size", "32", "--phantom-images", "12"]
+    result = CliRunner().invoke(app, [*arguments, "--epochs", "1", "--out", str(out), "--quiet"])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("Dice") == 6
+    assert Segmenter.load(out).config.size == 32
+    refused = CliRunner().invoke(app, ["fit", "--out", str(out)])
+    assert "root is missing" in str(refused.exception)
+
+
+def test_help_loads_none_of_the_heavy_packages():
+    code = "import sys; from axnet.cli.segment import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "axnet.cli.segment" in loaded
+    assert loaded.isdisjoint({"monai", "lightning", "pandas", "scipy", "axnet.segment.segmenter"})

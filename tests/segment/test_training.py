@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+
+from axnet.data import ORGANS, PhantomXray
+from axnet.segment import evaluate_segmenter, fit_segmenter, learner
+from axnet.segment.learner import Learner
+
+
+@pytest.fixture(scope="module")
+def data() -> PhantomXray:
+    return PhantomXray(12, size=64, split="train").materialize()
+
+
+def state(folder):
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_a_run_that_was_cut_ends_as_the_whole_one(data, config, tmp_path, monkeypatch):
+    options = {"config": config, "progress": False, "batch_size": 5, "epochs": 4}
+    whole = fit_segmenter(data, data, **options)
+    calls = 0
+    original = learner.augment
+
+    def power_cut(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 8:  # within the third epoch of three steps
+            raise OSError("power cut")
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learner, "augment", power_cut)
+        with pytest.raises(OSError, match="power cut"):
+            fit_segmenter(data, data, out=tmp_path, **options)
+    assert state(tmp_path)["global_step"] == 6
+    resumed = fit_segmenter(data, data, out=tmp_path, resume=True, **options)
+    assert resumed.training_record == whole.training_record
+    assert same(resumed, whole)
+
+
+def test_a_new_run_in_the_folder_replaces_the_state_of_the_old(data, config, tmp_path):
+    options = {"config": config, "progress": False, "batch_size": 6, "out": tmp_path}
+    fit_segmenter(data, epochs=3, **options)
+    fit_segmenter(data, epochs=1, **options)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    assert state(tmp_path)["global_step"] == 2
+    fit_segmenter(data, epochs=2, resume=True, **options)
+    assert state(tmp_path)["global_step"] == 4
+
+
+def test_a_state_that_cannot_serve_is_refused(data, config, tmp_path):
+    options = {"config": config, "progress": False, "batch_size": 6, "out": tmp_path}
+    fit_segmenter(data, epochs=1, resume=True, **options)
+    with pytest.raises(ValueError, match=r"is of a run with seed 0, expected 1; start again without resume"):
+        fit_segmenter(data, epochs=2, resume=True, seed=1, **options)
+    file = tmp_path / "last.ckpt"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"last.ckpt' is damaged or was not written by fit_segmenter"):
+        fit_segmenter(data, epochs=2, resume=True, **options)
+
+
+def test_the_best_weights_on_validation_are_kept(data, config, monkeypatch):
+    scores = iter([[0.2] * 3, [0.9, 0.8, 0.7], [0.1] * 3])
+    states = []
+
+    def scored(self, *_):
+        states.append({name: value.clone() for name, value in self.segmenter.state_dict().items()})
+        return next(scores)
+
+    monkeypatch.setattr(Learner, "_validation_dice", scored)
+    found = fit_segmenter(data, data, config=config, epochs=3, batch_size=6, progress=False)
+    assert found.training_record["best_epoch"] == 1
+    assert found.training_record["history"][1]["heart"] == 0.7
+    assert all(torch.equal(value, states[1][name]) for name, value in found.state_dict().items())
+
+
+def test_dice_in_training_is_that_of_the_evaluation(segmenter, data):
+    images, masks = data.images, data.organ_masks.to(torch.uint8) * 255
+    watcher = Learner(segmenter, steps=1, lr=1.0, mirror=None, seed=0, val=None, run={})
+    with torch.no_grad():
+        prepared = (segmenter.prepare(images.float() / 255) * 255).round().to(torch.uint8)
+        dice = watcher._validation_dice(prepared, masks)
+    segmenter.eval()
+    measured = evaluate_segmenter(segmenter, data)
+    # the evaluation also keeps one part of each organ and fills its holes
+    assert dice == pytest.approx([measured[organ]["Dice"] for organ in ORGANS], abs=0.03)
+
+
+def test_background_is_taught_by_the_cross_entropy(segmenter):
+    """A softmax over organs would give a pixel of the background, with no organ, no gradient beyond Dice's."""
+    watcher = Learner(segmenter, steps=1, lr=1.0, mirror=None, seed=0, val=None, run={})
+    image = torch.randint(0, 255, (2, 1, 64, 64), dtype=torch.uint8)
+    nothing = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    watcher.log = lambda *_, **__: None
+    logits = segmenter(image.float() / 255).detach().double()
+    entropy = -torch.log1p(-logits.sigmoid()).mean().item()
+    segmenter.eval()
+    loss = float(watcher.training_step([image, nothing], 0).detach())
+    dice = float(watcher.dice_loss(logits.float(), nothing.float()))
+    assert loss - dice == pytest.approx(entropy, rel=1e-3)
+    assert entropy > 1e-3
+
+
+def test_max_steps_ends_the_run_early(data, config):
+    found = fit_segmenter(data, data, config=config, epochs=50, max_steps=3, batch_size=6, progress=False)
+    history = found.training_record["history"]
+    assert len(history) == 2
+    assert set(history[-1]) == {"loss", *ORGANS}  # the last step is always looked at
+    assert all(math.isfinite(entry["loss"]) for entry in history)
+
+
+def test_without_augmentation_the_same_epochs_fit_the_images_better(data, config):
+    losses = [
+        fit_segmenter(
+            data, config=config, epochs=12, lr=1e-2, batch_size=6, progress=False, augment=augment
+        ).training_record["history"][-1]["loss"]
+        for augment in (False, True)
+    ]
+    assert losses[0] < losses[1]
+
+
+def test_only_our_own_run_is_quiet(data, config, caplog, capfd):
+    level = logging.getLogger("lightning.pytorch").level
+    fit_segmenter(data, config=config, max_steps=1, progress=False)
+    assert capfd.readouterr().out == ""
+    assert not caplog.records
+    assert logging.getLogger("lightning.pytorch").level == level
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    (
+        ({"epochs": 0}, "epochs is 0, expected 1 or more"),
+        ({"max_steps": 0}, "max_steps is 0, expected 1 or more"),
+        ({"lr": 0.0}, r"lr is 0.0, expected a positive number"),
+        ({"mirror": 1.5}, r"mirror is 1.5, expected a number from 0 to 1"),
+        ({"resume": True}, "resume needs out"),
+        ({"val": PhantomXray(0)}, "val is empty"),
+    ),
+)
+def test_bad_options_get_one_sentence(data, config, options, words):
+    with pytest.raises(ValueError, match=words):
+        fit_segmenter(data, **{"config": config, "progress": False, **options})
+
+
+def test_an_empty_training_set_gets_one_sentence(config):
+    with pytest.raises(ValueError, match="train is empty, expected images with organ masks"):
+        fit_segmenter(PhantomXray(0), config=config)
