@@ -141,9 +141,18 @@ class Learner(lightning.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back."""
+        """Take it back, and begin with a new epoch."""
         for name, value in checkpoint["kept"].items():
             setattr(self, name, value)
+        # The state is saved when its epoch has ended but does not count as completed yet. Lightning would look for the
+        # validation that it expects then and, where the loop has none, train one batch of that epoch again.
+        progress = checkpoint["loops"]["fit_loop"]
+        for counts in ("total", "current"):
+            epoch = progress["epoch_progress"][counts]
+            epoch["completed"] = epoch["processed"]
+        batches = progress["epoch_loop.batch_progress"]
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+        batches["is_last_batch"] = False
 
     def _rate(self, step: int) -> float:
         """One cycle: up in a fifth of the steps, down along a cosine; a resumed run may be longer than the first."""

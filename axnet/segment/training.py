@@ -97,7 +97,9 @@ def fit_segmenter(
             enable_model_summary=False,
         )
         data = TensorDataset(images, masks)
-        loader = DataLoader(data, batch_size=batch_size, sampler=Shuffle(len(data), seed))
+        # Without a generator the loader draws from torch's when an epoch begins, but not where a run resumes.
+        generator = torch.Generator()
+        loader = DataLoader(data, batch_size=batch_size, sampler=Shuffle(len(data), seed), generator=generator)
         trainer.fit(learner, loader, ckpt_path=state, weights_only=True)
     learner.restore_best()
     segmenter = segmenter.cpu().eval()
