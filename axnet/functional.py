@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from axnet import backends, checks, reference
 from axnet.ops.layouts import accumulator
@@ -39,7 +40,7 @@ def masked_pool(x: Tensor, mask: Tensor, *, backend: str | None = None) -> Maske
     if backends.resolve(backend, x.device) == "reference":
         return reference.masked_pool(x, m)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or m.requires_grad)
-    descriptors = torch.ops.axnet.masked_moments(x, m, False, needs_grad, 0)[0]
+    descriptors = _call(torch.ops.axnet.masked_moments.default, x, m, False, needs_grad, 0)[0]
     return _named(descriptors.to(x.dtype), m.shape[1])
 
 
@@ -120,11 +121,12 @@ def anatomy_attention(
     second = batch_statistics or grad
     blocks = m.shape[1] if fusion == "concat" else 1
     concat = fusion == "concat" and blocks > 1
-    descriptors, moments, _, mass, link, coef_link = torch.ops.axnet.masked_moments(
-        x, m, second, grad, blocks if grad else 0
+    descriptors, moments, _, mass, link, coef_link = _call(
+        torch.ops.axnet.masked_moments.default, x, m, second, grad, blocks if grad else 0
     )
     g = checked_gate(_named(descriptors.to(x.dtype), m.shape[1]))
-    z, mean, var, _ = torch.ops.axnet.gate_norm(
+    z, mean, var, _ = _call(
+        torch.ops.axnet.gate_norm.default,
         x.detach(),
         m.detach(),
         g.to(acc),
@@ -150,7 +152,15 @@ def anatomy_attention(
 
 
 def _as(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if t is None else t.to(dtype).contiguous()
+    return t if t is None or (t.dtype == dtype and t.is_contiguous()) else t.to(dtype).contiguous()
+
+
+def _call(op: OpOverload, *arguments: object) -> tuple[Tensor, ...]:
+    """Call an op; without gradients past its autograd kernel, a detour through Python as long as a small op."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
 
 
 def pwap(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
@@ -175,7 +185,7 @@ def pwap(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str 
     if backends.resolve(backend, x.device) == "reference":
         return reference.pwap(x, weight, bias)
     acc = accumulator(x.dtype)
-    pooled, prob, _, _ = torch.ops.axnet.pwap(x, weight.to(acc).contiguous(), _as(bias, acc))
+    pooled, prob, _, _ = _call(torch.ops.axnet.pwap.default, x, _as(weight, acc), _as(bias, acc))
     return pooled, prob
 
 

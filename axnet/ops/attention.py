@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from axnet.ops.layouts import accumulator, empty_features
+from axnet.ops.layouts import accumulator, empty_features, in_layout_of
 from axnet.ops.library import refuse_double_backward
 
 _ops = torch.ops.axnet
@@ -144,6 +144,7 @@ def _gate_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 def _gate_backward(ctx: Any, grad_z: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     x, mask, gate, mass, weight, mean, var, saved = ctx.saved_tensors
+    grad_z = in_layout_of(x, grad_z)
     coef, grad_gate, grad_weight, grad_bias = _ops.gate_norm_backward(
         grad_z, x, mask, gate, mass, weight, mean, var, saved, ctx.eps, ctx.batch_statistics, ctx.concat
     )

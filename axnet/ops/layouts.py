@@ -28,3 +28,11 @@ def empty_features(x: Tensor, images: int, channels: int) -> Tensor:
     """An uninitialised [images, channels, H, W] in x's type and layout."""
     memory_format = torch.channels_last if channels_last(x) else torch.contiguous_format
     return torch.empty((images, channels, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
+def in_layout_of(x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient as the kernels walk x: itself, or a copy that both backward passes then share."""
+    last = channels_last(x)
+    if channels_last(grad) == last and _pixel_step(grad) != 0:
+        return grad
+    return grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

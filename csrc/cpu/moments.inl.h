@@ -9,10 +9,15 @@
 // NCHW: a task is a row of pixels (n, c), its statistics are in registers; the lanes of kRows rows are added together.
 // channels_last: a task is a block of channels; tiles of pixels, a vector of channels holds its own statistics.
 //
-// The maxima's positions: a lane whose maximum rose takes the number of the pixel (channels_last), or, cheaper, of the
-// granule of kGranule vectors (NCHW), so that only one granule is searched afterwards.
+// The maxima's positions: a lane whose maximum rose takes the number of the pixel (channels_last), of the vector (short
+// rows), or, cheaper, of the granule of kGranule vectors (long rows), so that only one granule is searched afterwards.
 
 constexpr int64_t kGranule = 4;  // its comparisons fill one word of bits
+
+template <class T>
+constexpr int64_t granule_of(int64_t S) {
+  return (S <= kGranule * Lanes<T>::W ? 1 : kGranule) * Lanes<T>::W;
+}
 
 // A = 0 stands for any number of anatomies, known at run time only; the arrays are then as large as they can get.
 template <int A, bool SECOND>
@@ -59,7 +64,7 @@ AXNET_INLINE int32_t first_position(const T* x, const Acc* mask, int64_t from, i
     const int lanes = S - s < L::W ? static_cast<int>(S - s) : L::W;
     auto v = lanes == L::W ? L::load(x + s) : L::load_n(x + s, lanes);
     if (mask) v = v * (lanes == L::W ? Lanes<Acc>::load(mask + s) : Lanes<Acc>::load_n(mask + s, lanes));
-    hits |= static_cast<uint64_t>(bits_of<Acc>(v == top) & ((1u << lanes) - 1u)) << (j * L::W);
+    hits |= static_cast<uint64_t>(equal_bits<Acc>(v, splat(top)) & ((1u << lanes) - 1u)) << (j * L::W);
   }
   return static_cast<int32_t>(from) + (hits ? __builtin_ctzll(hits) : 0);
 }
@@ -142,6 +147,7 @@ void sum_row(const T* x, const acc_t<T>* mask, int64_t S, int anatomies, acc_t<T
   constexpr int64_t block = 4096;  // pixels summed in one go in Acc; blocks are added in double
   const Acc lowest = -__builtin_inf();
   const V shift = splat<Acc>(c);
+  const int64_t step = granule_of<T>(S);
   double total[sums] = {};
   Acc lanes[sums];
   V sum[sums], peak[maxima], before[maxima], m[MomentSet<A, SECOND>::cap];
@@ -153,8 +159,8 @@ void sum_row(const T* x, const acc_t<T>* mask, int64_t S, int anatomies, acc_t<T
     for (int k = 0; k < sums; ++k) sum[k] = V{};
     int64_t s = first;
     while (s + L::W <= last) {
-      const int64_t stop = s + kGranule * L::W < last ? s + kGranule * L::W : last;
-      const int64_t granule = s / (kGranule * L::W);
+      const int64_t stop = s + step < last ? s + step : last;
+      const int64_t granule = s / step;
       for (; s + L::W <= stop; s += L::W) {
         __builtin_prefetch(x + s + 1024 / sizeof(T));
         for (int a = 0; a < (A ? A : anatomies); ++a) m[a] = Lanes<Acc>::load(mask + a * S + s);
@@ -176,7 +182,7 @@ void sum_row(const T* x, const acc_t<T>* mask, int64_t S, int anatomies, acc_t<T
       accumulate<A, SECOND, SHIFTED>(anatomies, v, shift, m, bare, peak);
       for (int k = 0; k < sums; ++k) sum[k] += L::first_n(bare[k], Acc(0), rest);
       for (int k = 0; k < (A ? maxima : 1 + anatomies); ++k)
-        stamp[k] = peak[k] > before[k] ? Stamp{} + static_cast<int32_t>(s / (kGranule * L::W)) : stamp[k];
+        stamp[k] = peak[k] > before[k] ? Stamp{} + static_cast<int32_t>(s / step) : stamp[k];
     }
     if (S > block) {
       reduce_to<Acc, false, sums>(sum, lanes);
@@ -201,6 +207,8 @@ void moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
   const int sums = A ? Row::sums : (SECOND ? moment_rows(anatomies) - 1 : 1 + anatomies);
   Row rows[R];
   Acc shift[L::W];
+  typename LaneIndex<Acc>::type lane;
+  for (int i = 0; i < L::W; ++i) lane[i] = i;
   for (int64_t row = begin; row < end;) {
     const int64_t n = row / g.C, c = row % g.C;
     int count = R;
@@ -230,16 +238,27 @@ void moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
       for (int i = 0; i < R; ++i) column[i] = rows[i < count ? i : 0].peak[k];
       top[k] = reduce_lanes<Acc, true, R>(column);
     }
+    const bool brief = g.S <= kGranule * L::W;
+    if (g.argmax && brief)
+      for (int k = 0; k <= anatomies; ++k) {
+        for (int i = 0; i < R; ++i) {
+          const Row& r = rows[i < count ? i : 0];
+          const V place = __builtin_convertvector(r.stamp[k] * static_cast<int32_t>(L::W) + lane, V);
+          column[i] = r.peak[k] == splat<Acc>(top[k][i]) ? -place : splat<Acc>(-__builtin_inf());
+        }
+        const V first = -reduce_lanes<Acc, true, R>(column);
+        for (int i = 0; i < count; ++i) g.argmax[(n * (1 + anatomies) + k) * g.C + c + i] = static_cast<int32_t>(first[i]);
+      }
     for (int i = 0; i < count; ++i) {
       const T* own = x + i * g.x.c;
       const bool finite = total[0][i] - total[0][i] == 0;
-      if (finite && !g.argmax) continue;
+      if (finite && (brief || !g.argmax)) continue;
       for (int k = 0; k <= anatomies; ++k) {
         const Acc* m = k ? mask + (k - 1) * g.S : nullptr;
         int32_t at = 0;
         if (finite) {
-          int64_t granule = g.S > kGranule * L::W ? g.S : 0;
-          for (uint32_t hits = bits_of<Acc>(rows[i].peak[k] == top[k][i]); granule && hits; hits &= hits - 1) {
+          int64_t granule = g.S;
+          for (uint32_t hits = equal_bits<Acc>(rows[i].peak[k], splat<Acc>(top[k][i])); hits; hits &= hits - 1) {
             const int64_t stamp = rows[i].stamp[k][__builtin_ctz(hits)];
             granule = stamp < granule ? stamp : granule;
           }
