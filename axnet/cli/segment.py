@@ -33,8 +33,16 @@ class OrganData(str, Enum):
 class Preset(str, Enum):
     """Sizes of the U-Net."""
 
+    standard = "standard"
     small = "small"
     tiny = "tiny"
+
+
+class Method(str, Enum):
+    """Ways to train."""
+
+    mean_teacher = "mean-teacher"
+    supervised = "supervised"
 
 
 @app.command()
@@ -47,7 +55,15 @@ def fit(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of the organ mask set: index.csv, images/, masks/left_lung, right_lung, heart."),
     ] = None,
-    preset: Annotated[Preset, typer.Option(help="Size of the network.")] = Preset.small,
+    unlabelled: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Radiographs without masks: an NIH ChestX-ray14 folder (its train_val list), or any folder."),
+    ] = None,
+    method: Annotated[
+        Optional[Method],  # noqa: UP045
+        typer.Option(help="mean-teacher learns from --unlabelled too and is the default with it; else supervised."),
+    ] = None,
+    preset: Annotated[Preset, typer.Option(help="Size of the network.")] = Preset.standard,
     size: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=16, help="Side in pixels at which the network works; without it the preset's."),
@@ -65,9 +81,11 @@ def fit(
     """Train a segmenter and print its Dice on the validation and test images."""
     from torch.utils.data import Dataset
 
-    from axnet.data import OrganMaskSet, PhantomXray
+    from axnet.data import OrganMaskSet, PhantomXray, open_unlabelled
     from axnet.segment import PRESETS, evaluate_segmenter, fit_segmenter
 
+    if method is Method.mean_teacher and unlabelled is None:
+        raise ValueError("unlabelled is missing, expected a folder of radiographs for --method mean-teacher.")
     config = PRESETS[preset.value] if size is None else replace(PRESETS[preset.value], size=size)
     parts: dict[str, Dataset[dict[str, object]]]
     if data is OrganData.phantom:
@@ -83,6 +101,7 @@ def fit(
     segmenter = fit_segmenter(
         parts["train"],
         parts["val"],
+        None if unlabelled is None or method is Method.supervised else open_unlabelled(unlabelled),
         config=config,
         epochs=epochs,
         batch_size=batch_size,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from axnet.data.findings import ANATOMIES, NIH_FINDINGS, ORGANS, Box, organs_to_anatomies
+    from axnet.data.folder import RadiographFolder, open_unlabelled
     from axnet.data.image import percentile_normalize, read_image, read_mask, resize
     from axnet.data.nih import NIHChestXray
     from axnet.data.organs import OrganMaskSet
@@ -21,6 +22,8 @@ _HOME = {
     "ORGANS": "findings",
     "Box": "findings",
     "organs_to_anatomies": "findings",
+    "RadiographFolder": "folder",
+    "open_unlabelled": "folder",
     "percentile_normalize": "image",
     "read_image": "image",
     "read_mask": "image",
@@ -42,6 +45,8 @@ __all__ = [
     "OrganMaskSet",
     "PhantomSample",
     "PhantomXray",
+    "RadiographFolder",
+    "open_unlabelled",
     "organs_to_anatomies",
     "percentile_normalize",
     "read_image",

@@ -37,10 +37,11 @@ class SegmenterConfig:
 
 
 PRESETS: dict[str, SegmenterConfig] = {
+    "standard": SegmenterConfig(size=256),
     "small": SegmenterConfig(),
     "tiny": SegmenterConfig(size=96, channels=(8, 16, 32, 64, 64)),
 }
-"""small: 0.5 million parameters at 160 px, for real films; tiny: 0.15 million at 96 px, for the demo."""
+"""standard, small: 0.5 million parameters at 256 and 160 px, for real films; tiny: 0.15 million at 96 px (the demo)."""
 
 
 class Segmenter(nn.Module):
