@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from axnet.data.findings import ANATOMIES, NIH_FINDINGS, ORGANS, Box, organs_to_anatomies
     from axnet.data.folder import RadiographFolder, open_unlabelled
     from axnet.data.image import percentile_normalize, read_image, read_mask, resize
+    from axnet.data.mask_table import MaskTable, MaskWriter
     from axnet.data.nih import NIHChestXray
     from axnet.data.organs import OrganMaskSet
     from axnet.data.phantom import PhantomSample, PhantomXray, render, write_nih
@@ -28,6 +29,8 @@ _HOME = {
     "read_image": "image",
     "read_mask": "image",
     "resize": "image",
+    "MaskTable": "mask_table",
+    "MaskWriter": "mask_table",
     "NIHChestXray": "nih",
     "OrganMaskSet": "organs",
     "PhantomSample": "phantom",
@@ -41,6 +44,8 @@ __all__ = [
     "NIH_FINDINGS",
     "ORGANS",
     "Box",
+    "MaskTable",
+    "MaskWriter",
     "NIHChestXray",
     "OrganMaskSet",
     "PhantomSample",

@@ -17,7 +17,7 @@ from axnet import checkpoint
 from axnet.checkpoint import StrPath
 from axnet.data.findings import ORGANS
 from axnet.data.image import percentile_normalize, read_image, resize
-from axnet.segment.anatomy import Anatomy, examine
+from axnet.segment.anatomy import MIRRORED_ORGANS, Anatomy, compare, examine
 
 KIND = "segmenter"
 
@@ -136,17 +136,28 @@ class Segmenter(nn.Module):
         for start in range(0, len(images), batch_size):
             loaded = [_pixels(image) for image in images[start : start + batch_size]]
             small = np.stack([self._normalised(pixels) for pixels in loaded])
-            probabilities = self._logits(torch.from_numpy(small)[:, None]).sigmoid().cpu().numpy()
-            for each, pixels in zip(probabilities, loaded, strict=True):
-                anatomy = examine(resize(each, pixels.shape))
+            batch = torch.from_numpy(small)[:, None]
+            probabilities = self._logits(batch).sigmoid().cpu().numpy()
+            mirrored = self._logits(batch.flip(-1)).sigmoid().flip(-1)[:, MIRRORED_ORGANS].cpu().numpy()
+            for each, other, image, pixels in zip(probabilities, mirrored, small, loaded, strict=True):
+                anatomy = examine(resize(each, pixels.shape), compare(each, other, image))
                 found.append(replace(anatomy, probabilities=each) if keep_probabilities else anatomy)
         return found
 
     def _normalised(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         return resize(percentile_normalize(pixels, self.config.low, self.config.high), self.config.size)
 
-    def save(self, path: StrPath) -> None:
-        """Write weights, configuration and a fingerprint to a .safetensors file (axnet.checkpoint.save)."""
+    def save(self, path: StrPath, *, half: bool = False) -> None:
+        """Write weights, configuration and a fingerprint to a .safetensors file (axnet.checkpoint.save).
+
+        half: in float16, to which the weights are rounded in place first.
+        """
+        state = self.state_dict()
+        if half:
+            for value in state.values():
+                if value.is_floating_point():
+                    value.copy_(value.half())
+            state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
         metadata = {
             "kind": KIND,
             "config": asdict(self.config),
@@ -154,7 +165,7 @@ class Segmenter(nn.Module):
             "training": self.training_record,
             "fingerprint": checkpoint.fingerprint(self._logits, [(1, 1, self.config.size, self.config.size)]),
         }
-        checkpoint.save(path, self.state_dict(), metadata)
+        checkpoint.save(path, state, metadata)
 
     @classmethod
     def load(cls, path: StrPath) -> Segmenter:
