@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Draw lungs and heart on chest X-rays.", no_args_is_help=True)
 
-_EXTENSIONS = (".png", ".jpg", ".jpeg")
+_EXTENSIONS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
 class OrganData(str, Enum):
@@ -121,7 +121,7 @@ def fit(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Radiographs (PNG, JPEG), or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(help="Radiographs (PNG, JPEG, DICOM), or folders of them.")],
     weights: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Weights of a segmenter (axnet segment fit); without them the one that comes with axnet."),
@@ -174,7 +174,7 @@ def _files(named: list[Path]) -> list[Path]:
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in _EXTENSIONS)
             if not found:
-                raise FileNotFoundError(f"folder '{path}' holds no PNG or JPEG files.")
+                raise FileNotFoundError(f"folder '{path}' holds no PNG, JPEG or DICOM files.")
             files += found
         elif path.is_file():
             files.append(path)

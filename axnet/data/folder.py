@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from axnet.data.dicom import SUFFIXES
 from axnet.data.image import StrPath, read_image
 from axnet.data.nih import NIHChestXray
 
-EXTENSIONS = (".png", ".jpg", ".jpeg")
+EXTENSIONS = (".png", ".jpg", ".jpeg", *SUFFIXES)
 
 
 class RadiographFolder(Dataset[dict[str, Any]]):
-    """The PNG and JPEG files below a folder, in the order of their paths.
+    """The PNG, JPEG and DICOM files below a folder, in the order of their paths.
 
     Items: image float32 [1, H, W] in [0, 1] and id, the path below root. Attributes: root, ids.
     Raises FileNotFoundError when there is no such folder or it holds no image.
@@ -28,7 +29,7 @@ class RadiographFolder(Dataset[dict[str, Any]]):
             str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.suffix.lower() in EXTENSIONS
         )
         if not self.ids:
-            raise FileNotFoundError(f"folder '{self.root}' does not exist or holds no PNG or JPEG files.")
+            raise FileNotFoundError(f"folder '{self.root}' does not exist or holds no PNG, JPEG or DICOM files.")
 
     def __len__(self) -> int:
         """Number of images."""

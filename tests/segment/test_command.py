@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from axnet.cli.segment import app
-from axnet.data import ORGANS, write_nih
+from axnet.data import ORGANS, MaskTable, write_nih
 from axnet.segment import Segmenter
 
 
@@ -103,3 +105,20 @@ def test_help_loads_none_of_the_heavy_packages():
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "axnet.cli.segment" in loaded
     assert loaded.isdisjoint({"monai", "lightning", "pandas", "scipy", "axnet.segment.segmenter"})
+
+
+def test_predict_command_writes_a_table_and_goes_on_with_it(run):
+    predict, folder, out = run
+    table = out.with_name("anatomy.parquet")
+    names = sorted(path.name for path in folder.iterdir())
+    kept = (folder / names[2]).read_bytes()
+    (folder / names[2]).write_bytes(b"not an image")
+    assert "5 drawn, 0 were there, 1 failed" in predict("--out", str(table)).output
+    (folder / names[2]).write_bytes(kept)
+    again = predict("--out", str(table))
+    assert "1 drawn, 5 were there, 0 failed" in again.output
+    found = MaskTable(table)
+    assert sorted(found.ids) == names
+    predict()
+    png = np.asarray(Image.open(out / "heart" / names[0])) > 0
+    np.testing.assert_array_equal(found.masks(names[0])[2], png)
