@@ -12,6 +12,7 @@ import typer
 from axnet.cli.options import Quiet, Seed
 
 if TYPE_CHECKING:
+    from axnet.report import Thumbnail
     from axnet.segment import Anatomy, Segmenter
 
 app = typer.Typer(help="Draw lungs and heart on chest X-rays.", no_args_is_help=True)
@@ -131,6 +132,11 @@ def predict(
     ),
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")] = "cpu",
+    sheet: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="HTML file for a contact sheet of the --sheet-films films of the lowest quality."),
+    ] = None,
+    sheet_films: Annotated[int, typer.Option(min=1, help="Films on the contact sheet.")] = 40,
 ) -> None:
     """Draw lungs and heart, and print the cardiothoracic ratio, the quality and what is implausible of every image.
 
@@ -153,19 +159,44 @@ def predict(
     sink = open_sink(out)
     waiting = [file for file in files if file.name not in sink]
     failed: list[tuple[Path, str]] = []
+    worst: list[Thumbnail] = []
+    flagged = 0
     for start in range(0, len(waiting), batch_size):
         for file, anatomy in _predicted(segmenter, waiting[start : start + batch_size], failed):
             sink.add(file.name, anatomy)
             ctr = "unknown" if anatomy.ctr != anatomy.ctr else f"{anatomy.ctr:.4f}"
             note = f"  ({'; '.join(anatomy.flags)})" if anatomy.flags else ""
             typer.echo(f"{file.name}  CTR {ctr}  quality {anatomy.quality:.2f}{note}")
+            flagged += bool(anatomy.flags)
+            if sheet is not None and (len(worst) < sheet_films or anatomy.quality < worst[-1].quality):
+                worst.append(_thumbnail(file, anatomy))
+                worst = sorted(worst, key=lambda t: t.quality)[:sheet_films]
         sink.flush()
     sink.finish()
-    typer.echo(f"{len(waiting) - len(failed)} drawn, {len(files) - len(waiting)} were there, {len(failed)} failed")
+    typer.echo(
+        f"{len(waiting) - len(failed)} drawn ({flagged} flagged), {len(files) - len(waiting)} were there, "
+        f"{len(failed)} failed"
+    )
+    if sheet is not None:
+        _write_sheet(sheet, worst, len(waiting) - len(failed), flagged)
     for file, reason in failed:
         typer.echo(f"failed: {file}: {reason}", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _thumbnail(file: Path, anatomy: Anatomy) -> Thumbnail:
+    from axnet.data import read_image
+    from axnet.report import Thumbnail
+
+    return Thumbnail.of(file.name, read_image(file), anatomy.masks, anatomy.ctr, anatomy.quality, anatomy.flags)
+
+
+def _write_sheet(sheet: Path, worst: list[Thumbnail], drawn: int, flagged: int) -> None:
+    from axnet.report import write_sheet
+
+    text = f"The {len(worst)} least certain of {drawn} films, of which {flagged} are flagged as implausible."
+    typer.echo(str(write_sheet(sheet, worst, title="Anatomy: the least certain films", description=text)))
 
 
 def _files(named: list[Path]) -> list[Path]:

@@ -20,6 +20,7 @@ from axnet.data.image import percentile_normalize, read_image, resize
 from axnet.segment.anatomy import MIRRORED_ORGANS, Anatomy, compare, examine
 
 KIND = "segmenter"
+ATLAS_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Segmenter(nn.Module):
     """U-Net for left lung, right lung and heart; sigmoid outputs, since organs overlap.
 
     forward: image float32 [N, 1, size, size], percentile-normalised -> logits [N, 3, size, size] in the order of
-    axnet.data.ORGANS. `training_record` holds what fit_segmenter measured.
+    axnet.data.ORGANS. `training_record` holds what fit_segmenter measured; the buffer `atlas` [3, 32, 32] is the mean
+    of the masks it was trained on, for films on which what the network draws is implausible.
     Raises ValueError when size is not a multiple of the U-Net's coarsest step.
     """
 
@@ -61,6 +63,7 @@ class Segmenter(nn.Module):
         if config.size % 2**steps:
             raise ValueError(f"size is {config.size}, expected a multiple of {2**steps} for {steps + 1} levels.")
         self.config = config
+        self.register_buffer("atlas", torch.zeros(len(ORGANS), ATLAS_SIDE, ATLAS_SIDE))
         self.training_record: dict[str, Any] = {}
         self.net = UNet(
             spatial_dims=2,
@@ -91,6 +94,20 @@ class Segmenter(nn.Module):
         return F.interpolate(
             self._logits(images), size=images.shape[2:], mode="bilinear", align_corners=False
         ).sigmoid()
+
+    atlas: Tensor
+
+    def plausible_batch(self, images: Tensor) -> Tensor:
+        """As predict_batch, but with the atlas for films whose organs predict would flag."""
+        probabilities = self.predict_batch(images)
+        anatomies = self.predict(
+            [image.numpy() for image in images[:, 0].float().cpu()], batch_size=max(1, len(images))
+        )
+        flagged = [index for index, anatomy in enumerate(anatomies) if anatomy.flags]
+        if flagged:
+            atlas = F.interpolate(self.atlas[None], size=images.shape[2:], mode="bilinear", align_corners=False)
+            probabilities[flagged] = atlas.to(probabilities)
+        return probabilities
 
     def _logits(self, images: Tensor) -> Tensor:
         """Logits at the network's size of images [N, 1, H, W] in [0, 1], in eval mode on the weights' device."""

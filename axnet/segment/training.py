@@ -22,7 +22,7 @@ from axnet.checkpoint import StrPath
 from axnet.data.findings import ORGANS
 from axnet.segment.evaluation import OrganSet, evaluate_segmenter, organ_mask
 from axnet.segment.learner import Learner, Shuffle
-from axnet.segment.segmenter import PRESETS, Segmenter, SegmenterConfig
+from axnet.segment.segmenter import ATLAS_SIDE, PRESETS, Segmenter, SegmenterConfig
 
 STATE_NAME = "last.ckpt"
 """File of the training state in the folder that fit_segmenter is given."""
@@ -74,6 +74,7 @@ def fit_segmenter(
     lightning.seed_everything(seed, verbose=False)
     segmenter = Segmenter(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, masks = _load(segmenter, train, "train")
+    segmenter.atlas.copy_(F.adaptive_avg_pool2d(masks.float().mean(0) / 255, ATLAS_SIDE))
     others = None if unlabelled is None else _load_images(segmenter, unlabelled)
     run = {"config": asdict(config), "images": len(images), "batch_size": batch_size, "lr": lr, "seed": seed}
     run |= {"unlabelled": 0 if others is None else len(others)}
