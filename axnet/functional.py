@@ -1,6 +1,6 @@
 """Public functions: check the arguments, choose the backend, call one op.
 
-Every function takes `backend=`: "native" (compiled kernels), "triton", "reference" (plain PyTorch, differentiable
+Every function takes `backend=`: "native" (compiled kernels), "triton" (GPU), "reference" (plain PyTorch, differentiable
 twice) or None for the choice of `axnet.use_backend` and AXNET_BACKEND. A named backend that cannot serve raises.
 """
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from axnet import backends, checks, reference
+from axnet.ops import fused_ops
 from axnet.ops.layouts import accumulator
 from axnet.reference import GateFunction
 from axnet.types import Fusion, MaskedPool
@@ -36,10 +37,11 @@ def masked_pool(x: Tensor, mask: Tensor, *, backend: str | None = None) -> Maske
     """
     checks.features(x)
     m = checks.prepared_mask(mask, x)
-    if backends.resolve(backend, x.device) == "reference":
+    name = backends.resolve(backend, x.device)
+    if name == "reference":
         return reference.masked_pool(x, m)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or m.requires_grad)
-    descriptors = torch.ops.axnet.masked_moments(x, m, False, needs_grad, 0)[0]
+    descriptors = fused_ops(name).masked_moments(x, m, False, needs_grad, 0)[0]
     return _named(descriptors.to(x.dtype), m.shape[1])
 
 
@@ -100,7 +102,8 @@ def anatomy_attention(
             )
         return g
 
-    if backends.resolve(backend, x.device) == "reference":
+    name = backends.resolve(backend, x.device)
+    if name == "reference":
         kept = [running_mean, running_var] if not batch_statistics or training else [None, None]
         return reference.anatomy_attention(
             x,
@@ -115,16 +118,14 @@ def anatomy_attention(
             fusion=fusion,
         )
 
-    acc = accumulator(x.dtype)
+    ops, acc = fused_ops(name), accumulator(x.dtype)
     grad = torch.is_grad_enabled()
     second = batch_statistics or grad
     blocks = m.shape[1] if fusion == "concat" else 1
     concat = fusion == "concat" and blocks > 1
-    descriptors, moments, _, mass, link, coef_link = torch.ops.axnet.masked_moments(
-        x, m, second, grad, blocks if grad else 0
-    )
+    descriptors, moments, _, mass, link, coef_link = ops.masked_moments(x, m, second, grad, blocks if grad else 0)
     g = checked_gate(_named(descriptors.to(x.dtype), m.shape[1]))
-    z, mean, var, _ = torch.ops.axnet.gate_norm(
+    z, mean, var, _ = ops.gate_norm(
         x.detach(),
         m.detach(),
         g.to(acc),
@@ -172,10 +173,11 @@ def pwap(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str 
     """
     checks.features(x)
     checks.pooling(x, weight, bias)
-    if backends.resolve(backend, x.device) == "reference":
+    name = backends.resolve(backend, x.device)
+    if name == "reference":
         return reference.pwap(x, weight, bias)
     acc = accumulator(x.dtype)
-    pooled, prob, _, _ = torch.ops.axnet.pwap(x, weight.to(acc).contiguous(), _as(bias, acc))
+    pooled, prob, _, _ = fused_ops(name).pwap(x, weight.to(acc).contiguous(), _as(bias, acc))
     return pooled, prob
 
 
