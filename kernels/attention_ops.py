@@ -17,8 +17,8 @@ from axnet.ops.layouts import channels_last, empty_features
 SHARED_ANATOMIES = 4  # anatomies whose accumulators fit into one program
 IMAGES, CHANNELS = 32, 16  # tile of the algebra between the passes
 
-_apply = tuned(((64, 16, 4), (128, 8, 4), (256, 4, 4), (64, 8, 2)))(blend.apply_kernel)
-_input = tuned(((64, 16, 4), (128, 8, 4), (256, 4, 4), (64, 8, 2)))(blend_backward.input_kernel)
+_apply = tuned(((64, 16, 4), (64, 16, 8), (128, 8, 4), (256, 4, 4)))(blend.apply_kernel)
+_input = tuned(((64, 16, 4), (64, 16, 8), (128, 8, 4), (256, 4, 4)))(blend_backward.input_kernel)
 
 
 def _pairs(anatomies: int) -> int:

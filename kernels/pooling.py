@@ -99,7 +99,7 @@ def pool_kernel(
     base = x_ptr + n * image_stride
 
     product = contraction_zero(MAPS, BLOCK_C, BLOCK_S, acc, DOT)
-    for first in range(0, C, BLOCK_C):
+    for first in tl.range(0, C, BLOCK_C, num_stages=3):
         c = first + tl.arange(0, BLOCK_C)
         valid = c < C
         x = tl.load(base + tile_offsets(c, s, stride, LAST), mask=valid[:, None] & inside[None, :], other=0.0).to(acc)
@@ -124,7 +124,7 @@ def pool_kernel(
     if SINGLE:
         w = w / mass[:, None]
 
-    for first in range(0, C, BLOCK_C):
+    for first in tl.range(0, C, BLOCK_C, num_stages=3):
         c = first + tl.arange(0, BLOCK_C)
         valid = c < C
         x = tl.load(base + tile_offsets(c, s, stride, LAST), mask=valid[:, None] & inside[None, :], other=0.0).to(acc)

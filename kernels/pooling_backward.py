@@ -67,7 +67,7 @@ def pool_backward_kernel(
 
     product = contraction_zero(MAPS, BLOCK_C, BLOCK_S, acc, DOT)
     mean = tl.zeros([MAPS, BLOCK_C], acc)
-    for first in range(0, C, BLOCK_C):
+    for first in tl.range(0, C, BLOCK_C, num_stages=3):
         c = first + tl.arange(0, BLOCK_C)
         valid = c < C
         x = tl.load(base + tile_offsets(c, s, x_stride, LAST), mask=valid[:, None] & inside[None, :], other=0.0).to(acc)
@@ -89,7 +89,7 @@ def pool_backward_kernel(
     dl = tl.where(both, dl, 0.0)
     tl.store(part_bias_ptr + task * K + k, tl.sum(dl, 1), mask=wanted)
 
-    for first in range(0, C, BLOCK_C):
+    for first in tl.range(0, C, BLOCK_C, num_stages=3):
         c = first + tl.arange(0, BLOCK_C)
         valid = c < C
         there = wanted[:, None] & valid[None, :]

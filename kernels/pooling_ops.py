@@ -3,6 +3,8 @@
 Launches (N > 0): pwap 1, and 1 more where an image has several tiles; pwap_backward 2.
 """
 
+from typing import Any
+
 import torch
 import triton
 from axnet.kernels import pooling, pooling_backward
@@ -16,24 +18,28 @@ from axnet.ops.layouts import accumulator, channels_last, empty_features
 FEW_MAPS = 4  # up to here the padding of tl.dot to 16 maps costs more than its products save
 
 
-def _tile(x: Tensor, maps: int) -> dict[str, object]:
+def _tile(x: Tensor, maps: int) -> dict[str, Any]:
     """How the products are made, and the sides of the tile: a function of type and shape alone.
 
-    More pixels make fewer parts to merge, fewer make more programs: 16 images of 7 x 7 are 16 programs of 64 pixels.
+    More pixels in a tile make fewer parts to merge, fewer make more programs; many maps need registers.
     """
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     block_s = 128 if pixels >= 65536 else 64 if pixels >= 4096 else 32
-    dot = maps > FEW_MAPS and x.dtype != torch.float64
-    if not dot:
-        padded = triton.next_power_of_2(maps)
-        block_c = max(1, 32 // padded)
-        if x.dtype == torch.float64:
-            block_s = 32
-    else:
-        padded, block_c = max(16, triton.next_power_of_2(maps)), 32
     half = x.dtype in (torch.bfloat16, torch.float16)
-    precise = "tf32" if half and torch.version.hip is None else "ieee"
-    return {"MAPS": padded, "DOT": dot, "PRECISION": precise, "BLOCK_C": block_c, "BLOCK_S": block_s}
+    tile = {"DOT": True, "PRECISION": "tf32" if half and torch.version.hip is None else "ieee"}
+    if maps <= FEW_MAPS or x.dtype == torch.float64:
+        padded = triton.next_power_of_2(maps)
+        sides = {"MAPS": padded, "BLOCK_C": max(1, 32 // padded), "BLOCK_S": min(block_s, 64)}
+        return {**tile, **sides, "DOT": False, "num_warps": 4}
+    if maps <= 16:
+        return {**tile, "MAPS": 16, "BLOCK_C": 32, "BLOCK_S": block_s, "num_warps": 4}
+    return {
+        **tile,
+        "MAPS": triton.next_power_of_2(maps),
+        "BLOCK_C": 16,
+        "BLOCK_S": min(block_s, 64),
+        "num_warps": 8,
+    }
 
 
 @register("pwap")
