@@ -35,7 +35,7 @@ def why_not(backend: str, device: str = "cpu") -> str | None:
         if device == "cpu":
             return None
         return f"the native kernels were built for cpu, the tensors are on {device}"
-    return "this release has no Triton kernels"
+    return ops.triton_unavailable(device)
 
 
 def available_backends(device: str = "cpu") -> tuple[str, ...]:
