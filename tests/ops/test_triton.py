@@ -45,6 +45,8 @@ def test_matrix_under_the_interpreter():
     done = subprocess.run(
         command, env=environment, cwd=FOLDER.parents[1], capture_output=True, text=True, timeout=1200, check=False
     )
+    if "only 0-dimensional arrays can be converted" in done.stdout:
+        pytest.skip("the interpreter of this Triton (3.6 among them) does not run on numpy 2.4 and newer")
     passed = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert passed, done.stdout
