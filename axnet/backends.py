@@ -87,10 +87,9 @@ def resolve(backend: str | None, device: torch.device) -> str:
             raise RuntimeError(f"backend {name!r} cannot be used: {reason}.")
         return name
     for name in BACKENDS:
-        reason = why_not(name, device.type)
-        if reason is None:
+        if why_not(name, device.type) is None:
             break
-        if name == "native" and not _warned and not torch.compiler.is_compiling():
-            _warned = True
-            warnings.warn(f"axnet runs without its native kernels: {reason}.", stacklevel=4)
+    if name == "reference" and not _warned and not torch.compiler.is_compiling():
+        _warned = True
+        warnings.warn(f"axnet runs without its native kernels: {why_not('native', device.type)}.", stacklevel=4)
     return name

@@ -6,7 +6,7 @@ statistics or saved rows; gate_norm_backward 2; masked_moments_backward 1, and 1
 
 import torch
 import triton
-from axnet.kernels import blend, blend_backward, moments, statistics
+from axnet.kernels import blend, blend_backward, combine, moments, statistics
 from axnet.kernels.launch import on_its_device, strides, strips_of, tile_sides, tiles_of, tuned, walkable
 from axnet.kernels.register import register
 from torch import Tensor
@@ -76,7 +76,7 @@ def masked_moments(
     if strips > 1:
         block = 128
         rows = 2 + 2 * a + (moment_rows if second else 0)
-        wrap_triton(moments.combine_kernel)[(n * triton.cdiv(c, block), rows)](
+        wrap_triton(combine.combine_kernel)[(n * triton.cdiv(c, block), rows)](
             *parts, *outputs, c, strips, A=a, SECOND=second, POSITIONS=positions, BLOCK_C=block
         )
     return descriptors, moment, argmax, mass, link, coef_link

@@ -10,7 +10,7 @@ A program holds a tile [BLOCK_C, BLOCK_S] and walks it along a strip of the pixe
 accumulator of the tile's size, reduced over the pixels once, at the end of the strip. Up to four anatomies share a
 program; beyond, a program takes one anatomy (and its pairs with all others), and the programs of one strip are
 neighbours, so that X comes from the second-level cache after the first. The mass has programs of its own in the same
-launch. Where an image has several strips, `combine_kernel` adds them in order.
+launch. Where an image has several strips, axnet.kernels.combine adds them in order.
 """
 
 import triton
@@ -262,57 +262,3 @@ def moments_kernel(
             BLOCK_C,
             BLOCK_S,
         )
-
-
-@triton.jit
-def combine_kernel(
-    part_descriptors_ptr,  # [N, strips, 2 + 2A, C]
-    part_moments_ptr,
-    part_argmax_ptr,
-    descriptors_ptr,  # [N, 2 + 2A, C]
-    moments_ptr,
-    argmax_ptr,
-    C,
-    strips,
-    A: tl.constexpr,
-    SECOND: tl.constexpr,
-    POSITIONS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Add the strips of an image in order. Grid: (image, channel block) by rows of descriptors, then of moments."""
-    DESCRIPTORS: tl.constexpr = 2 + 2 * A
-    MOMENTS: tl.constexpr = 3 + 2 * A + A * (A + 1)
-    channel_blocks = tl.cdiv(C, BLOCK_C)
-    n = tl.cast(tl.program_id(0) // channel_blocks, tl.int64)
-    c = (tl.program_id(0) % channel_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    row = tl.program_id(1)
-    valid = c < C
-    if row < DESCRIPTORS:
-        part = part_descriptors_ptr + (n * strips * DESCRIPTORS + row) * C + c
-        total = tl.load(part, mask=valid, other=0.0)
-        if (row == 1) | (row >= 2 + A):
-            peak_row = tl.where(row == 1, 0, row - 1 - A)
-            positions = part_argmax_ptr + (n * strips * (1 + A) + peak_row) * C + c
-            position = tl.zeros([BLOCK_C], tl.int32)
-            if POSITIONS:
-                position = tl.load(positions, mask=valid, other=0)
-            for i in range(1, strips):
-                value = tl.load(part + i * DESCRIPTORS * C, mask=valid, other=0.0)
-                better = above(value, total)
-                total = tl.where(better, value, total)
-                if POSITIONS:
-                    position = tl.where(better, tl.load(positions + i * (1 + A) * C, mask=valid, other=0), position)
-            if POSITIONS:
-                tl.store(argmax_ptr + (n * (1 + A) + peak_row) * C + c, position, mask=valid)
-        else:
-            for i in range(1, strips):
-                total += tl.load(part + i * DESCRIPTORS * C, mask=valid, other=0.0)
-        tl.store(descriptors_ptr + (n * DESCRIPTORS + row) * C + c, total, mask=valid)
-    elif SECOND:
-        row -= DESCRIPTORS
-        part = part_moments_ptr + (n * strips * MOMENTS + row) * C + c
-        total = tl.load(part, mask=valid, other=0.0)
-        if row > 0:  # row 0 is the shift, the same in every strip
-            for i in range(1, strips):
-                total += tl.load(part + i * MOMENTS * C, mask=valid, other=0.0)
-        tl.store(moments_ptr + (n * MOMENTS + row) * C + c, total, mask=valid)

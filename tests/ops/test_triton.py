@@ -45,6 +45,8 @@ def test_matrix_under_the_interpreter():
     done = subprocess.run(
         command, env=environment, cwd=FOLDER.parents[1], capture_output=True, text=True, timeout=1200, check=False
     )
+    if "only 0-dimensional arrays can be converted" in done.stdout:
+        pytest.skip("the interpreter of this Triton (3.6 among them) does not run on numpy 2.4 and newer")
     passed = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert passed, done.stdout
@@ -164,6 +166,46 @@ def test_number_of_launches(compiler):
     outputs = []
     assert count(lambda: outputs.append(AF.anatomy_attention(leaf, mask, gate, training=True, backend="triton"))) == 3
     assert count(lambda: outputs[0].sum().backward()) == 3
+
+
+TRACE = """
+import torch, triton
+from torch._dynamo.backends.common import aot_autograd
+from triton.backends.compiler import GPUTarget
+import axnet.backends
+from axnet import nn
+
+class NoDriver:  # tells the target; nothing can be launched
+    def get_current_target(self): return GPUTarget("cuda", 90, 32)
+
+def compiler(graph, inputs):
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    print(sum("axnet_triton" in name for name in names), sum("triton_kernel_wrapper" in name for name in names))
+    raise NotImplementedError("seen enough")
+
+triton.runtime.driver.set_active(NoDriver())
+axnet.backends.ops.triton_unavailable = lambda device: None
+attention, pool = nn.AnatomyAwareAttention(8, 2, dropout=0.0, backend="triton"), nn.PCAMHead(8, 3, backend="triton")
+
+def head(x, mask):
+    return pool(attention(x, mask))[0]
+
+model = torch.compile(head, backend=aot_autograd(fw_compiler=compiler), fullgraph=True, dynamic=True)
+try:
+    model(torch.rand(2, 8, 7, 7, requires_grad=True), torch.rand(2, 2, 14, 7))
+except Exception as error:
+    assert "seen enough" in str(error), error
+"""
+
+
+@needs_triton
+@not_interpreted
+def test_compile_sees_through_to_the_kernels(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", TRACE], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", "5"], done.stdout + done.stderr  # opaque ops, kernels of the forward pass
 
 
 def test_why_triton_does_not_serve(monkeypatch):
