@@ -82,11 +82,10 @@ class AnatomyAwareAttention(nn.Module):
     def gate(self, pool: MaskedPool) -> Tensor:
         """Channel gates [N, A, C] from the descriptors of axnet.functional.masked_pool."""
         a = self.num_anatomies
-        shared = torch.stack((pool.avg, pool.max), 1).unsqueeze(1).expand(-1, a, -1, -1)
-        masked = torch.stack((pool.masked_max, pool.masked_avg), 2)
-        entry = torch.cat((shared, masked), 2).to(gate_type(pool.avg, self.hidden_weight))  # [N, A, 4, C]
+        masked = zip(pool.masked_max.unbind(1), pool.masked_avg.unbind(1), strict=True)
         # one product for the A*4 first layers: at small N their weights are the floor
-        flat = entry.permute(1, 2, 0, 3).reshape(a * 4, -1, self.channels)
+        flat = torch.stack([entry for pair in masked for entry in (pool.avg, pool.max, *pair)])  # [A*4, N, C]
+        flat = flat.to(gate_type(flat, self.hidden_weight))
         first = grouped_linear(flat, self.hidden_weight.flatten(0, 1), self.hidden_bias.flatten(0, 1))
         summed = F.leaky_relu(first, 0.2).unflatten(0, (a, 4)).sum(1)  # [A, N, hidden]
         second = grouped_linear(summed, self.gate_weight, self.gate_bias)
