@@ -136,7 +136,7 @@ setup(
         "axnet.kernels",
     ],
     package_dir={"axnet": "axnet", "axnet.kernels": "kernels"},
-    package_data={"axnet": ["py.typed"]},
+    package_data={"axnet": ["py.typed", "segment/weights/*"]},
     ext_modules=extensions,
     cmdclass=commands,
 )

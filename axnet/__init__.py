@@ -7,6 +7,7 @@ the extra [train] brings the network, the data readers, training, evaluation and
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axnet.backends import available_backends, use_backend
@@ -14,6 +15,9 @@ from axnet.environment import __version__, info
 
 if TYPE_CHECKING:
     from axnet import data, functional, metrics, models, nn, reference, report, segment, train
+
+if not (Path(__file__).parent / "kernels").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))  # run from its sources: there, kernels/ lies beside axnet/
 
 _SUBPACKAGES = ("data", "functional", "kernels", "metrics", "models", "nn", "reference", "report", "segment", "train")
 

@@ -35,7 +35,7 @@ def why_not(backend: str, device: str = "cpu") -> str | None:
         if device == "cpu":
             return None
         return f"the native kernels were built for cpu, the tensors are on {device}"
-    return "this release has no Triton kernels"
+    return ops.triton_unavailable(device)
 
 
 def available_backends(device: str = "cpu") -> tuple[str, ...]:
@@ -87,10 +87,9 @@ def resolve(backend: str | None, device: torch.device) -> str:
             raise RuntimeError(f"backend {name!r} cannot be used: {reason}.")
         return name
     for name in BACKENDS:
-        reason = why_not(name, device.type)
-        if reason is None:
+        if why_not(name, device.type) is None:
             break
-        if name == "native" and not _warned and not torch.compiler.is_compiling():
-            _warned = True
-            warnings.warn(f"axnet runs without its native kernels: {reason}.", stacklevel=4)
+    if name == "reference" and not _warned and not torch.compiler.is_compiling():
+        _warned = True
+        warnings.warn(f"axnet runs without its native kernels: {why_not('native', device.type)}.", stacklevel=4)
     return name

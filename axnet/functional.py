@@ -1,6 +1,6 @@
 """Public functions: check the arguments, choose the backend, call one op.
 
-Every function takes `backend=`: "native" (compiled kernels), "triton", "reference" (plain PyTorch, differentiable
+Every function takes `backend=`: "native" (compiled kernels), "triton" (GPU), "reference" (plain PyTorch, differentiable
 twice) or None for the choice of `axnet.use_backend` and AXNET_BACKEND. A named backend that cannot serve raises.
 """
 
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from axnet import backends, checks, reference
+from axnet.ops import fused_ops
 from axnet.ops.layouts import accumulator
 from axnet.reference import GateFunction
 from axnet.types import Fusion, MaskedPool
@@ -36,10 +38,11 @@ def masked_pool(x: Tensor, mask: Tensor, *, backend: str | None = None) -> Maske
     """
     checks.features(x)
     m = checks.prepared_mask(mask, x)
-    if backends.resolve(backend, x.device) == "reference":
+    name = backends.resolve(backend, x.device)
+    if name == "reference":
         return reference.masked_pool(x, m)
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or m.requires_grad)
-    descriptors = torch.ops.axnet.masked_moments(x, m, False, needs_grad, 0)[0]
+    descriptors = _call(fused_ops(name).masked_moments.default, x, m, False, needs_grad, 0)[0]
     return _named(descriptors.to(x.dtype), m.shape[1])
 
 
@@ -100,7 +103,8 @@ def anatomy_attention(
             )
         return g
 
-    if backends.resolve(backend, x.device) == "reference":
+    name = backends.resolve(backend, x.device)
+    if name == "reference":
         kept = [running_mean, running_var] if not batch_statistics or training else [None, None]
         return reference.anatomy_attention(
             x,
@@ -115,16 +119,17 @@ def anatomy_attention(
             fusion=fusion,
         )
 
-    acc = accumulator(x.dtype)
+    ops, acc = fused_ops(name), accumulator(x.dtype)
     grad = torch.is_grad_enabled()
     second = batch_statistics or grad
     blocks = m.shape[1] if fusion == "concat" else 1
     concat = fusion == "concat" and blocks > 1
-    descriptors, moments, _, mass, link, coef_link = torch.ops.axnet.masked_moments(
-        x, m, second, grad, blocks if grad else 0
+    descriptors, moments, _, mass, link, coef_link = _call(
+        ops.masked_moments.default, x, m, second, grad, blocks if grad else 0
     )
     g = checked_gate(_named(descriptors.to(x.dtype), m.shape[1]))
-    z, mean, var, _ = torch.ops.axnet.gate_norm(
+    z, mean, var, _ = _call(
+        ops.gate_norm.default,
         x.detach(),
         m.detach(),
         g.to(acc),
@@ -150,7 +155,15 @@ def anatomy_attention(
 
 
 def _as(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if t is None else t.to(dtype).contiguous()
+    return t if t is None or (t.dtype == dtype and t.is_contiguous()) else t.to(dtype).contiguous()
+
+
+def _call(op: OpOverload, *arguments: object) -> tuple[Tensor, ...]:
+    """Call an op; without gradients past its autograd kernel, a detour through Python as long as a small op."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
 
 
 def pwap(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
@@ -172,10 +185,11 @@ def pwap(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str 
     """
     checks.features(x)
     checks.pooling(x, weight, bias)
-    if backends.resolve(backend, x.device) == "reference":
+    name = backends.resolve(backend, x.device)
+    if name == "reference":
         return reference.pwap(x, weight, bias)
     acc = accumulator(x.dtype)
-    pooled, prob, _, _ = torch.ops.axnet.pwap(x, weight.to(acc).contiguous(), _as(bias, acc))
+    pooled, prob, _, _ = _call(fused_ops(name).pwap.default, x, _as(weight, acc), _as(bias, acc))
     return pooled, prob
 
 

@@ -92,6 +92,27 @@ def real() -> str:
     )
 
 
+def segmenter() -> str:
+    record = load("segmenter.json")
+    if record is None:
+        return "Not yet measured.\n"
+    lines = ["| test films (40, at 256 px) | left lung | right lung | heart |", "|---|---|---|---|"]
+    organs = record["organs"]
+    for measure, form in (("Dice", "{:.3f}"), ("HD95", "{:.1f} px")):
+        cells = [form.format(record["test"][organ][measure]) for organ in organs]
+        lines.append(f"| {measure} | {' | '.join(cells)} |")
+    for name, changed in record["robustness"].items():
+        cells = [f"{changed[organ]:.3f}" for organ in organs]
+        lines.append(f"| Dice, {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Mean absolute error of the cardiothoracic ratio {record['test']['heart']['CTR error']:.4f}; "
+        f"{record['robustness']['inverted']['flagged as inverted']:.0%} of negatives recognised; "
+        f"{record['images_per_second']:.0f} films a second with all checks; {origin(record['environment'])}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def interval(value: dict[str, float], sign: bool = False) -> str:
     form = "{:+.3f}" if sign else "{:.3f}"
     return f"{form.format(value['value'])} ({form.format(value['low'])} to {form.format(value['high'])})"
@@ -103,7 +124,7 @@ def main() -> None:
     check = parser.parse_args().check
     readme = ROOT / "README.md"
     before = after = readme.read_text(encoding="utf-8")
-    for name, table in (("speed", speed()), ("demo", demo()), ("real", real())):
+    for name, table in (("speed", speed()), ("demo", demo()), ("real", real()), ("segmenter", segmenter())):
         pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(after):
             sys.exit(f"README.md has no place for '{name}'")

@@ -1,1 +1,1 @@
-"""Triton kernels of axnet, installed as axnet.kernels."""
+"""Triton kernels of axnet, installed as axnet.kernels; importing axnet.kernels.ops brings Triton and registers them."""

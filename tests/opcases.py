@@ -1,4 +1,8 @@
-"""The op matrix: shapes, layouts, types and the one tolerance table; inputs are drawn from a seed."""
+"""The op matrix: shapes, layouts, types and the one tolerance table; inputs are drawn from a seed.
+
+AXNET_TEST_DEVICE (cpu) is where the tensors of a test lie, AXNET_TEST_BACKENDS (all that serve it) names the backends
+under test, separated by commas.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,11 @@ from torch import Tensor
 import axnet
 from axnet.types import MaskedPool
 
-BACKENDS = axnet.available_backends()
+DEVICE = os.environ.get("AXNET_TEST_DEVICE", "cpu")
+if DEVICE != "cpu":
+    torch.set_default_device(DEVICE)
+CHOSEN = os.environ.get("AXNET_TEST_BACKENDS")
+BACKENDS = tuple(CHOSEN.split(",")) if CHOSEN else axnet.available_backends(torch.device(DEVICE).type)
 FUSED = tuple(name for name in BACKENDS if name != "reference")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "channels_last", "sliced", "sliced_channels_last", "transposed", "expanded")
@@ -31,13 +39,13 @@ TOLERANCE = {
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0, shift: float = 0.0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return (torch.randn(shape, dtype=torch.float64, generator=generator) + shift).to(dtype)
+    generator = torch.Generator("cpu").manual_seed(seed + sum(shape))
+    return (torch.randn(shape, dtype=torch.float64, generator=generator, device="cpu") + shift).to(DEVICE, dtype)
 
 
 def draw_mask(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.rand(shape, dtype=torch.float64, generator=generator).to(dtype)
+    generator = torch.Generator("cpu").manual_seed(seed + sum(shape))
+    return torch.rand(shape, dtype=torch.float64, generator=generator, device="cpu").to(DEVICE, dtype)
 
 
 def lay_out(x: Tensor, layout: str) -> Tensor:

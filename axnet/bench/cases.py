@@ -69,7 +69,9 @@ def forms_of(case: Case, forms: tuple[str, ...] = FORMS, device: str = "cpu") ->
     mask = torch.rand((n, 2, h, w), generator=generator).to(device)
     functions = (_attention if case.task.startswith("a3") else _pooling)(case, mask, draw)
     outputs = functions["eager"](x)
-    grad = draw(*outputs[0].shape).contiguous(memory_format=_format(outputs[0]))
+    grad = draw(*outputs[0].shape)
+    if case.layout == "channels_last" and grad.dim() == 4:  # as the next layer of such a network hands it over
+        grad = grad.contiguous(memory_format=torch.channels_last)
     calls: dict[str, Call] = {}
     for form in forms:
         function = functions["eager" if form == "compile" else form]
@@ -77,11 +79,6 @@ def forms_of(case: Case, forms: tuple[str, ...] = FORMS, device: str = "cpu") ->
             function = torch.compile(function, fullgraph=True, dynamic=False)
         calls[form] = _evaluation(function, x) if case.mode == "eval" else _training(function, x, grad)
     return calls
-
-
-def _format(t: Tensor) -> torch.memory_format:
-    last = t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def _evaluation(function: Form, x: Tensor) -> Call:

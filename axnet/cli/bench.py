@@ -30,11 +30,13 @@ def bench(
     """Time A3 and PWAP against eager PyTorch, torch.compile (--form ...,compile) and the peers' published form.
 
     Every form's numbers are compared with eager's before a time is taken. GB/s counts the bytes that cannot be avoided;
-    "floor" is the time they need at the bandwidth of a copy, as a share of the time taken.
+    "floor" is the time they need at the bandwidth of a copy, as a share of the time taken. The process keeps freed
+    memory for its next tensors (docs/performance.md, "Memory"); --passes measures in fresh memory too.
     """
     from axnet.bench import FORMS, SHAPES, TASKS, Record, copy_bandwidth, run_all, summary
     from axnet.bench.cases import MODES
     from axnet.bench.measure import pass_bandwidths, saved_share
+    from axnet.bench.memory import keep_freed_memory
     from axnet.report import environment
 
     forms = _chosen("form", form, FORMS)
@@ -49,6 +51,18 @@ def bench(
             f"{r.gigabytes_per_second:7.1f} {r.floor_share:6.0%}"
         )
 
+    extra: dict[str, Any] = {}
+    if passes:
+        extra["passes in fresh memory"] = pass_bandwidths(copy_bandwidth())
+    extra["freed memory is kept"] = keep_freed_memory()
+    copy = copy_bandwidth()
+    if passes:
+        extra["passes"] = pass_bandwidths(copy)
+        extra["saved"] = {"x".join(map(str, s)): saved_share(s) for s in SHAPES}
+        for title in ("passes in fresh memory", "passes"):
+            typer.echo(f"{title}: share of a copy's {copy / 1e9:.1f} GB/s")
+            for name, shares in extra[title].items():
+                typer.echo(f"  {name:14} " + "  ".join(f"{layout} {share:.0%}" for layout, share in shares.items()))
     typer.echo(
         f"{'task':7} {'mode':9} {'shape':14} {'layout':14} {'form':8} {'median ms':>10} {'GB/s':>7} {'floor':>6}"
     )
@@ -58,13 +72,6 @@ def bench(
     typer.echo("\naxnet is faster than          mean  least")
     for (name, kind, other), ratio in table.items():
         typer.echo(f"  {name:7} {kind:9} {other:8} {ratio['mean']:6.2f}x {ratio['least']:5.2f}x")
-    copy = copy_bandwidth()
-    extra: dict[str, Any] = {}
-    if passes:
-        extra["passes"] = pass_bandwidths(copy)
-        extra["saved"] = {"x".join(map(str, s)): saved_share(s) for s in SHAPES}
-        for name, shares in extra["passes"].items():
-            typer.echo(f"  {name:14} " + "  ".join(f"{layout} {share:.0%}" for layout, share in shares.items()))
     if out is None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)

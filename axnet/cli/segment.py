@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -15,12 +12,12 @@ import typer
 from axnet.cli.options import Quiet, Seed
 
 if TYPE_CHECKING:
+    from axnet.report import Thumbnail
     from axnet.segment import Anatomy, Segmenter
 
 app = typer.Typer(help="Draw lungs and heart on chest X-rays.", no_args_is_help=True)
 
-_EXTENSIONS = (".png", ".jpg", ".jpeg")
-_COLUMNS = ["image", "ctr", "quality", "flags"]
+_EXTENSIONS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
 class OrganData(str, Enum):
@@ -33,8 +30,16 @@ class OrganData(str, Enum):
 class Preset(str, Enum):
     """Sizes of the U-Net."""
 
+    standard = "standard"
     small = "small"
     tiny = "tiny"
+
+
+class Method(str, Enum):
+    """Ways to train."""
+
+    mean_teacher = "mean-teacher"
+    supervised = "supervised"
 
 
 @app.command()
@@ -47,7 +52,15 @@ def fit(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of the organ mask set: index.csv, images/, masks/left_lung, right_lung, heart."),
     ] = None,
-    preset: Annotated[Preset, typer.Option(help="Size of the network.")] = Preset.small,
+    unlabelled: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Radiographs without masks: an NIH ChestX-ray14 folder (its train_val list), or any folder."),
+    ] = None,
+    method: Annotated[
+        Optional[Method],  # noqa: UP045
+        typer.Option(help="mean-teacher learns from --unlabelled too and is the default with it; else supervised."),
+    ] = None,
+    preset: Annotated[Preset, typer.Option(help="Size of the network.")] = Preset.standard,
     size: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=16, help="Side in pixels at which the network works; without it the preset's."),
@@ -65,9 +78,11 @@ def fit(
     """Train a segmenter and print its Dice on the validation and test images."""
     from torch.utils.data import Dataset
 
-    from axnet.data import OrganMaskSet, PhantomXray
+    from axnet.data import OrganMaskSet, PhantomXray, open_unlabelled
     from axnet.segment import PRESETS, evaluate_segmenter, fit_segmenter
 
+    if method is Method.mean_teacher and unlabelled is None:
+        raise ValueError("unlabelled is missing, expected a folder of radiographs for --method mean-teacher.")
     config = PRESETS[preset.value] if size is None else replace(PRESETS[preset.value], size=size)
     parts: dict[str, Dataset[dict[str, object]]]
     if data is OrganData.phantom:
@@ -83,6 +98,7 @@ def fit(
     segmenter = fit_segmenter(
         parts["train"],
         parts["val"],
+        None if unlabelled is None or method is Method.supervised else open_unlabelled(unlabelled),
         config=config,
         epochs=epochs,
         batch_size=batch_size,
@@ -106,52 +122,81 @@ def fit(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Radiographs (PNG, JPEG), or folders of them.")],
-    weights: Annotated[Path, typer.Option(help="Weights of a segmenter (axnet segment fit).")],
-    out: Annotated[Path, typer.Option(help="Folder for the masks and anatomy.csv.")] = Path("anatomy"),
+    images: Annotated[list[Path], typer.Argument(help="Radiographs (PNG, JPEG, DICOM), or folders of them.")],
+    weights: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Weights of a segmenter (axnet segment fit); without them the one that comes with axnet."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Table of masks (.parquet), or a folder for PNG masks.")] = (
+        Path("anatomy.parquet")
+    ),
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")] = "cpu",
+    sheet: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="HTML file for a contact sheet of the --sheet-films films of the lowest quality."),
+    ] = None,
+    sheet_films: Annotated[int, typer.Option(min=1, help="Films on the contact sheet.")] = 40,
 ) -> None:
-    """Draw lungs and heart: OUT/ORGAN/IMAGE.png (1 bit) and OUT/anatomy.csv (image, ctr, quality, flags).
+    """Draw lungs and heart, and print the cardiothoracic ratio, the quality and what is implausible of every image.
 
-    Images whose masks and row are there already are left out, so a run can be stopped and started again. Files that
-    cannot be read are listed at the end, and the exit code is then 1.
+    A table has one row per image (axnet.data.MaskTable reads it); a folder gets ORGAN/IMAGE.png (1 bit) and
+    anatomy.csv (image, ctr, quality, flags). Images that are there already are left out, so a run can be stopped and
+    started again. Files that cannot be read are listed at the end, and the exit code is then 1.
     """
     import torch
-    from PIL import Image
 
-    from axnet.data import ORGANS
-    from axnet.segment import Segmenter
+    from axnet.segment import Segmenter, load_pretrained
+    from axnet.segment.output import open_sink
 
     files = _files(images)
+    segmenter = load_pretrained() if weights is None else Segmenter.load(weights)
     try:
-        segmenter = Segmenter.load(weights).to(torch.device(device))
+        segmenter = segmenter.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:  # torch's own text runs over many lines
         reason = str(error).splitlines()[0]
         raise typer.BadParameter(f"device is '{device}', which does not serve here ({reason}).") from error
-    table = out / "anatomy.csv"
-    done = {name: row for name, row in _rows(table).items() if _drawn(out, name)}
-    waiting = [file for file in files if file.name not in done]
-    for organ in ORGANS:
-        (out / organ).mkdir(parents=True, exist_ok=True)
+    sink = open_sink(out)
+    waiting = [file for file in files if file.name not in sink]
     failed: list[tuple[Path, str]] = []
-    _write_rows(table, done.values())
-    with table.open("a", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened)
-        for start in range(0, len(waiting), batch_size):
-            for file, anatomy in _predicted(segmenter, waiting[start : start + batch_size], failed):
-                for organ, mask in zip(ORGANS, anatomy.masks, strict=True):
-                    Image.fromarray(mask).save(_mask_file(out, organ, file.name), bits=1, optimize=True)
-                ctr = "" if anatomy.ctr != anatomy.ctr else f"{anatomy.ctr:.4f}"
-                writer.writerow((file.name, ctr, f"{anatomy.quality:.3f}", "; ".join(anatomy.flags)))
-                note = f"  ({'; '.join(anatomy.flags)})" if anatomy.flags else ""
-                typer.echo(f"{file.name}  CTR {ctr or 'unknown'}  quality {anatomy.quality:.2f}{note}")
-            opened.flush()
-    typer.echo(f"{len(waiting) - len(failed)} drawn, {len(files) - len(waiting)} were there, {len(failed)} failed")
+    worst: list[Thumbnail] = []
+    flagged = 0
+    for start in range(0, len(waiting), batch_size):
+        for file, anatomy in _predicted(segmenter, waiting[start : start + batch_size], failed):
+            sink.add(file.name, anatomy)
+            ctr = "unknown" if anatomy.ctr != anatomy.ctr else f"{anatomy.ctr:.4f}"
+            note = f"  ({'; '.join(anatomy.flags)})" if anatomy.flags else ""
+            typer.echo(f"{file.name}  CTR {ctr}  quality {anatomy.quality:.2f}{note}")
+            flagged += bool(anatomy.flags)
+            if sheet is not None and (len(worst) < sheet_films or anatomy.quality < worst[-1].quality):
+                worst.append(_thumbnail(file, anatomy))
+                worst = sorted(worst, key=lambda t: t.quality)[:sheet_films]
+        sink.flush()
+    sink.finish()
+    typer.echo(
+        f"{len(waiting) - len(failed)} drawn ({flagged} flagged), {len(files) - len(waiting)} were there, "
+        f"{len(failed)} failed"
+    )
+    if sheet is not None:
+        _write_sheet(sheet, worst, len(waiting) - len(failed), flagged)
     for file, reason in failed:
         typer.echo(f"failed: {file}: {reason}", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _thumbnail(file: Path, anatomy: Anatomy) -> Thumbnail:
+    from axnet.data import read_image
+    from axnet.report import Thumbnail
+
+    return Thumbnail.of(file.name, read_image(file), anatomy.masks, anatomy.ctr, anatomy.quality, anatomy.flags)
+
+
+def _write_sheet(sheet: Path, worst: list[Thumbnail], drawn: int, flagged: int) -> None:
+    from axnet.report import write_sheet
+
+    text = f"The {len(worst)} least certain of {drawn} films, of which {flagged} are flagged as implausible."
+    typer.echo(str(write_sheet(sheet, worst, title="Anatomy: the least certain films", description=text)))
 
 
 def _files(named: list[Path]) -> list[Path]:
@@ -160,7 +205,7 @@ def _files(named: list[Path]) -> list[Path]:
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in _EXTENSIONS)
             if not found:
-                raise FileNotFoundError(f"folder '{path}' holds no PNG or JPEG files.")
+                raise FileNotFoundError(f"folder '{path}' holds no PNG, JPEG or DICOM files.")
             files += found
         elif path.is_file():
             files.append(path)
@@ -171,35 +216,6 @@ def _files(named: list[Path]) -> list[Path]:
     if twice:
         raise ValueError(f"images holds the name '{sorted(twice)[0]}' twice, expected different names in one run.")
     return files
-
-
-def _mask_file(out: Path, organ: str, name: str) -> Path:
-    return out / organ / f"{Path(name).stem}.png"
-
-
-def _drawn(out: Path, name: str) -> bool:
-    from axnet.data import ORGANS
-
-    return all(_mask_file(out, organ, name).is_file() for organ in ORGANS)
-
-
-def _rows(table: Path) -> dict[str, list[str]]:
-    """The complete rows of a table of ours, by image; a run that was killed may have left half a row at the end."""
-    if not table.is_file():
-        return {}
-    with table.open(newline="", encoding="utf-8") as opened:
-        text = opened.read()
-    header, *rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")) if "\n" in text else [_COLUMNS]
-    if header != _COLUMNS:
-        raise ValueError(f"table '{table}' has columns {header}, expected {_COLUMNS}: give another --out.")
-    return {row[0]: row for row in rows if len(row) == len(_COLUMNS)}
-
-
-def _write_rows(table: Path, rows: Iterable[list[str]]) -> None:
-    partial = table.with_name(f".{table.name}.part")
-    with partial.open("w", newline="", encoding="utf-8") as opened:
-        csv.writer(opened).writerows([_COLUMNS, *rows])
-    partial.replace(table)
 
 
 def _predicted(segmenter: Segmenter, files: list[Path], failed: list[tuple[Path, str]]) -> list[tuple[Path, Anatomy]]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from axnet.data.findings import ANATOMIES, NIH_FINDINGS, ORGANS, Box, organs_to_anatomies
+    from axnet.data.folder import RadiographFolder, open_unlabelled
     from axnet.data.image import percentile_normalize, read_image, read_mask, resize
+    from axnet.data.mask_table import MaskTable, MaskWriter
     from axnet.data.nih import NIHChestXray
     from axnet.data.organs import OrganMaskSet
     from axnet.data.phantom import PhantomSample, PhantomXray, render, write_nih
@@ -21,10 +23,14 @@ _HOME = {
     "ORGANS": "findings",
     "Box": "findings",
     "organs_to_anatomies": "findings",
+    "RadiographFolder": "folder",
+    "open_unlabelled": "folder",
     "percentile_normalize": "image",
     "read_image": "image",
     "read_mask": "image",
     "resize": "image",
+    "MaskTable": "mask_table",
+    "MaskWriter": "mask_table",
     "NIHChestXray": "nih",
     "OrganMaskSet": "organs",
     "PhantomSample": "phantom",
@@ -38,10 +44,14 @@ __all__ = [
     "NIH_FINDINGS",
     "ORGANS",
     "Box",
+    "MaskTable",
+    "MaskWriter",
     "NIHChestXray",
     "OrganMaskSet",
     "PhantomSample",
     "PhantomXray",
+    "RadiographFolder",
+    "open_unlabelled",
     "organs_to_anatomies",
     "percentile_normalize",
     "read_image",

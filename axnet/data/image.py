@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from axnet.data.dicom import is_dicom, read_dicom
+
 StrPath = str | PathLike[str]
 Float32Array = npt.NDArray[np.float32]
 
@@ -35,10 +37,13 @@ def _load(path: StrPath) -> Image.Image:
 def read_image(path: StrPath) -> Float32Array:
     """Read a radiograph as grey values.
 
-    path: PNG or JPEG of 8 or 16 bits; colour and alpha (a few NIH files are RGBA) are reduced to luminance.
+    path: PNG or JPEG of 8 or 16 bits; colour and alpha (a few NIH files are RGBA) are reduced to luminance. Or DICOM
+    (axnet.data.dicom.read_dicom).
     Returns float32 [H,W] in [0,1]: the stored value over the largest value of its bit depth.
     Raises FileNotFoundError for a missing file, ValueError for one that cannot be decoded; both name the file.
     """
+    if Path(path).is_file() and is_dicom(Path(path)):
+        return read_dicom(Path(path))
     image = _load(path)
     if image.mode in _SIXTEEN_BIT:
         return (np.asarray(image).astype(np.float32) / np.float32(65535)).clip(0, 1)

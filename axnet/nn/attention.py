@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from axnet.checks import MAX_ANATOMIES
+from axnet.nn.grouped import grouped_linear
 from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm
 from axnet.types import Fusion, MaskedPool
 
@@ -80,16 +81,14 @@ class AnatomyAwareAttention(nn.Module):
 
     def gate(self, pool: MaskedPool) -> Tensor:
         """Channel gates [N, A, C] from the descriptors of axnet.functional.masked_pool."""
-        a, hidden = self.num_anatomies, self.hidden_channels
-        shared = torch.stack((pool.avg, pool.max), 1).unsqueeze(1).expand(-1, a, -1, -1)
-        masked = torch.stack((pool.masked_max, pool.masked_avg), 2)
-        # one batched product for the A*4 first layers: at small N their weights are the floor
-        entry = torch.cat((shared, masked), 2).to(gate_type(pool.avg, self.hidden_weight))  # [N, A, 4, C]
-        flat = entry.permute(1, 2, 0, 3).reshape(a * 4, -1, self.channels)
-        weight = self.hidden_weight.reshape(a * 4, hidden, self.channels).transpose(1, 2)
-        first = torch.baddbmm(self.hidden_bias.reshape(a * 4, 1, hidden), flat, weight)
+        a = self.num_anatomies
+        masked = zip(pool.masked_max.unbind(1), pool.masked_avg.unbind(1), strict=True)
+        # one product for the A*4 first layers: at small N their weights are the floor
+        flat = torch.stack([entry for pair in masked for entry in (pool.avg, pool.max, *pair)])  # [A*4, N, C]
+        flat = flat.to(gate_type(flat, self.hidden_weight))
+        first = grouped_linear(flat, self.hidden_weight.flatten(0, 1), self.hidden_bias.flatten(0, 1))
         summed = F.leaky_relu(first, 0.2).unflatten(0, (a, 4)).sum(1)  # [A, N, hidden]
-        second = torch.baddbmm(self.gate_bias.unsqueeze(1), summed, self.gate_weight.transpose(1, 2))
+        second = grouped_linear(summed, self.gate_weight, self.gate_bias)
         return F.dropout(second.sigmoid(), self.dropout, self.training).transpose(0, 1)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:

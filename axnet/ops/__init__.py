@@ -1,15 +1,17 @@
-"""The ops of axnet as torch.library sees them: schema (compiled), shape inference, autograd.
+"""The ops of axnet as torch.library sees them: schema (compiled, or of axnet.kernels), shape inference, autograd.
 
-Private floor: arguments are checked above, in axnet.functional. Every op is torch.ops.axnet.*; the backward passes are
-ops of their own and cannot be differentiated again (use the reference backend for that).
+Private floor: arguments are checked above, in axnet.functional. Every op is torch.ops.axnet.* or, with the same
+contract, torch.ops.axnet_triton.*; the backward passes are ops of their own and cannot be differentiated again (use the
+reference backend for that).
 """
 
 from __future__ import annotations
 
-from axnet.ops.library import unavailable
+from axnet.ops import attention, pooling
+from axnet.ops.library import fused_ops, triton_unavailable, unavailable
 
 if unavailable() is None:
-    # imported to register shape inference and autograd
-    from axnet.ops import attention, pooling  # noqa: F401
+    attention.register("axnet", "native")
+    pooling.register("axnet", "native")
 
-__all__ = ["unavailable"]
+__all__ = ["fused_ops", "triton_unavailable", "unavailable"]

@@ -2,27 +2,26 @@
 
 dX of the whole attention block is written once: gate_norm passes the gradient of Z and the coefficients of the blend
 back through `link` and `coef_link`, which stand for x, and masked_moments' backward makes the single pass over X.
+`register` gives this wiring to the ops of one namespace: "axnet" (compiled), "axnet_triton".
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from axnet.ops.layouts import accumulator, empty_features
+from axnet.ops.layouts import accumulator, empty_features, in_layout_of
 from axnet.ops.library import refuse_double_backward
-
-_ops = torch.ops.axnet
 
 
 def _pairs(anatomies: int) -> int:
     return anatomies * (anatomies + 1) // 2
 
 
-@torch.library.register_fake("axnet::masked_moments")
-def _(x: Tensor, mask: Tensor, second: bool, positions: bool, blocks: int) -> tuple[Tensor, ...]:
+def _fake_masked_moments(x: Tensor, mask: Tensor, second: bool, positions: bool, blocks: int) -> tuple[Tensor, ...]:
     n, c, h, w = x.shape
     a = mask.shape[1]
     acc = accumulator(x.dtype)
@@ -39,8 +38,7 @@ def _(x: Tensor, mask: Tensor, second: bool, positions: bool, blocks: int) -> tu
     )
 
 
-@torch.library.register_fake("axnet::masked_moments_backward")
-def _(
+def _fake_masked_moments_backward(
     x: Tensor,
     mask: Tensor,
     argmax: Tensor,
@@ -57,8 +55,7 @@ def _(
     )
 
 
-@torch.library.register_fake("axnet::gate_norm")
-def _(
+def _fake_gate_norm(
     x: Tensor,
     mask: Tensor,
     gate: Tensor,
@@ -86,8 +83,7 @@ def _(
     )
 
 
-@torch.library.register_fake("axnet::gate_norm_backward")
-def _(
+def _fake_gate_norm_backward(
     grad_z: Tensor,
     x: Tensor,
     mask: Tensor,
@@ -121,14 +117,14 @@ def _moments_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
     ctx.save_for_backward(x, mask, argmax)
 
 
-def _moments_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _moments_backward(ops: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     x, mask, argmax = ctx.saved_tensors
     grad_descriptors, grad_z, grad_coef = grads[0], grads[4], grads[5]
     if grad_descriptors is None:
         n, c, a = x.shape[0], x.shape[1], mask.shape[1]
         grad_descriptors = x.new_zeros((n, 2 + 2 * a, c), dtype=accumulator(x.dtype))
     input_grad, mask_grad = ctx.needs_input_grad[:2]
-    grad_x, grad_mask = _ops.masked_moments_backward(
+    grad_x, grad_mask = ops.masked_moments_backward(
         x, mask, argmax, grad_descriptors, grad_z, grad_coef, input_grad, mask_grad
     )
     return grad_x if input_grad else None, grad_mask if mask_grad else None, None, None, None
@@ -142,9 +138,10 @@ def _gate_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
     ctx.eps, ctx.concat, ctx.batch_statistics = eps, concat, running_mean is None
 
 
-def _gate_backward(ctx: Any, grad_z: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gate_backward(ops: Any, ctx: Any, grad_z: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     x, mask, gate, mass, weight, mean, var, saved = ctx.saved_tensors
-    coef, grad_gate, grad_weight, grad_bias = _ops.gate_norm_backward(
+    grad_z = in_layout_of(x, grad_z)
+    coef, grad_gate, grad_weight, grad_bias = ops.gate_norm_backward(
         grad_z, x, mask, gate, mass, weight, mean, var, saved, ctx.eps, ctx.batch_statistics, ctx.concat
     )
     needs = ctx.needs_input_grad
@@ -167,7 +164,19 @@ def _gate_backward(ctx: Any, grad_z: Tensor, *_: Tensor | None) -> tuple[Tensor 
     )
 
 
-torch.library.register_autograd("axnet::masked_moments", _moments_backward, setup_context=_moments_context)
-torch.library.register_autograd("axnet::gate_norm", _gate_backward, setup_context=_gate_context)
-refuse_double_backward("masked_moments_backward")
-refuse_double_backward("gate_norm_backward")
+def register(namespace: str, backend: str) -> None:
+    """Give the attention ops of a namespace their shape inference and autograd; `backend` is its name in errors."""
+    ops = getattr(torch.ops, namespace)
+    for op, fake in (
+        ("masked_moments", _fake_masked_moments),
+        ("masked_moments_backward", _fake_masked_moments_backward),
+        ("gate_norm", _fake_gate_norm),
+        ("gate_norm_backward", _fake_gate_norm_backward),
+    ):
+        torch.library.register_fake(f"{namespace}::{op}", fake)
+    for op, backward, context in (
+        ("masked_moments", _moments_backward, _moments_context),
+        ("gate_norm", _gate_backward, _gate_context),
+    ):
+        torch.library.register_autograd(f"{namespace}::{op}", partial(backward, ops), setup_context=context)
+        refuse_double_backward(namespace, f"{op}_backward", backend)

@@ -1,9 +1,12 @@
-"""Loading of the compiled library, and the sentence that says why it is not there."""
+"""Loading of the compiled library and of the Triton ops, and the sentences that say why they are not there."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,13 +45,34 @@ def unavailable() -> str | None:
     return _REASON
 
 
-def refuse_double_backward(op: str) -> None:
+_TRITON_FOUND = importlib.util.find_spec("triton") is not None  # found, not imported: that takes its time
+
+
+def triton_unavailable(device: str) -> str | None:
+    """None when Triton kernels serve tensors on a device of this type, else one sentence that says why they do not."""
+    if not _TRITON_FOUND:
+        return "Triton is not installed; install it with 'pip install triton'"
+    if device == "cuda" or (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return None
+    return "Triton kernels run on a GPU; TRITON_INTERPRET=1 lets them serve CPU tensors, slowly"
+
+
+def fused_ops(backend: str) -> Any:
+    """Namespace of the ops of a fused backend, "native" or "triton"; the latter is imported when first asked for."""
+    if backend == "triton":
+        import axnet.kernels.ops  # noqa: F401
+
+        return torch.ops.axnet_triton
+    return torch.ops.axnet
+
+
+def refuse_double_backward(namespace: str, op: str, backend: str) -> None:
     """Give the backward op a derivative that raises one clear sentence."""
 
     def backward(ctx: object, *grads: object) -> None:
         raise RuntimeError(
-            f"double backward is not supported by the native backend (axnet::{op}); "
+            f"double backward is not supported by the {backend} backend ({namespace}::{op}); "
             "use backend='reference' where second derivatives are needed."
         )
 
-    torch.library.register_autograd(f"axnet::{op}", backward)
+    torch.library.register_autograd(f"{namespace}::{op}", backward)

@@ -1,7 +1,8 @@
-"""Shape inference and autograd of pwap."""
+"""Shape inference and autograd of pwap, for the ops of any namespace (axnet.ops.attention)."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,7 @@ from axnet.ops.layouts import accumulator, empty_features
 from axnet.ops.library import refuse_double_backward
 
 
-@torch.library.register_fake("axnet::pwap")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+def _fake_pwap(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
     n, c, h, w = x.shape
     k = weight.shape[0]
     acc = accumulator(x.dtype)
@@ -24,8 +24,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
     )
 
 
-@torch.library.register_fake("axnet::pwap_backward")
-def _(
+def _fake_pwap_backward(
     grad_pooled: Tensor,
     grad_prob: Tensor | None,
     x: Tensor,
@@ -50,7 +49,7 @@ def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> N
     ctx.save_for_backward(x, weight, logits, norm, pooled)
 
 
-def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ops: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     x, weight, logits, norm, pooled = ctx.saved_tensors
     grad_pooled, grad_prob = grads[:2]
     if grad_pooled is None and grad_prob is None:
@@ -58,11 +57,16 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_pooled is None:
         grad_pooled = torch.zeros_like(pooled)
     needs = ctx.needs_input_grad
-    grad_x, grad_weight, grad_bias = torch.ops.axnet.pwap_backward(
+    grad_x, grad_weight, grad_bias = ops.pwap_backward(
         grad_pooled, grad_prob, x, weight, logits, norm, pooled, needs[0]
     )
     return grad_x if needs[0] else None, grad_weight if needs[1] else None, grad_bias if needs[2] else None
 
 
-torch.library.register_autograd("axnet::pwap", _backward, setup_context=_context)
-refuse_double_backward("pwap_backward")
+def register(namespace: str, backend: str) -> None:
+    """Give the pooling ops of a namespace their shape inference and autograd; `backend` is its name in errors."""
+    torch.library.register_fake(f"{namespace}::pwap", _fake_pwap)
+    torch.library.register_fake(f"{namespace}::pwap_backward", _fake_pwap_backward)
+    backward = partial(_backward, getattr(torch.ops, namespace))
+    torch.library.register_autograd(f"{namespace}::pwap", backward, setup_context=_context)
+    refuse_double_backward(namespace, "pwap_backward", backend)

@@ -64,13 +64,17 @@ def write_report(
             _footer(level, models[0].evaluation.groups is not None),
         ]
     )
-    page = (
+    return write_page(Path(path), document(title, body))
+
+
+def document(title: str, body: str) -> str:
+    """A page of this package's style around its body; it may load nothing."""
+    return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{body}</body></html>\n"
     )
-    return _write(Path(path), page)
 
 
 def _footer(level: float, grouped: bool) -> str:
@@ -83,7 +87,8 @@ def _footer(level: float, grouped: bool) -> str:
     )
 
 
-def _write(path: Path, page: str) -> Path:
+def write_page(path: Path, page: str) -> Path:
+    """Write a page, complete or not at all; its folders are made. Returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -43,6 +43,13 @@ def example_figures(example: Example, key: str) -> str:
     return f'<div class="pictures">{"".join(figures)}</div>'
 
 
+def outlined(example: Example, key: str, caption: str) -> str:
+    """One picture of an example with the contours of its masks; caption: HTML."""
+    height, width = example.image.shape
+    image = f'<image id="{key}" width="{width}" height="{height}" href="{_xray(example.image)}"/>'
+    return _figure(example, image + _contours(example), caption)
+
+
 def colour_scale() -> str:
     """CSS gradient of the probability maps' colours."""
     return ", ".join(matplotlib.colors.to_hex(matplotlib.colormaps[_COLOUR_MAP](v)) for v in np.linspace(0, 1, 9))

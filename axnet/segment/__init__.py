@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from axnet.segment.anatomy import Anatomy, examine
 from axnet.segment.evaluation import evaluate_segmenter
+from axnet.segment.pretrained import load_pretrained
 from axnet.segment.segmenter import PRESETS, Segmenter, SegmenterConfig
 from axnet.segment.training import fit_segmenter
 
@@ -15,4 +16,5 @@ __all__ = [
     "evaluate_segmenter",
     "examine",
     "fit_segmenter",
+    "load_pretrained",
 ]

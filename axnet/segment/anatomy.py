@@ -13,6 +13,10 @@ from axnet.data.findings import ORGANS
 from axnet.data.phantom import cardiothoracic_ratio
 
 # Share of the image that an organ covers on a frontal film; wide, so that it flags failures and not small patients.
+MIRRORED_ORGANS = (1, 0, 2)
+"""Channels of ORGANS after a left-right mirror: a lung is named after its side of the image."""
+
+_AGREEMENT = 0.8  # least Dice between an organ and the one found on the mirrored film
 _AREA = {"left_lung": (0.03, 0.40), "right_lung": (0.03, 0.40), "heart": (0.02, 0.30)}
 
 
@@ -33,15 +37,35 @@ class Anatomy:
     probabilities: npt.NDArray[np.float32] | None = None
 
 
-def examine(probabilities: npt.NDArray[Any]) -> Anatomy:
+def compare(
+    probabilities: npt.NDArray[np.float32], mirrored: npt.NDArray[np.float32], image: npt.NDArray[np.float32]
+) -> tuple[str, ...]:
+    """Flags from what the network itself says: about the mirrored film, and about the grey values of the organs.
+
+    probabilities: [3, h, w]; mirrored: those of the mirrored film, mirrored back; image: [h, w] as the network saw it.
+    """
+    flags = []
+    one, other = probabilities >= 0.5, mirrored >= 0.5
+    for k, organ in enumerate(ORGANS):
+        both = one[k].sum() + other[k].sum()
+        if both and 2 * (one[k] & other[k]).sum() < _AGREEMENT * both:
+            flags.append(f"{organ} differs on the mirrored film")
+    lungs, heart = (one[0] | one[1]) & ~one[2], one[2]
+    if lungs.any() and heart.any() and np.median(image[lungs]) > np.median(image[heart]):
+        flags.append("the grey values are inverted")
+    return tuple(flags)
+
+
+def examine(probabilities: npt.NDArray[Any], found_before: tuple[str, ...] = ()) -> Anatomy:
     """Organ masks with their checks from probabilities [3, H, W] in [0, 1], in the order of ORGANS.
 
-    Each organ keeps its largest connected part and loses its holes. Raises ValueError for another shape.
+    Each organ keeps its largest connected part and loses its holes. found_before: flags to add.
+    Raises ValueError for another shape.
     """
     if probabilities.ndim != 3 or probabilities.shape[0] != len(ORGANS):
         raise ValueError(f"probabilities has shape {probabilities.shape}, expected [3, H, W] in the order {ORGANS}.")
     masks = np.zeros(probabilities.shape, dtype=bool)
-    flags: list[str] = []
+    flags = list(found_before)
     certainty: list[float] = []
     for k, organ in enumerate(ORGANS):
         found = probabilities[k] >= 0.5

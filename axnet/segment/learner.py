@@ -1,4 +1,4 @@
-"""One step of the segmenter's training, and what is kept of it between epochs."""
+"""One step of the segmenter's training, supervised or with a mean teacher, and what is kept of it between epochs."""
 
 from __future__ import annotations
 
@@ -21,28 +21,40 @@ _LOOKS = 20  # how often a run looks at its validation images: the schedule ends
 
 
 class Shuffle(Sampler[int]):
-    """All positions in an order that seed and epoch determine; Lightning calls set_epoch."""
+    """Positions in an order that seed and epoch determine; Lightning calls set_epoch.
 
-    def __init__(self, count: int, seed: int) -> None:
+    samples: how many an epoch has, None for each position once; more than there are positions begin again.
+    """
+
+    def __init__(self, count: int, seed: int, samples: int | None = None) -> None:
         """Begin with epoch 0."""
         self.count, self.seed, self.epoch = count, seed, 0
+        self.samples = count if samples is None else samples
 
     def set_epoch(self, epoch: int) -> None:
         """Change the order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Number of positions."""
-        return self.count
+        """Number of positions in an epoch."""
+        return self.samples
 
     def __iter__(self) -> Iterator[int]:
         """The positions of this epoch."""
         generator = torch.Generator().manual_seed(_epoch_seed(self.seed, self.epoch))
-        return iter(torch.randperm(self.count, generator=generator).tolist())
+        rounds = math.ceil(self.samples / self.count)
+        order = torch.cat([torch.randperm(self.count, generator=generator) for _ in range(rounds)])
+        return iter(order[: self.samples].tolist())
 
 
 class Learner(lightning.LightningModule):
-    """Dice and binary cross-entropy of each organ, AdamW on one cycle, the best weights by Dice on val.
+    """Dice and binary cross-entropy of each organ, AdamW on one cycle; the result is a mean of the weights over time.
+
+    The teacher is the exponential mean of the student's weights (decay `ema`, less in the first steps). Where a batch
+    holds unlabelled images too, it draws their organs, and the student has to draw the same after image and drawing
+    were moved and the image's grey values were changed (Tarvainen and Valpola, arXiv 1703.01780): binary cross-entropy
+    to the teacher's probabilities, its weight `consistency` reached along a Gaussian ramp in the first quarter of the
+    run. What is returned is the teacher, and of its states the one with the best Dice on val.
 
     steps: of the whole run. mirror: chance of a mirrored image, None for no augmentation. val: images uint8
     [N, 1, s, s] and masks uint8 [N, 3, s, s]. run: plain values that name the run in its saved state.
@@ -58,12 +70,16 @@ class Learner(lightning.LightningModule):
         seed: int,
         val: tuple[Tensor, Tensor] | None,
         run: dict[str, Any],
+        consistency: float = 1.0,
+        ema: float = 0.99,
     ) -> None:
         """Keep what the class describes."""
         from monai.losses.dice import DiceLoss
 
         super().__init__()
         self.segmenter = segmenter
+        self.teacher = copy.deepcopy(segmenter).requires_grad_(False).eval()
+        self.consistency, self.ema = consistency, ema
         self.steps = steps
         self.lr = lr
         self.mirror = mirror
@@ -83,22 +99,52 @@ class Learner(lightning.LightningModule):
         torch.manual_seed(_epoch_seed(self.seed, self.current_epoch))
         self._losses.clear()
 
-    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
-        """Loss of a batch of uint8 images and masks."""
-        image, mask = batch[0].float() / 255, batch[1].float() / 255
+    def on_train_start(self) -> None:
+        """Lightning sets every module to training; the teacher never trains."""
+        self.teacher.eval()
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        """Loss of a batch [images, masks] in uint8, or of {"labelled": [images, masks], "unlabelled": [images]}."""
+        both = isinstance(batch, dict)
+        labelled = batch["labelled"] if both else batch
+        image, mask = labelled[0].float() / 255, labelled[1].float() / 255
+        count = len(image)
+        if both:
+            unlabelled = batch["unlabelled"][0].float() / 255
+            with torch.no_grad():
+                drawn = self.teacher(unlabelled).float().sigmoid()
+            image, mask = torch.cat((image, unlabelled)), torch.cat((mask, drawn))
         if self.mirror is not None:
             image, mask = augment(image, mask, self.mirror)
             image = self.segmenter.prepare(image)
         logits = self.segmenter(image).float()
-        loss: Tensor = self.dice_loss(logits, mask) + F.binary_cross_entropy_with_logits(logits, mask)
+        entropy = F.binary_cross_entropy_with_logits
+        loss: Tensor = self.dice_loss(logits[:count], mask[:count]) + entropy(logits[:count], mask[:count])
+        if both:
+            loss = loss + self._ramp() * entropy(logits[count:], mask[count:])
         self.log("loss", loss, prog_bar=True)
         self._losses.append(loss.detach())
         return loss
 
+    def _ramp(self) -> float:
+        """Weight of the consistency: the teacher knows nothing at first."""
+        progress = min(1.0, self.global_step / max(1, self.steps // 4))
+        return self.consistency * math.exp(-5 * (1 - progress) ** 2)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Move the teacher towards the student."""
+        decay = min(self.ema, (1 + self.global_step) / (10 + self.global_step))
+        for mean, value in zip(self.teacher.state_dict().values(), self.segmenter.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
+
     def on_train_epoch_end(self) -> None:
         """Record the epoch; look at the validation images now and then, and at the end."""
         entry: dict[str, float] = {"loss": float(torch.stack(self._losses).mean())}
-        every = max(1, math.ceil(self.steps / len(self.trainer.train_dataloader) / _LOOKS))  # type: ignore[arg-type]
+        every = max(1, math.ceil(self.steps / int(self.trainer.num_training_batches) / _LOOKS))
         if self.val is not None and (self.global_step >= self.steps or (self.current_epoch + 1) % every == 0):
             dice = self._validation_dice(*self.val)
             entry.update(zip(ORGANS, dice, strict=True))
@@ -106,7 +152,7 @@ class Learner(lightning.LightningModule):
             self.log("dice", mean, prog_bar=True)
             if mean >= self.best_dice:
                 self.best_dice, self.best_epoch = mean, self.current_epoch
-                state = self.segmenter.state_dict()
+                state = self.teacher.state_dict()
                 self.best_state = {name: value.detach().cpu().clone() for name, value in state.items()}
         self.history.append(entry)
 
@@ -116,19 +162,18 @@ class Learner(lightning.LightningModule):
         from monai.metrics.meandice import DiceMetric
 
         metric = DiceMetric(reduction="mean_batch", ignore_empty=False)
-        self.segmenter.eval()
         for image, mask in zip(images.split(16), masks.split(16), strict=True):
-            logits = self.segmenter(image.to(self.device).float() / 255)
+            logits = self.teacher(image.to(self.device).float() / 255)
             metric((logits > 0).float().cpu(), (mask >= 128).float())
-        self.segmenter.train()
         result = metric.aggregate()
         assert isinstance(result, Tensor)
         return [float(value) for value in result]
 
-    def restore_best(self) -> None:
-        """Put the best weights back, where there was something to choose by."""
+    def result(self) -> Segmenter:
+        """The teacher, with its best weights where there was something to choose by."""
         if self.best_state is not None:
-            self.segmenter.load_state_dict(self.best_state)
+            self.teacher.load_state_dict(self.best_state)
+        return self.teacher.requires_grad_(True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is kept between epochs."""
@@ -163,7 +208,7 @@ class Learner(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, with the rate changed after every step."""
-        optimizer = torch.optim.AdamW(self.parameters(), self.lr, weight_decay=1e-4)
+        optimizer = torch.optim.AdamW(self.segmenter.parameters(), self.lr, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -17,9 +17,10 @@ from axnet import checkpoint
 from axnet.checkpoint import StrPath
 from axnet.data.findings import ORGANS
 from axnet.data.image import percentile_normalize, read_image, resize
-from axnet.segment.anatomy import Anatomy, examine
+from axnet.segment.anatomy import MIRRORED_ORGANS, Anatomy, compare, examine
 
 KIND = "segmenter"
+ATLAS_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,19 @@ class SegmenterConfig:
 
 
 PRESETS: dict[str, SegmenterConfig] = {
+    "standard": SegmenterConfig(size=256),
     "small": SegmenterConfig(),
     "tiny": SegmenterConfig(size=96, channels=(8, 16, 32, 64, 64)),
 }
-"""small: 0.5 million parameters at 160 px, for real films; tiny: 0.15 million at 96 px, for the demo."""
+"""standard, small: 0.5 million parameters at 256 and 160 px, for real films; tiny: 0.15 million at 96 px (the demo)."""
 
 
 class Segmenter(nn.Module):
     """U-Net for left lung, right lung and heart; sigmoid outputs, since organs overlap.
 
     forward: image float32 [N, 1, size, size], percentile-normalised -> logits [N, 3, size, size] in the order of
-    axnet.data.ORGANS. `training_record` holds what fit_segmenter measured.
+    axnet.data.ORGANS. `training_record` holds what fit_segmenter measured; the buffer `atlas` [3, 32, 32] is the mean
+    of the masks it was trained on, for films on which what the network draws is implausible.
     Raises ValueError when size is not a multiple of the U-Net's coarsest step.
     """
 
@@ -60,6 +63,7 @@ class Segmenter(nn.Module):
         if config.size % 2**steps:
             raise ValueError(f"size is {config.size}, expected a multiple of {2**steps} for {steps + 1} levels.")
         self.config = config
+        self.register_buffer("atlas", torch.zeros(len(ORGANS), ATLAS_SIDE, ATLAS_SIDE))
         self.training_record: dict[str, Any] = {}
         self.net = UNet(
             spatial_dims=2,
@@ -90,6 +94,20 @@ class Segmenter(nn.Module):
         return F.interpolate(
             self._logits(images), size=images.shape[2:], mode="bilinear", align_corners=False
         ).sigmoid()
+
+    atlas: Tensor
+
+    def plausible_batch(self, images: Tensor) -> Tensor:
+        """As predict_batch, but with the atlas for films whose organs predict would flag."""
+        probabilities = self.predict_batch(images)
+        anatomies = self.predict(
+            [image.numpy() for image in images[:, 0].float().cpu()], batch_size=max(1, len(images))
+        )
+        flagged = [index for index, anatomy in enumerate(anatomies) if anatomy.flags]
+        if flagged:
+            atlas = F.interpolate(self.atlas[None], size=images.shape[2:], mode="bilinear", align_corners=False)
+            probabilities[flagged] = atlas.to(probabilities)
+        return probabilities
 
     def _logits(self, images: Tensor) -> Tensor:
         """Logits at the network's size of images [N, 1, H, W] in [0, 1], in eval mode on the weights' device."""
@@ -135,17 +153,28 @@ class Segmenter(nn.Module):
         for start in range(0, len(images), batch_size):
             loaded = [_pixels(image) for image in images[start : start + batch_size]]
             small = np.stack([self._normalised(pixels) for pixels in loaded])
-            probabilities = self._logits(torch.from_numpy(small)[:, None]).sigmoid().cpu().numpy()
-            for each, pixels in zip(probabilities, loaded, strict=True):
-                anatomy = examine(resize(each, pixels.shape))
+            batch = torch.from_numpy(small)[:, None]
+            probabilities = self._logits(batch).sigmoid().cpu().numpy()
+            mirrored = self._logits(batch.flip(-1)).sigmoid().flip(-1)[:, MIRRORED_ORGANS].cpu().numpy()
+            for each, other, image, pixels in zip(probabilities, mirrored, small, loaded, strict=True):
+                anatomy = examine(resize(each, pixels.shape), compare(each, other, image))
                 found.append(replace(anatomy, probabilities=each) if keep_probabilities else anatomy)
         return found
 
     def _normalised(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         return resize(percentile_normalize(pixels, self.config.low, self.config.high), self.config.size)
 
-    def save(self, path: StrPath) -> None:
-        """Write weights, configuration and a fingerprint to a .safetensors file (axnet.checkpoint.save)."""
+    def save(self, path: StrPath, *, half: bool = False) -> None:
+        """Write weights, configuration and a fingerprint to a .safetensors file (axnet.checkpoint.save).
+
+        half: in float16, to which the weights are rounded in place first.
+        """
+        state = self.state_dict()
+        if half:
+            for value in state.values():
+                if value.is_floating_point():
+                    value.copy_(value.half())
+            state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
         metadata = {
             "kind": KIND,
             "config": asdict(self.config),
@@ -153,7 +182,7 @@ class Segmenter(nn.Module):
             "training": self.training_record,
             "fingerprint": checkpoint.fingerprint(self._logits, [(1, 1, self.config.size, self.config.size)]),
         }
-        checkpoint.save(path, self.state_dict(), metadata)
+        checkpoint.save(path, state, metadata)
 
     @classmethod
     def load(cls, path: StrPath) -> Segmenter:

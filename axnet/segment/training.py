@@ -1,4 +1,4 @@
-"""Supervised training of the segmenter, on Lightning."""
+"""Training of the segmenter, on Lightning: with organ masks alone, or with unlabelled images besides."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from axnet.checkpoint import StrPath
 from axnet.data.findings import ORGANS
 from axnet.segment.evaluation import OrganSet, evaluate_segmenter, organ_mask
 from axnet.segment.learner import Learner, Shuffle
-from axnet.segment.segmenter import PRESETS, Segmenter, SegmenterConfig
+from axnet.segment.segmenter import ATLAS_SIDE, PRESETS, Segmenter, SegmenterConfig
 
 STATE_NAME = "last.ckpt"
 """File of the training state in the folder that fit_segmenter is given."""
@@ -31,6 +31,7 @@ STATE_NAME = "last.ckpt"
 def fit_segmenter(
     train: OrganSet | Dataset[Any],
     val: OrganSet | Dataset[Any] | None = None,
+    unlabelled: Dataset[Any] | None = None,
     *,
     config: SegmenterConfig = PRESETS["small"],
     epochs: int = 60,
@@ -39,6 +40,8 @@ def fit_segmenter(
     lr: float = 5e-3,
     augment: bool = True,
     mirror: float = 0.0,
+    consistency: float = 1.0,
+    ema: float = 0.99,
     seed: int = 0,
     out: StrPath | None = None,
     resume: bool = False,
@@ -46,25 +49,35 @@ def fit_segmenter(
     precision: str = "32-true",
     progress: bool = True,
 ) -> Segmenter:
-    """Train a U-Net on images with organ masks (OrganMaskSet or PhantomXray).
+    """Train a U-Net on images with organ masks (OrganMaskSet or PhantomXray), and, as mean teacher, on some without.
 
     val: watched during training; the weights with its best mean Dice are returned, without it the last ones.
+    unlabelled: data set whose items hold image [1, H, W] in [0, 1]; as many of its images as labelled ones are shown in
+    every step, and the network has to draw on them what the mean of its weights draws (Learner describes the method).
+    consistency: weight of that part of the loss. ema: decay of the mean of the weights, which is what is returned.
     max_steps: ends the run before epochs do. augment: whether training images are moved and changed; mirror: chance
     of a left-right mirror among that. out: folder for the training state after each epoch, from which resume=True
     continues (from the beginning where there is none yet) and reaches what the whole run would have reached. The rest
     as Lightning names it. Loss: Dice and binary cross-entropy of each organ.
-    Returns the segmenter in eval mode on the CPU. Its training_record has seed, epochs, images, lr and history (loss
-    per epoch, with val also Dice per organ), and with val the epoch chosen and what evaluate_segmenter measures.
+    Returns the segmenter in eval mode on the CPU. Its training_record has method, unlabelled, seed, epochs, images, lr
+    and history (loss per epoch, with val also Dice per organ), and with val the epoch chosen and what
+    evaluate_segmenter measures.
     Raises ValueError for an empty set, numbers out of range, resume without out, or a state that is damaged or that
     another run left.
     """
-    _check_numbers(epochs=epochs, batch_size=batch_size, max_steps=max_steps, lr=lr, mirror=mirror)
+    _check_numbers(epochs=epochs, batch_size=batch_size, max_steps=max_steps, lr=lr)
+    _check_shares(mirror=mirror, ema=ema)
+    if not consistency >= 0:
+        raise ValueError(f"consistency is {consistency}, expected 0 or more.")
     if resume and out is None:
         raise ValueError("resume needs out, the folder of the run to continue.")
     lightning.seed_everything(seed, verbose=False)
-    segmenter = Segmenter(config)
+    segmenter = Segmenter(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images, masks = _load(segmenter, train, "train")
+    segmenter.atlas.copy_(F.adaptive_avg_pool2d(masks.float().mean(0) / 255, ATLAS_SIDE))
+    others = None if unlabelled is None else _load_images(segmenter, unlabelled)
     run = {"config": asdict(config), "images": len(images), "batch_size": batch_size, "lr": lr, "seed": seed}
+    run |= {"unlabelled": 0 if others is None else len(others)}
     state = _state_to_resume(Path(out), run) if resume and out is not None else None
     steps = epochs * math.ceil(len(images) / batch_size)
     steps = steps if max_steps is None else min(steps, max_steps)
@@ -76,6 +89,8 @@ def fit_segmenter(
         seed=seed,
         val=None if val is None else _load(segmenter, val, "val"),
         run=run,
+        consistency=consistency,
+        ema=ema,
     )
     callbacks: list[Callback] = []
     if out is not None:
@@ -96,14 +111,16 @@ def fit_segmenter(
             enable_progress_bar=progress,
             enable_model_summary=False,
         )
-        data = TensorDataset(images, masks)
-        # Without a generator the loader draws from torch's when an epoch begins, but not where a run resumes.
-        generator = torch.Generator()
-        loader = DataLoader(data, batch_size=batch_size, sampler=Shuffle(len(data), seed), generator=generator)
-        trainer.fit(learner, loader, ckpt_path=state, weights_only=True)
-    learner.restore_best()
-    segmenter = segmenter.cpu().eval()
+        loaders = {"labelled": _loader(TensorDataset(images, masks), batch_size, seed)}
+        if others is not None:
+            samples = math.ceil(len(images) / batch_size) * batch_size
+            loaders["unlabelled"] = _loader(TensorDataset(others), batch_size, seed + 1, samples)
+        train_loaders = loaders["labelled"] if others is None else loaders
+        trainer.fit(learner, train_loaders, ckpt_path=state, weights_only=True)
+    segmenter = learner.result().to(memory_format=torch.contiguous_format).cpu().eval()  # type: ignore[call-overload]
     segmenter.training_record = {
+        "method": "supervised" if others is None else "mean teacher",
+        "unlabelled": 0 if others is None else len(others),
         "seed": seed,
         "epochs": len(learner.history),
         "images": len(images),
@@ -116,14 +133,24 @@ def fit_segmenter(
     return segmenter
 
 
-def _check_numbers(*, epochs: int, batch_size: int, max_steps: int | None, lr: float, mirror: float) -> None:
+def _check_numbers(*, epochs: int, batch_size: int, max_steps: int | None, lr: float) -> None:
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("max_steps", max_steps)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, expected 1 or more.")
     if not lr > 0:
         raise ValueError(f"lr is {lr}, expected a positive number.")
-    if not 0 <= mirror <= 1:
-        raise ValueError(f"mirror is {mirror}, expected a number from 0 to 1.")
+
+
+def _check_shares(**shares: float) -> None:
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}, expected a number from 0 to 1.")
+
+
+def _loader(data: TensorDataset, batch_size: int, seed: int, samples: int | None = None) -> DataLoader[Any]:
+    # Without a generator the loader draws from torch's when an epoch begins, but not where a run resumes.
+    order = Shuffle(len(data), seed, samples)
+    return DataLoader(data, batch_size=batch_size, sampler=order, generator=torch.Generator())
 
 
 def _keeper(out: Path) -> ModelCheckpoint:
@@ -168,9 +195,21 @@ def _load(segmenter: Segmenter, dataset: OrganSet | Dataset[Any], name: str) -> 
         mask = organ_mask(item).float()[None]
         if mask.shape[2:] != (side, side):
             mask = F.interpolate(mask, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
-        images[index] = (segmenter.prepare(item["image"][None].float())[0] * 255).round().to(torch.uint8)
+        images[index] = _prepared(segmenter, item["image"])[0]
         masks[index] = (mask[0] * 255).round().to(torch.uint8)
     return images, masks
+
+
+def _load_images(segmenter: Segmenter, dataset: Dataset[Any]) -> Tensor:
+    """All unlabelled images at the network's size, uint8 [N, 1, s, s]."""
+    count = len(dataset)  # type: ignore[arg-type]
+    if count == 0:
+        raise ValueError("unlabelled is empty, expected images.")
+    return torch.cat([_prepared(segmenter, dataset[index]["image"]) for index in range(count)])
+
+
+def _prepared(segmenter: Segmenter, image: Tensor) -> Tensor:
+    return (segmenter.prepare(image[None].float()) * 255).round().to(torch.uint8)
 
 
 @contextmanager

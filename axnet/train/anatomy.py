@@ -8,6 +8,7 @@ from pathlib import Path
 from axnet.data import OrganMaskSet
 from axnet.data.image import StrPath
 from axnet.segment import Segmenter, fit_segmenter
+from axnet.segment.pretrained import WEIGHTS
 from axnet.train.sources import DataConfig
 
 SEGMENTER_NAME = "segmenter.safetensors"
@@ -27,9 +28,8 @@ def find_segmenter(
     """The segmenter for a run; its weights are also put in out, beside the classifier's, for prediction.
 
     segmenter: weights to load. organ_root: an OrganMaskSet folder to train one on, for epochs, when segmenter is None.
-    With neither, None is returned for the phantom, whose own masks are exact. needed: whether the classifier takes
-    masks.
-    Raises ValueError when masks are needed, and a data set without any is given neither.
+    With neither, None for the phantom, whose own masks are exact, and for other data the segmenter that comes with
+    axnet. needed: whether the classifier takes masks.
     """
     target = Path(out) / SEGMENTER_NAME
     if segmenter is not None:
@@ -48,12 +48,11 @@ def find_segmenter(
         )
         trained.save(target)
         return trained
-    if needed and config.data != "phantom":
-        raise ValueError(
-            f"data '{config.data}' has no anatomy masks: give segmenter, the weights of one, or organ_root, a set to "
-            "train one on."
-        )
-    return None
+    if not needed or config.data == "phantom":
+        return None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(WEIGHTS, target)
+    return Segmenter.load(target)
 
 
 def segmenter_for(weights: StrPath, segmenter: StrPath | None) -> Segmenter:

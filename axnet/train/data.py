@@ -46,6 +46,10 @@ class SegmenterLike(Protocol):
         """Organ probabilities [N,3,H,W] of images [N,1,H,W] in [0,1]."""
         ...
 
+    def plausible_batch(self, images: Tensor) -> Tensor:
+        """The same, with a mean anatomy where the organs found are implausible."""
+        ...
+
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, by which kept masks are found again."""
         ...
@@ -156,12 +160,18 @@ def collect(
     )
 
 
-def with_predicted_masks(data: XraySet, segmenter: SegmenterLike, *, batch_size: int = 64) -> XraySet:
-    """The same set with the masks of lungs and heart that a segmenter finds, uint8 [N,2,S,S]."""
+def with_predicted_masks(
+    data: XraySet, segmenter: SegmenterLike, *, fallback: bool = True, batch_size: int = 64
+) -> XraySet:
+    """The same set with the masks of lungs and heart that a segmenter finds, uint8 [N,2,S,S].
+
+    fallback: whether films on which they are implausible get the segmenter's mean anatomy.
+    """
+    predict = segmenter.plausible_batch if fallback else segmenter.predict_batch
     masks = torch.empty((len(data), 2, *data.images.shape[-2:]), dtype=torch.uint8)
     for start in range(0, len(data), batch_size):
         batch = data.images[start : start + batch_size].to(torch.float32).div_(255)
-        prob = organs_to_anatomies(segmenter.predict_batch(batch).float().cpu())
+        prob = organs_to_anatomies(predict(batch).float().cpu())
         masks[start : start + batch_size] = prob.mul(255).round_().to(torch.uint8)
     return replace(data, masks=masks)
 

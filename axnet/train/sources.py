@@ -70,18 +70,21 @@ def open_part(
     if isinstance(source, PhantomXray):
         source = cast(XraySource, _sized(source, preprocessing.size, with_masks=segmenter is None))
     data = collect(source, preprocessing, workers=config.workers, folder=config.cache, progress=progress)
-    return data if segmenter is None else cached_masks(data, segmenter, config.cache)
+    if segmenter is None:
+        return data
+    # the checks of the organs know real films; a phantom's organs are drawn wider and narrower than those
+    return cached_masks(data, segmenter, config.cache, fallback=config.data != "phantom")
 
 
-def cached_masks(data: XraySet, segmenter: SegmenterLike, folder: StrPath | None) -> XraySet:
+def cached_masks(data: XraySet, segmenter: SegmenterLike, folder: StrPath | None, *, fallback: bool = True) -> XraySet:
     """As with_predicted_masks, kept in folder under the content of images and segmenter; None keeps nothing."""
     if folder is None:
-        return with_predicted_masks(data, segmenter)
-    file = Path(folder) / f"anatomy-{_content(data, segmenter)}.npz"
+        return with_predicted_masks(data, segmenter, fallback=fallback)
+    file = Path(folder) / f"anatomy-{_content(data, segmenter)}{'' if fallback else '-raw'}.npz"
     if file.is_file():
         with np.load(file) as stored:
             return replace(data, masks=torch.from_numpy(stored["masks"]))
-    result = with_predicted_masks(data, segmenter)
+    result = with_predicted_masks(data, segmenter, fallback=fallback)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial.npz")
     np.savez_compressed(partial, masks=cast(torch.Tensor, result.masks).numpy())

@@ -140,25 +140,23 @@ void reduce_channels_last(const ReduceArgs& g, int64_t begin, int64_t end) {
   using L = Lanes<T>;
   using Acc = acc_t<T>;
   using V = typename L::V;
-  constexpr int cap = B ? B : kMaxAnatomies, sums = sum_rows(cap), vectors = kChannelBlock / L::W;
-  constexpr int64_t tile = 32;
+  constexpr int64_t most = B ? kWideChannelBlock : kChannelBlock;
+  constexpr int cap = B ? B : kMaxAnatomies, sums = sum_rows(cap), vectors = most / L::W;
+  constexpr int64_t tile = 16;
   const int count = B ? B : g.B;
-  const int64_t blocks = (g.C + kChannelBlock - 1) / kChannelBlock;
+  const int64_t block = g.block < most ? g.block : most, blocks = (g.C + block - 1) / block;
+  V sum[vectors][sums];
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t n = task / blocks, c0 = (task % blocks) * kChannelBlock;
-    const int width = static_cast<int>(g.C - c0 < kChannelBlock ? g.C - c0 : kChannelBlock);
+    const int64_t n = task / blocks, c0 = (task % blocks) * block;
+    const int width = static_cast<int>(g.C - c0 < block ? g.C - c0 : block);
     const T* x = static_cast<const T*>(g.x_data) + n * g.x.n + c0;
     const T* d = static_cast<const T*>(g.d_data) + n * g.d.n + c0;
     const Acc* mask = static_cast<const Acc*>(g.mask) + n * g.mask_stride;
     const Acc* shift = static_cast<const Acc*>(g.shift) + n * g.shift_stride + c0;
-    V sum[vectors][sums] = {};
+    for (int v = 0; v * L::W < width; ++v)
+      for (int k = 0; k < sums; ++k) sum[v][k] = V{};
     for (int64_t first = 0; first < g.S; first += tile) {
       const int64_t last = first + tile < g.S ? first + tile : g.S;
-      for (int64_t s = last; s < last + tile && s < g.S; ++s)
-        for (int b = 0; b < width * static_cast<int>(sizeof(T)); b += 64) {
-          __builtin_prefetch(reinterpret_cast<const char*>(x + s * g.x.s) + b);
-          __builtin_prefetch(reinterpret_cast<const char*>(d + s * g.d.s) + b);
-        }
       for (int v = 0; v * L::W < width; ++v) {
         const int rest = width - v * L::W;
         V local[sums], m[cap];
@@ -167,6 +165,8 @@ void reduce_channels_last(const ReduceArgs& g, int64_t begin, int64_t end) {
         for (int64_t s = first; s < last; ++s) {
           const T* xp = x + s * g.x.s + v * L::W;
           const T* dp = d + s * g.d.s + v * L::W;
+          __builtin_prefetch(xp + tile * g.x.s, 0, 2);
+          __builtin_prefetch(dp + tile * g.d.s, 0, 2);
           for (int a = 0; a < count; ++a) m[a] = splat<Acc>(mask[a * g.S + s]);
           if (rest >= L::W) add_products<B>(count, L::load(dp), L::load(xp) - c, m, local);
           else add_products<B>(count, L::load_n(dp, rest), L::load_n(xp, rest) - c, m, local);

@@ -125,7 +125,8 @@ void input_channels_last_single(const InputArgs& g, int64_t begin, int64_t end) 
   using L = Lanes<T>;
   using Acc = acc_t<T>;
   using V = typename L::V;
-  using Index = typename IndexOf<Acc>::type;
+  using Narrow = typename IndexOf<Acc>::type;
+  using Index = typename LaneIndex<Acc>::type;
   constexpr int cap = B ? B : kMaxAnatomies;
   const int count = B ? B : g.A;
   const int64_t groups = (g.S + kPixelGroup - 1) / kPixelGroup;
@@ -139,7 +140,7 @@ void input_channels_last_single(const InputArgs& g, int64_t begin, int64_t end) 
     const Acc* mask = static_cast<const Acc*>(g.mask) + n * g.A * g.S + first;
     const Acc* coef = static_cast<const Acc*>(g.coef) + n * coef_rows(count) * g.C;
     const Acc* delta = static_cast<const Acc*>(g.delta) + n * (2 + 2 * g.A) * g.C;
-    const int32_t* at = g.argmax + n * (1 + g.A) * g.C;
+    const int32_t* maxima = g.argmax + n * (1 + g.A) * g.C;
     const bool stream = g.stream && L::can_stream && L::to_aligned(dx) == 0 && g.dx.s % L::W == 0;
     for (int64_t c = 0; c < g.C; c += L::W) {
       const int lanes = g.C - c < L::W ? static_cast<int>(g.C - c) : L::W;
@@ -149,36 +150,40 @@ void input_channels_last_single(const InputArgs& g, int64_t begin, int64_t end) 
       load_coef<Acc>(q, [&](int k) { return load(coef + k * g.C); }, count);
       q.flat = load(delta) * inverse;
       for (int a = 0; a < count; ++a) q.slope[a] = load(delta + (2 + a) * g.C) * inverse;
-      for (int p = 0; p < pixels; ++p) {
-        const T* xp = x + p * g.x.s + c;
-        const T* dp = d + p * g.d.s + c;
-        T* to = dx + p * g.dx.s + c;
-        V gate = q.b, rest = q.flat;
-        for (int a = 0; a < count; ++a) {
-          const V m = splat<Acc>(mask[a * g.S + p]);
-          gate += q.w[a] * m;
-          rest += q.slope[a] * m;
-        }
-        const V xv = full ? L::load(xp) : L::load_n(xp, lanes), dv = full ? L::load(dp) : L::load_n(dp, lanes);
-        const V value = blend_grad(xv, dv, gate, q.k1, q.k2, q.k3) + rest;
-        if (!full) L::store_n(to, value, lanes);
-        else if (stream) L::stream(to, value);
-        else L::store(to, value);
-      }
-      Index low = {}, high = {};
-      low += static_cast<int32_t>(first);
-      high += static_cast<int32_t>(first + pixels);
-      Index hit = {};
-      for (int k = 0; k <= count; ++k) {
-        Index here = {};
-        __builtin_memcpy(&here, at + k * g.C + c, lanes * sizeof(int32_t));
-        hit |= (here >= low) & (here < high);
-      }
+      Index at[1 + cap];  // of the maxima, where one lies in this group of pixels
       bool any = false;
-      for (int i = 0; i < lanes; ++i) any |= hit[i] != 0;
-      if (any)
-        for (int i = 0; i < lanes; ++i)
-          if (hit[i]) fix_maxima<T>(g, n, c + i, first, first + pixels);
+      for (int k = 0; k <= count; ++k) {
+        Narrow position = {};
+        __builtin_memcpy(&position, maxima + k * g.C + c, lanes * sizeof(int32_t));
+        at[k] = __builtin_convertvector(position - static_cast<int32_t>(first), Index);
+        any |= bits_of<Acc>((at[k] >= 0) & (at[k] < pixels)) != 0;
+      }
+      V share[1 + cap];
+      if (any) {
+        share[0] = load(delta + g.C);
+        for (int a = 0; a < count; ++a) share[1 + a] = load(delta + (2 + count + a) * g.C);
+      }
+      auto walk = [&](auto with_maxima) {
+        for (int p = 0; p < pixels; ++p) {
+          const T* xp = x + p * g.x.s + c;
+          const T* dp = d + p * g.d.s + c;
+          T* to = dx + p * g.dx.s + c;
+          V gate = q.b, rest = q.flat;
+          if constexpr (decltype(with_maxima)::value) rest += at[0] == p ? share[0] : V{};
+          for (int a = 0; a < count; ++a) {
+            const V m = splat<Acc>(mask[a * g.S + p]);
+            gate += q.w[a] * m;
+            rest += q.slope[a] * m;
+            if constexpr (decltype(with_maxima)::value) rest += at[1 + a] == p ? share[1 + a] * m : V{};
+          }
+          const V xv = full ? L::load(xp) : L::load_n(xp, lanes), dv = full ? L::load(dp) : L::load_n(dp, lanes);
+          const V value = blend_grad(xv, dv, gate, q.k1, q.k2, q.k3) + rest;
+          if (!full) L::store_n(to, value, lanes);
+          else if (stream) L::stream(to, value);
+          else L::store(to, value);
+        }
+      };
+      any ? walk(std::true_type{}) : walk(std::false_type{});
     }
   }
 }

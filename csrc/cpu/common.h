@@ -47,6 +47,15 @@ void parallel(int64_t tasks, int64_t grain, const F& f) {
   torch::stable::parallel_for(0, tasks, grain, f);
 }
 
+// Channels of one channels_last task that reduces over the pixels: wide, as long as every thread has two tasks. The sums
+// of a channel do not depend on it.
+inline int64_t channel_block(int64_t N, int64_t C) {
+  const int64_t wanted = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
+  int64_t block = kWideChannelBlock;
+  while (block > kChannelBlock && N * ceil_div(C, block) < wanted) block /= 2;
+  return block;
+}
+
 // Maps beyond this size are written past the caches.
 bool stream_output(int64_t bytes);
 

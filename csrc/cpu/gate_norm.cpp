@@ -91,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
     ReduceArgs a{};
     a.type = type_of(x);
     a.N = N, a.C = C, a.S = S, a.B = B;
-    a.x = view_of(x), a.d = view_of(d);
+    a.x = view_of(x), a.d = view_of(d), a.block = B <= 3 ? channel_block(N, C) : kChannelBlock;
     a.x_data = data(x);
     a.d_data = static_cast<const char*>(data(d)) + o * C * a.d.c * static_cast<int64_t>(d.element_size());
     a.mask = static_cast<const char*>(data(mask)) + o * S * acc_bytes;
@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
     a.sums = static_cast<char*>(data(sums)) + o * sum_rows(B) * C * acc_bytes;
     a.sums_stride = blocks * sum_rows(B) * C;
     const bool by_channels = a.x.channels_last;
-    parallel(by_channels ? N * ceil_div(C, kChannelBlock) : N * C, grain_of(by_channels ? S * kChannelBlock : S),
+    parallel(by_channels ? N * ceil_div(C, a.block) : N * C, grain_of(by_channels ? S * a.block : S),
              [&](int64_t begin, int64_t end) { kernels().reduce(a, begin, end); });
   }
   GateBackwardArgs args{};

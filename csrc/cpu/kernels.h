@@ -12,7 +12,8 @@ namespace axnet::cpu {
 
 enum class Type : int { f32, f64, bf16, f16 };
 
-constexpr int64_t kChannelBlock = 64;  // channels that one channels_last task reduces
+constexpr int64_t kChannelBlock = 64;       // channels that one channels_last task reduces, at least
+constexpr int64_t kWideChannelBlock = 512;  // and at most: more in a row read faster, fewer make more tasks
 constexpr int64_t kPixelGroup = 4;     // pixels that one channels_last task maps
 constexpr int64_t kGateChannels = 16;  // channels that one task of the gate's algebra holds
 
@@ -21,6 +22,7 @@ struct MomentsArgs {
   int64_t N, C, S;
   int A;
   View x;
+  int64_t block;            // channels of a channels_last task
   const void* x_data;
   const void* mask;         // acc [N, A, S]
   const double* mask_sums;  // [N, A]: sum_s m_a
@@ -86,6 +88,7 @@ struct ReduceArgs {
   int64_t N, C, S;
   int B;
   View x, d;
+  int64_t block;  // channels of a channels_last task
   const void* x_data;
   const void* d_data;
   const void* mask;
@@ -117,6 +120,7 @@ struct InputArgs {
 
 // PWAP holds many maps in the lanes of vectors, padded to P columns; a few it takes one by one.
 constexpr bool maps_in_lanes(int k) { return k >= 6; }
+constexpr int64_t kCombineChannels = 128;  // channels that one task merges from the tiles
 constexpr int padded_maps(int k) { return maps_in_lanes(k) ? (k + 15) / 16 * 16 : k; }
 
 struct PwapArgs {
@@ -145,9 +149,12 @@ struct PwapBackwardArgs {
   void* dx_data;            // or null
   const void* logits;       // acc [N, K, S]
   const void* norm;         // acc [N, 2, K]
-  const void* grad_stack;   // acc [N, 2K, C]: gradient of pooled above the weights; channels_last only
-  const void* grad_packed;  // acc [N, C, 2P]: the same by channel, padded with zeros
-  const void* mean_grad;    // acc [N, K]: <grad_pooled_k, pooled_k>
+  const void* grad;         // acc [N, K, C]: gradient of pooled
+  const void* pooled;       // acc [N, K, C]
+  const void* weight;       // acc [K, C]
+  void* grad_packed;        // acc [N, C, P]: the gradient by channel, padded with zeros
+  void* weight_packed;      // acc [C, P]: the weights by channel
+  void* mean_grad;          // acc [N, K]: <grad_pooled_k, pooled_k>
   const void* grad_prob;    // acc [N, K, S] or null
   void* partial;            // acc [N, tiles, P*C + K]: of the weight's and the bias's gradient
   void* weight_grad;        // acc [K, C]
@@ -165,9 +172,11 @@ struct Kernels {
   void (*input)(const InputArgs&, int64_t begin, int64_t end);        // as apply
   void (*input_mask)(const InputArgs&, int64_t begin, int64_t end);   // images
   void (*pwap)(const PwapArgs&, int64_t begin, int64_t end);          // (n, tile)
-  void (*pwap_combine)(const PwapArgs&, int64_t begin, int64_t end);  // (n, map)
+  void (*pwap_combine)(const PwapArgs&, int64_t begin, int64_t end);  // (n, kCombineChannels channels)
+  void (*pack_maps)(Type, const void* rows, int K, int64_t C, void* out);  // acc [K, C] -> [C, P]
+  void (*pwap_prepare)(const PwapBackwardArgs&, int64_t begin, int64_t end);   // images, and the weights as task N
   void (*pwap_backward)(const PwapBackwardArgs&, int64_t begin, int64_t end);  // (n, tile)
-  void (*pwap_gather)(const PwapBackwardArgs&, int64_t begin, int64_t end);    // maps
+  void (*pwap_gather)(const PwapBackwardArgs&, int64_t begin, int64_t end);    // kCombineChannels channels
 };
 
 const Kernels& kernels();  // of the best instruction set here; AXNET_CPU_ISA names another

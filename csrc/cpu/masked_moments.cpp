@@ -55,6 +55,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor
                    S,
                    a,
                    view_of(x),
+                   A <= 3 ? channel_block(N, C) : kChannelBlock,
                    data(x),
                    data(mask),
                    sums.data(),
@@ -62,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor
                    second ? data(moments) : nullptr,
                    positions ? static_cast<int32_t*>(argmax.data_ptr()) : nullptr};
   const bool last = args.x.channels_last;
-  parallel(last ? N * ceil_div(C, kChannelBlock) : N * C, grain_of(last ? S * kChannelBlock : S),
+  parallel(last ? N * ceil_div(C, args.block) : N * C, grain_of(last ? S * args.block : S),
            [&](int64_t begin, int64_t end) { kernels().moments(args, begin, end); });
   return {descriptors, moments, argmax, mass, link, coef_link};
 }

@@ -178,13 +178,14 @@ void contract_across(const T* x, int64_t stride, int64_t rows, int64_t length, c
 }
 
 template <class T, int R, int U>
-AXNET_INLINE void expand_block(const acc_t<T>* b, int64_t b_stride, int64_t b_half, const acc_t<T>* q,
-                               int64_t q_stride, int64_t q_half, int K, T* dx, int64_t stride, int lanes) {
+AXNET_INLINE void expand_block(const acc_t<T>* b0, const acc_t<T>* b1, int64_t b_stride, const acc_t<T>* q0,
+                               const acc_t<T>* q1, int64_t q_stride, int K, T* dx, int64_t stride, int lanes) {
   using L = Lanes<T>;
   using Acc = acc_t<T>;
   using V = typename L::V;
   V sum[R][U] = {};
-  for (int half = 0; half < 2; ++half, b += b_half, q += q_half)
+  for (int half = 0; half < 2; ++half) {
+    const Acc *b = half ? b1 : b0, *q = half ? q1 : q0;
     for (int j = 0; j < K; ++j) {
       V v[U];
       for (int u = 0; u < U; ++u)
@@ -195,6 +196,7 @@ AXNET_INLINE void expand_block(const acc_t<T>* b, int64_t b_stride, int64_t b_ha
         for (int u = 0; u < U; ++u) sum[r][u] += weight * v[u];
       }
     }
+  }
   for (int r = 0; r < R; ++r)
     for (int u = 0; u < U; ++u) {
       if (U == 1 && lanes < L::W) L::store_n(dx + r * stride, sum[r][u], lanes);
@@ -202,10 +204,10 @@ AXNET_INLINE void expand_block(const acc_t<T>* b, int64_t b_stride, int64_t b_ha
     }
 }
 
-// Two products at once: K columns of B at 0 and K at b_half, with K rows of Q at 0 and K at q_half.
+// The sum of two products, B0 with Q0 and B1 with Q1.
 template <class T>
-void expand(const acc_t<T>* b, int64_t b_stride, int64_t b_half, const acc_t<T>* q, int64_t q_stride, int64_t q_half,
-            int K, T* dx, int64_t stride, int64_t rows, int64_t length) {
+void expand(const acc_t<T>* b0, const acc_t<T>* b1, int64_t b_stride, const acc_t<T>* q0, const acc_t<T>* q1,
+            int64_t q_stride, int K, T* dx, int64_t stride, int64_t rows, int64_t length) {
   using L = Lanes<T>;
   constexpr int R = AXNET_VECTOR_BYTES == 64 ? 6 : 4, U = AXNET_VECTOR_BYTES == 64 ? 4 : 2;
   int64_t r = 0;
@@ -213,9 +215,9 @@ void expand(const acc_t<T>* b, int64_t b_stride, int64_t b_half, const acc_t<T>*
     constexpr int H = decltype(height)::value;
     int64_t l = 0;
     for (; l + U * L::W <= length; l += U * L::W)
-      expand_block<T, H, U>(b + r * b_stride, b_stride, b_half, q + l, q_stride, q_half, K, dx + r * stride + l, stride, L::W);
+      expand_block<T, H, U>(b0 + r * b_stride, b1 + r * b_stride, b_stride, q0 + l, q1 + l, q_stride, K, dx + r * stride + l, stride, L::W);
     for (; l < length; l += L::W)
-      expand_block<T, H, 1>(b + r * b_stride, b_stride, b_half, q + l, q_stride, q_half, K, dx + r * stride + l, stride,
+      expand_block<T, H, 1>(b0 + r * b_stride, b1 + r * b_stride, b_stride, q0 + l, q1 + l, q_stride, K, dx + r * stride + l, stride,
                             length - l < L::W ? static_cast<int>(length - l) : L::W);
     r += H;
   };

@@ -1,11 +1,23 @@
 // A3, forward pass 1: one read of X gives the descriptors and every moment that batch normalisation needs.
 //
-//   x' = x - c, c a sample mean of the row (so that |mean| >> std does not cancel)
 //   sums  s1, s2, t_a, t2_a, q1_ab, q2_ab of x', m_a x', m_a x'^2, m_a m_b x', m_a m_b x'^2    (ab: a <= b)
-//   max   max x, max m_a x, and the first position of each
+//   max   max x, max m_a x, and the first position of each;  x' = x - c
 //
-// NCHW: a row of pixels per (n, c), statistics in registers, one transposed reduction per row.
-// channels_last: kChannelBlock channels per task; tiles of pixels, a vector of channels holds its own statistics.
+// c is 0 wherever that costs no digits. Where the mean of a row is so far from 0 (mean^2 > 15 var) that the sums would
+// cancel, the row is summed again around a sample of its values; only then are the q1 needed.
+//
+// NCHW: a task is a row of pixels (n, c), its statistics are in registers; the lanes of kRows rows are added together.
+// channels_last: a task is a block of channels; tiles of pixels, a vector of channels holds its own statistics.
+//
+// The maxima's positions: a lane whose maximum rose takes the number of the pixel (channels_last), of the vector (short
+// rows), or, cheaper, of the granule of kGranule vectors (long rows), so that only one granule is searched afterwards.
+
+constexpr int64_t kGranule = 4;  // its comparisons fill one word of bits
+
+template <class T>
+constexpr int64_t granule_of(int64_t S) {
+  return (S <= kGranule * Lanes<T>::W ? 1 : kGranule) * Lanes<T>::W;
+}
 
 // A = 0 stands for any number of anatomies, known at run time only; the arrays are then as large as they can get.
 template <int A, bool SECOND>
@@ -16,49 +28,45 @@ struct MomentSet {
 };
 
 // sum order: s1, s2, t_a.., t2_a.., q1.., q2..   (SECOND)      s1, t_a..   (else)
-template <int A, bool SECOND, class V>
-AXNET_INLINE void accumulate(int count, V x, V centred, const V* m, V* sum, V* top) {
+template <int A, bool SECOND, bool SHIFTED, class V>
+AXNET_INLINE void accumulate(int count, V x, V shift, const V* m, V* sum, V* top) {
   const int n = A ? A : count;
+  const V centred = SHIFTED ? x - shift : x;
+  V weighted[A ? A : kMaxAnatomies];
   top[0] = vmax(x, top[0]);
   sum[0] += centred;
+  for (int a = 0; a < n; ++a) {
+    weighted[a] = m[a] * centred;
+    top[1 + a] = vmax(SHIFTED ? m[a] * x : weighted[a], top[1 + a]);
+    sum[(SECOND ? 2 : 1) + a] += weighted[a];
+  }
   if constexpr (SECOND) {
     sum[1] += centred * centred;
-    V weighted[A ? A : kMaxAnatomies];
-    for (int a = 0; a < n; ++a) {
-      weighted[a] = m[a] * centred;
-      sum[2 + a] += weighted[a];
-      sum[2 + n + a] += weighted[a] * centred;
-      top[1 + a] = vmax(m[a] * x, top[1 + a]);
-    }
     V* q1 = sum + 2 + 2 * n;
     V* q2 = q1 + pairs(n);
     int ab = 0;
-    for (int a = 0; a < n; ++a)
+    for (int a = 0; a < n; ++a) {
+      sum[2 + n + a] += weighted[a] * centred;
       for (int b = a; b < n; ++b, ++ab) {
-        q1[ab] += weighted[a] * m[b];
+        if constexpr (SHIFTED) q1[ab] += weighted[a] * m[b];
         q2[ab] += weighted[a] * weighted[b];
       }
-  } else {
-    for (int a = 0; a < n; ++a) {
-      V weighted = m[a] * x;
-      sum[1 + a] += weighted;
-      top[1 + a] = vmax(weighted, top[1 + a]);
     }
   }
 }
 
-// First position where m x equals its maximum; NaN counts as the maximum, as in torch.max.
+// First position in the granule from `from` on where m x equals its maximum, without a branch that could be guessed wrong.
 template <class T, class Acc>
-AXNET_INLINE int32_t first_position(const T* x, const Acc* mask, int64_t S, Acc top) {
+AXNET_INLINE int32_t first_position(const T* x, const Acc* mask, int64_t from, int64_t S, Acc top) {
   using L = Lanes<T>;
-  for (int64_t s = 0; s < S; s += L::W) {
+  uint64_t hits = 0;
+  for (int64_t j = 0, s = from; j < kGranule && s < S; ++j, s += L::W) {
     const int lanes = S - s < L::W ? static_cast<int>(S - s) : L::W;
     auto v = lanes == L::W ? L::load(x + s) : L::load_n(x + s, lanes);
     if (mask) v = v * (lanes == L::W ? Lanes<Acc>::load(mask + s) : Lanes<Acc>::load_n(mask + s, lanes));
-    const uint32_t hits = bits_of<Acc>((v == top) | (v != v)) & ((1u << lanes) - 1u);
-    if (hits) return static_cast<int32_t>(s) + __builtin_ctz(hits);
+    hits |= static_cast<uint64_t>(equal_bits<Acc>(v, splat(top)) & ((1u << lanes) - 1u)) << (j * L::W);
   }
-  return 0;
+  return static_cast<int32_t>(from) + (hits ? __builtin_ctzll(hits) : 0);
 }
 
 template <class T>
@@ -71,171 +79,294 @@ AXNET_INLINE acc_t<T> sample_mean(const T* x, int64_t stride, int64_t S) {
   return total - total == 0 ? total : Acc(0);  // inf or NaN: let it show in the sums, not in the shift
 }
 
-// total: sums in moment order; writes column c of descriptors and moments
-template <int A, bool SECOND, class Acc, class Sum>
-AXNET_INLINE void finish_channel(const MomentsArgs& g, int64_t n, int64_t c, Acc shift, const Sum* total, const Acc* top) {
+// Lanes whose sums must be taken again around a shift. NaN and inf are left as they are.
+template <class V, class Acc>
+AXNET_INLINE typename LaneIndex<Acc>::type far_from_zero(V s1, V s2, Acc S) {
+  return s1 * s1 > Acc(0.9375) * S * s2;
+}
+
+// The maxima of a row and their positions, plainly: NaN counts as the largest value, as in torch.max. Called where a sum is
+// not finite.
+template <class T, class Acc>
+void maxima_with_nan(const T* x, int64_t stride, const Acc* mask, int64_t S, Acc* top, int32_t* at) {
+  *top = -__builtin_inf();
+  *at = 0;
+  for (int64_t s = 0; s < S; ++s) {
+    const Acc v = static_cast<Acc>(x[s * stride]) * (mask ? mask[s] : Acc(1));
+    if (v > *top || v != v) {
+      *top = v;
+      *at = static_cast<int32_t>(s);
+      if (v != v) return;
+    }
+  }
+}
+
+// W adjacent channels at once: the columns c.. of descriptors and moments, from sums in moment order.
+template <int A, bool SECOND, class Acc, class V>
+AXNET_INLINE void finish_channels(const MomentsArgs& g, int64_t n, int64_t c, int width, V shift, const V* total,
+                                  const V* top) {
+  using L = Lanes<Acc>;
   const int anatomies = A ? A : g.A;
   const int sums = SECOND ? moment_rows(anatomies) - 1 : 1 + anatomies;
   Acc* d = static_cast<Acc*>(g.descriptors) + n * (2 + 2 * anatomies) * g.C + c;
   const double* mass = g.mask_sums + n * anatomies;
-  const double inverse = 1.0 / static_cast<double>(g.S);
+  const Acc inverse = static_cast<Acc>(1.0 / static_cast<double>(g.S));
   constexpr int t = SECOND ? 2 : 1;
-  d[0] = static_cast<Acc>(shift + total[0] * inverse);
-  d[g.C] = top[0];
+  auto store = [width](Acc* to, V v) { width == L::W ? L::store(to, v) : L::store_n(to, v, width); };
+  store(d, shift + total[0] * inverse);
+  store(d + g.C, top[0]);
   for (int a = 0; a < anatomies; ++a) {
-    d[(2 + a) * g.C] = static_cast<Acc>((total[t + a] + static_cast<double>(shift) * mass[a]) * inverse);
-    d[(2 + anatomies + a) * g.C] = top[1 + a];
+    store(d + (2 + a) * g.C, (total[t + a] + shift * static_cast<Acc>(mass[a])) * inverse);
+    store(d + (2 + anatomies + a) * g.C, top[1 + a]);
   }
   if constexpr (SECOND) {
     Acc* out = static_cast<Acc*>(g.moments) + n * moment_rows(anatomies) * g.C + c;
-    out[0] = shift;
-    for (int k = 0; k < sums; ++k) out[(1 + k) * g.C] = static_cast<Acc>(total[k]);
+    store(out, shift);
+    for (int k = 0; k < sums; ++k) store(out + (1 + k) * g.C, total[k]);
+  }
+}
+
+// What the lanes of one row hold. stamp: the granule in which a lane's maximum last rose.
+template <class T, int A, bool SECOND>
+struct RowStatistics {
+  using Acc = acc_t<T>;
+  using V = typename Lanes<T>::V;
+  using Stamp = typename LaneIndex<Acc>::type;
+  static constexpr int sums = MomentSet<A, SECOND>::sums, maxima = MomentSet<A, SECOND>::maxima;
+  V sum[sums], peak[maxima];
+  Stamp stamp[maxima];
+};
+
+template <class T, int A, bool SECOND, bool SHIFTED>
+void sum_row(const T* x, const acc_t<T>* mask, int64_t S, int anatomies, acc_t<T> c, bool positions,
+             RowStatistics<T, A, SECOND>* row) {
+  using L = Lanes<T>;
+  using Acc = acc_t<T>;
+  using V = typename L::V;
+  constexpr int sums = MomentSet<A, SECOND>::sums, maxima = MomentSet<A, SECOND>::maxima;
+  constexpr int64_t block = 4096;  // pixels summed in one go in Acc; blocks are added in double
+  const Acc lowest = -__builtin_inf();
+  const V shift = splat<Acc>(c);
+  const int64_t step = granule_of<T>(S);
+  double total[sums] = {};
+  Acc lanes[sums];
+  V sum[sums], peak[maxima], before[maxima], m[MomentSet<A, SECOND>::cap];
+  using Stamp = typename RowStatistics<T, A, SECOND>::Stamp;
+  Stamp stamp[maxima] = {};
+  for (int k = 0; k < maxima; ++k) before[k] = peak[k] = splat<Acc>(lowest);
+  for (int64_t first = 0; first < S; first += block) {
+    const int64_t last = first + block < S ? first + block : S;
+    for (int k = 0; k < sums; ++k) sum[k] = V{};
+    int64_t s = first;
+    while (s + L::W <= last) {
+      const int64_t stop = s + step < last ? s + step : last;
+      const int64_t granule = s / step;
+      for (; s + L::W <= stop; s += L::W) {
+        __builtin_prefetch(x + s + 1024 / sizeof(T));
+        for (int a = 0; a < (A ? A : anatomies); ++a) m[a] = Lanes<Acc>::load(mask + a * S + s);
+        accumulate<A, SECOND, SHIFTED>(anatomies, L::load(x + s), shift, m, sum, peak);
+      }
+      if (positions)
+        for (int k = 0; k < (A ? maxima : 1 + anatomies); ++k) {
+          stamp[k] = peak[k] > before[k] ? Stamp{} + static_cast<int32_t>(granule) : stamp[k];
+          before[k] = peak[k];
+        }
+    }
+    if (s < last) {
+      const int rest = static_cast<int>(last - s);
+      // The missing lanes repeat the first pixel of the tail for the maxima and count nothing in the sums.
+      V v = L::first_n(L::load_n(x + s, rest), static_cast<Acc>(x[s]), rest);
+      V bare[sums] = {};
+      for (int a = 0; a < (A ? A : anatomies); ++a)
+        m[a] = L::first_n(Lanes<Acc>::load_n(mask + a * S + s, rest), mask[a * S + s], rest);
+      accumulate<A, SECOND, SHIFTED>(anatomies, v, shift, m, bare, peak);
+      for (int k = 0; k < sums; ++k) sum[k] += L::first_n(bare[k], Acc(0), rest);
+      for (int k = 0; k < (A ? maxima : 1 + anatomies); ++k)
+        stamp[k] = peak[k] > before[k] ? Stamp{} + static_cast<int32_t>(s / step) : stamp[k];
+    }
+    if (S > block) {
+      reduce_to<Acc, false, sums>(sum, lanes);
+      for (int k = 0; k < sums; ++k) total[k] += lanes[k];
+    }
+  }
+  for (int k = 0; k < sums; ++k) row->sum[k] = S > block ? L::first_n(splat(static_cast<Acc>(total[k])), Acc(0), 1) : sum[k];
+  for (int k = 0; k < maxima; ++k) {
+    row->peak[k] = peak[k];
+    row->stamp[k] = stamp[k];
   }
 }
 
 template <class T, int A, bool SECOND>
 void moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
-  using L = Lanes<T>;
   using Acc = acc_t<T>;
+  using L = Lanes<Acc>;
   using V = typename L::V;
-  constexpr int sums = MomentSet<A, SECOND>::sums, maxima = MomentSet<A, SECOND>::maxima;
+  using Row = RowStatistics<T, A, SECOND>;
+  constexpr int R = A ? L::W : 2;  // rows that are finished together
   const int anatomies = A ? A : g.A;
-  constexpr int64_t block = 4096;  // pixels summed in one go in Acc; blocks are added in double
-  const Acc lowest = -__builtin_inf();
-  for (int64_t row = begin; row < end; ++row) {
+  const int sums = A ? Row::sums : (SECOND ? moment_rows(anatomies) - 1 : 1 + anatomies);
+  Row rows[R];
+  Acc shift[L::W];
+  typename LaneIndex<Acc>::type lane;
+  for (int i = 0; i < L::W; ++i) lane[i] = i;
+  for (int64_t row = begin; row < end;) {
     const int64_t n = row / g.C, c = row % g.C;
+    int count = R;
+    if (end - row < count) count = static_cast<int>(end - row);
+    if (g.C - c < count) count = static_cast<int>(g.C - c);
     const T* x = static_cast<const T*>(g.x_data) + n * g.x.n + c * g.x.c;
     const Acc* mask = static_cast<const Acc*>(g.mask) + n * anatomies * g.S;
-    const Acc shift = SECOND ? sample_mean(x, 1, g.S) : Acc(0);
-    double total[sums] = {};
-    Acc top[maxima], lanes[sums], peaks[maxima];
-    for (int k = 0; k < maxima; ++k) top[k] = lowest;
-    for (int64_t first = 0; first < g.S; first += block) {
-      const int64_t last = first + block < g.S ? first + block : g.S;
-      V sum[sums] = {}, peak[maxima], m[MomentSet<A, SECOND>::cap];
-      for (int k = 0; k < maxima; ++k) peak[k] = splat<Acc>(lowest);
-      int64_t s = first;
-      for (; s + L::W <= last; s += L::W) {
-        V v = L::load(x + s);
-        for (int a = 0; a < anatomies; ++a) m[a] = Lanes<Acc>::load(mask + a * g.S + s);
-        accumulate<A, SECOND>(anatomies, v, v - shift, m, sum, peak);
+    for (int i = 0; i < count; ++i)
+      sum_row<T, A, SECOND, false>(x + i * g.x.c, mask, g.S, anatomies, Acc(0), g.argmax != nullptr, rows + i);
+    V total[Row::sums], top[Row::maxima], column[R];
+    auto sum_of = [&](int k) {  // lane i: sum k of row i
+      for (int i = 0; i < R; ++i) column[i] = rows[i < count ? i : 0].sum[k];
+      return reduce_lanes<Acc, false, R>(column);
+    };
+    for (int i = 0; i < L::W; ++i) shift[i] = 0;
+    total[0] = sum_of(0);
+    if constexpr (SECOND) {
+      uint32_t again = bits_of<Acc>(far_from_zero(total[0], sum_of(1), static_cast<Acc>(g.S))) & ((1u << count) - 1u);
+      for (; again; again &= again - 1) {
+        const int i = __builtin_ctz(again);
+        shift[i] = sample_mean(x + i * g.x.c, 1, g.S);
+        sum_row<T, A, SECOND, true>(x + i * g.x.c, mask, g.S, anatomies, shift[i], g.argmax != nullptr, rows + i);
       }
-      if (s < last) {
-        const int rest = static_cast<int>(last - s);
-        // The missing lanes repeat the first pixel of the tail for the maxima and count nothing in the sums.
-        V v = L::first_n(L::load_n(x + s, rest), static_cast<Acc>(x[s]), rest);
-        V centred = L::first_n(v - shift, Acc(0), rest);
-        V bare[sums] = {}, tail_peak[maxima];
-        for (int k = 0; k < maxima; ++k) tail_peak[k] = peak[k];
-        for (int a = 0; a < anatomies; ++a)
-          m[a] = L::first_n(Lanes<Acc>::load_n(mask + a * g.S + s, rest), mask[a * g.S + s], rest);
-        if constexpr (SECOND) {
-          accumulate<A, SECOND>(anatomies, v, centred, m, sum, tail_peak);
-        } else {
-          accumulate<A, SECOND>(anatomies, v, centred, m, bare, tail_peak);
-          for (int k = 0; k < sums; ++k) sum[k] += L::first_n(bare[k], Acc(0), rest);
+    }
+    for (int k = 0; k < sums; ++k) total[k] = sum_of(k);
+    for (int k = 0; k <= anatomies; ++k) {
+      for (int i = 0; i < R; ++i) column[i] = rows[i < count ? i : 0].peak[k];
+      top[k] = reduce_lanes<Acc, true, R>(column);
+    }
+    const bool brief = g.S <= kGranule * L::W;
+    if (g.argmax && brief)
+      for (int k = 0; k <= anatomies; ++k) {
+        for (int i = 0; i < R; ++i) {
+          const Row& r = rows[i < count ? i : 0];
+          const V place = __builtin_convertvector(r.stamp[k] * static_cast<int32_t>(L::W) + lane, V);
+          column[i] = r.peak[k] == splat<Acc>(top[k][i]) ? -place : splat<Acc>(-__builtin_inf());
         }
-        for (int k = 0; k < maxima; ++k) peak[k] = tail_peak[k];
+        const V first = -reduce_lanes<Acc, true, R>(column);
+        for (int i = 0; i < count; ++i) g.argmax[(n * (1 + anatomies) + k) * g.C + c + i] = static_cast<int32_t>(first[i]);
       }
-      reduce_to<Acc, false, sums>(sum, lanes);
-      reduce_to<Acc, true, maxima>(peak, peaks);
-      for (int k = 0; k < sums; ++k) total[k] += lanes[k];
-      for (int k = 0; k < maxima; ++k) top[k] = peaks[k] > top[k] ? peaks[k] : top[k];
-    }
-    if (!(total[0] - total[0] == 0)) {  // inf or NaN in the row: maxima propagate NaN, as torch's do
-      for (int64_t s = 0; s < g.S; ++s) {
-        const Acc v = static_cast<Acc>(x[s]);
-        if (v != v) top[0] = v;
-        for (int a = 0; a < anatomies; ++a)
-          if (Acc w = mask[a * g.S + s] * v; w != w) top[1 + a] = w;
+    for (int i = 0; i < count; ++i) {
+      const T* own = x + i * g.x.c;
+      const bool finite = total[0][i] - total[0][i] == 0;
+      if (finite && (brief || !g.argmax)) continue;
+      for (int k = 0; k <= anatomies; ++k) {
+        const Acc* m = k ? mask + (k - 1) * g.S : nullptr;
+        int32_t at = 0;
+        if (finite) {
+          int64_t granule = g.S;
+          for (uint32_t hits = equal_bits<Acc>(rows[i].peak[k], splat<Acc>(top[k][i])); hits; hits &= hits - 1) {
+            const int64_t stamp = rows[i].stamp[k][__builtin_ctz(hits)];
+            granule = stamp < granule ? stamp : granule;
+          }
+          at = first_position<T, Acc>(own, m, granule * kGranule * L::W, g.S, top[k][i]);
+        } else {
+          Acc largest;
+          maxima_with_nan(own, 1, m, g.S, &largest, &at);
+          top[k][i] = largest;
+        }
+        if (g.argmax) g.argmax[(n * (1 + anatomies) + k) * g.C + c + i] = at;
       }
     }
-    finish_channel<A, SECOND>(g, n, c, shift, total, top);
-    if (g.argmax) {
-      int32_t* at = g.argmax + n * (1 + anatomies) * g.C + c;
-      at[0] = first_position<T, Acc>(x, nullptr, g.S, top[0]);
-      for (int a = 0; a < anatomies; ++a) at[(1 + a) * g.C] = first_position<T, Acc>(x, mask + a * g.S, g.S, top[1 + a]);
-    }
+    finish_channels<A, SECOND, Acc>(g, n, c, count, L::load(shift), total, top);
+    row += count;
   }
 }
 
-template <class T, int A, bool SECOND>
+template <class T, int A, bool SECOND, bool POSITIONS>
 void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
   using L = Lanes<T>;
   using Acc = acc_t<T>;
   using V = typename L::V;
+  using Stamp = typename LaneIndex<Acc>::type;
   constexpr int sums = MomentSet<A, SECOND>::sums, maxima = MomentSet<A, SECOND>::maxima;
   const int anatomies = A ? A : g.A;
-  constexpr int vectors = kChannelBlock / L::W;
-  constexpr int64_t tile = 32;
-  const int64_t blocks = (g.C + kChannelBlock - 1) / kChannelBlock;
+  constexpr int64_t most = A ? kWideChannelBlock : kChannelBlock;
+  constexpr int vectors = most / L::W;
+  constexpr int64_t tile = 16;
+  const int64_t block = g.block < most ? g.block : most, blocks = (g.C + block - 1) / block;
   const Acc lowest = -__builtin_inf();
+  struct Column {
+    V sum[sums], peak[maxima];
+    Stamp at[maxima];
+  };
+  Column columns[vectors];
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t n = task / blocks, c0 = (task % blocks) * kChannelBlock;
-    const int width = static_cast<int>(g.C - c0 < kChannelBlock ? g.C - c0 : kChannelBlock);
+    const int64_t n = task / blocks, c0 = (task % blocks) * block;
+    const int width = static_cast<int>(g.C - c0 < block ? g.C - c0 : block);
     const T* x = static_cast<const T*>(g.x_data) + n * g.x.n + c0;
     const Acc* mask = static_cast<const Acc*>(g.mask) + n * anatomies * g.S;
-    V sum[vectors][sums] = {}, peak[vectors][maxima], shift[vectors] = {};
-    for (int v = 0; v < vectors; ++v) {
-      for (int k = 0; k < maxima; ++k) peak[v][k] = splat<Acc>(lowest);
-      if constexpr (SECOND)
-        for (int i = 0; i < L::W && v * L::W + i < width; ++i) shift[v][i] = sample_mean(x + v * L::W + i, g.x.s, g.S);
-    }
+    auto clear = [&](Column& column) {
+      for (int k = 0; k < sums; ++k) column.sum[k] = V{};
+      for (int k = 0; k < maxima; ++k) {
+        column.peak[k] = splat<Acc>(lowest);
+        column.at[k] = Stamp{};
+      }
+    };
+    auto walk = [&](Column& column, int v, int64_t first, int64_t last, V shift, auto shifted) {
+      constexpr bool SHIFTED = decltype(shifted)::value;
+      const int rest = width - v * L::W;
+      V local[sums], top[maxima], before[maxima], m[MomentSet<A, SECOND>::cap];
+      for (int k = 0; k < sums; ++k) local[k] = column.sum[k];
+      for (int k = 0; k < maxima; ++k) before[k] = top[k] = column.peak[k];
+      Stamp at[maxima];
+      for (int k = 0; k < maxima; ++k) at[k] = column.at[k];
+      const T* p = x + first * g.x.s + v * L::W;
+      for (int64_t s = first; s < last; ++s, p += g.x.s) {
+        __builtin_prefetch(p + tile * g.x.s, 0, 2);
+        const V value = rest >= L::W ? L::load(p) : L::load_n(p, rest);
+        for (int a = 0; a < (A ? A : anatomies); ++a) m[a] = splat<Acc>(mask[a * g.S + s]);
+        accumulate<A, SECOND, SHIFTED>(anatomies, value, shift, m, local, top);
+        if constexpr (POSITIONS)
+          for (int k = 0; k < (A ? maxima : 1 + anatomies); ++k) {
+            at[k] = top[k] > before[k] ? Stamp{} + static_cast<int32_t>(s) : at[k];
+            before[k] = top[k];
+          }
+      }
+      for (int k = 0; k < sums; ++k) column.sum[k] = local[k];
+      for (int k = 0; k < maxima; ++k) {
+        column.peak[k] = top[k];
+        column.at[k] = at[k];
+      }
+    };
+    for (int v = 0; v * L::W < width; ++v) clear(columns[v]);
     for (int64_t first = 0; first < g.S; first += tile) {
       const int64_t last = first + tile < g.S ? first + tile : g.S;
-      for (int64_t s = last; s < last + tile && s < g.S; ++s)
-        for (int b = 0; b < width * static_cast<int>(sizeof(T)); b += 64)
-          __builtin_prefetch(reinterpret_cast<const char*>(x + s * g.x.s) + b);
-      for (int v = 0; v * L::W < width; ++v) {
-        const int rest = width - v * L::W;
-        V local[sums], top[maxima], m[MomentSet<A, SECOND>::cap];
-        for (int k = 0; k < sums; ++k) local[k] = sum[v][k];
-        for (int k = 0; k < maxima; ++k) top[k] = peak[v][k];
-        for (int64_t s = first; s < last; ++s) {
-          const T* p = x + s * g.x.s + v * L::W;
-          V value = rest >= L::W ? L::load(p) : L::load_n(p, rest);
-          for (int a = 0; a < anatomies; ++a) m[a] = splat<Acc>(mask[a * g.S + s]);
-          accumulate<A, SECOND>(anatomies, value, value - shift[v], m, local, top);
-        }
-        for (int k = 0; k < sums; ++k) sum[v][k] = local[k];
-        for (int k = 0; k < maxima; ++k) peak[v][k] = top[k];
-      }
+      for (int v = 0; v * L::W < width; ++v) walk(columns[v], v, first, last, V{}, std::false_type{});
     }
-    for (int i = 0; i < width; ++i) {
-      Acc total[sums], top[maxima];
-      for (int k = 0; k < sums; ++k) total[k] = sum[i / L::W][k][i % L::W];
-      for (int k = 0; k < maxima; ++k) top[k] = peak[i / L::W][k][i % L::W];
-      if (!(total[0] - total[0] == 0)) {
-        for (int64_t s = 0; s < g.S; ++s) {
-          const Acc v = static_cast<Acc>(x[s * g.x.s + i]);
-          if (v != v) top[0] = v;
-          for (int a = 0; a < anatomies; ++a)
-            if (Acc w = mask[a * g.S + s] * v; w != w) top[1 + a] = w;
-        }
-      }
-      finish_channel<A, SECOND>(g, n, c0 + i, shift[i / L::W][i % L::W], total, top);
-      for (int k = 0; k < maxima; ++k) peak[i / L::W][k][i % L::W] = top[k];
-    }
-    if (g.argmax) {
-      // A second look at the block, now in cache: walk the pixels backwards so that the first position stays.
-      using Index = typename IndexOf<Acc>::type;
-      for (int v = 0; v * L::W < width; ++v) {
-        const int rest = width - v * L::W;
-        Index at[maxima] = {};
-        for (int64_t s = g.S - 1; s >= 0; --s) {
-          const T* p = x + s * g.x.s + v * L::W;
-          V value = rest >= L::W ? L::load(p) : L::load_n(p, rest);
-          const Index here = Index{} + static_cast<int32_t>(s);
-          for (int k = 0; k <= anatomies; ++k) {
-            V w = k ? value * splat<Acc>(mask[(k - 1) * g.S + s]) : value;
-            Index hit = __builtin_convertvector((w == peak[v][k]) | (w != w), Index);
-            at[k] = hit ? here : at[k];
+    for (int v = 0; v * L::W < width; ++v) {
+      const int lanes = width - v * L::W < L::W ? width - v * L::W : L::W;
+      Column& column = columns[v];
+      V shift = {};
+      if constexpr (SECOND) {
+        uint32_t again = bits_of<Acc>(far_from_zero(column.sum[0], column.sum[1], static_cast<Acc>(g.S)));
+        if (again &= (1u << lanes) - 1u; again) {
+          for (; again; again &= again - 1) {
+            const int i = __builtin_ctz(again);
+            shift[i] = sample_mean(x + v * L::W + i, g.x.s, g.S);
           }
+          clear(column);
+          walk(column, v, 0, g.S, shift, std::true_type{});
         }
-        int32_t* out = g.argmax + n * (1 + anatomies) * g.C + c0 + v * L::W;
-        for (int k = 0; k <= anatomies; ++k)
-          for (int i = 0; i < L::W && i < rest; ++i) out[k * g.C + i] = at[k][i];
       }
+      for (int i = 0; i < lanes; ++i) {
+        if (column.sum[0][i] - column.sum[0][i] == 0) continue;
+        for (int k = 0; k <= anatomies; ++k) {
+          Acc largest;
+          int32_t at;
+          maxima_with_nan(x + v * L::W + i, g.x.s, k ? mask + (k - 1) * g.S : nullptr, g.S, &largest, &at);
+          column.peak[k][i] = largest;
+          column.at[k][i] = at;
+        }
+      }
+      if constexpr (POSITIONS)
+        for (int k = 0; k <= anatomies; ++k)
+          for (int i = 0; i < lanes; ++i)
+            g.argmax[(n * (1 + anatomies) + k) * g.C + c0 + v * L::W + i] = static_cast<int32_t>(column.at[k][i]);
+      finish_channels<A, SECOND, Acc>(g, n, c0 + v * L::W, lanes, shift, column.sum, column.peak);
     }
   }
 }
@@ -243,7 +374,9 @@ void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
 template <class T, int A>
 void moments_typed(const MomentsArgs& g, int64_t begin, int64_t end) {
   if (g.x.channels_last)
-    g.moments ? moments_channels_last<T, A, true>(g, begin, end) : moments_channels_last<T, A, false>(g, begin, end);
+    g.argmax    ? (g.moments ? moments_channels_last<T, A, true, true> : moments_channels_last<T, A, false, true>)(g, begin, end)
+    : g.moments ? moments_channels_last<T, A, true, false>(g, begin, end)
+                : moments_channels_last<T, A, false, false>(g, begin, end);
   else
     g.moments ? moments_rows<T, A, true>(g, begin, end) : moments_rows<T, A, false>(g, begin, end);
 }

@@ -87,6 +87,17 @@ AXNET_INLINE uint32_t bits_of(typename LaneIndex<A>::type hit) {
 #endif
 }
 
+// One bit per lane where a equals b.
+template <class A>
+AXNET_INLINE uint32_t equal_bits(typename VectorOf<A>::type a, typename VectorOf<A>::type b) {
+#if defined(__x86_64__) && AXNET_VECTOR_BYTES == 64
+  if constexpr (sizeof(A) == 4) return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ);
+  else return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_EQ_OQ);
+#else
+  return bits_of<A>(a == b);
+#endif
+}
+
 template <class T>
 struct Lanes {
   using A = acc_t<T>;

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 import axnet.cli
 from axnet.cli import app
 from axnet.data import write_nih
+from axnet.segment.pretrained import WEIGHTS
+from axnet.train.anatomy import SEGMENTER_NAME
 
 COMMANDS = ("demo", "fit", "evaluate", "predict", "segment", "bench", "info")
 SMALL = ("--backbone", "tiny", "--size", "48", "--batch-size", "8", "--workers", "0", "--accelerator", "cpu", "--quiet")
@@ -102,9 +104,13 @@ def test_evaluate_compares_two(trained: Path, tmp_path: Path) -> None:
     assert 'src="http' not in page
 
 
-def test_nih_needs_masks(nih: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="data 'nih' has no anatomy masks"):
-        run("fit", "--data", "nih", "--root", nih, "--out", tmp_path, *SMALL)
+def test_nih_takes_the_segmenter_that_comes_with_axnet(nih: Path, tmp_path: Path) -> None:
+    run("fit", "--data", "nih", "--root", nih, "--out", tmp_path, "--epochs", 1, *SMALL)
+    assert (tmp_path / SEGMENTER_NAME).read_bytes() == WEIGHTS.read_bytes()
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_nih_needs_a_root(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data 'nih' needs root"):
         run("fit", "--data", "nih", "--out", tmp_path, *SMALL)
 

@@ -13,6 +13,7 @@ from opcases import FUSED, assert_close, draw, draw_mask, lay_out
 
 import axnet
 from axnet import nn as axnn
+from axnet.ops import fused_ops
 
 needs_native = pytest.mark.skipif("native" not in FUSED, reason="the native kernels are not built")
 needs_compiler = pytest.mark.skipif(sys.platform == "win32", reason="torch.compile needs a C++ compiler")
@@ -23,10 +24,10 @@ def moments_inputs(layout="contiguous", grad=True):
     return x, draw_mask((2, 2, 4, 3), torch.float32)
 
 
-@needs_native
+@pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_opcheck_attention(layout):
-    ops = torch.ops.axnet
+def test_opcheck_attention(backend, layout):
+    ops = fused_ops(backend)
     x, mask = moments_inputs(layout)
     torch.library.opcheck(ops.masked_moments.default, (x, mask, True, True, 1))
     torch.library.opcheck(ops.masked_moments.default, (x.detach(), mask, False, False, 0))
@@ -43,10 +44,10 @@ def test_opcheck_attention(layout):
     torch.library.opcheck(ops.masked_moments_backward.default, arguments)
 
 
-@needs_native
+@pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_opcheck_pooling(layout):
-    ops = torch.ops.axnet
+def test_opcheck_pooling(backend, layout):
+    ops = fused_ops(backend)
     x, _ = moments_inputs(layout)
     weight, bias = draw((3, 5), torch.float32).requires_grad_(), draw((3,), torch.float32).requires_grad_()
     torch.library.opcheck(ops.pwap.default, (x, weight, bias))

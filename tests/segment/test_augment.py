@@ -1,8 +1,17 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
+from axnet.segment import augment as module
 from axnet.segment.augment import augment
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Grey values from which a square can be told by a threshold."""
+    monkeypatch.setattr(module, "_SHADE", 0.0)
+    monkeypatch.setattr(module, "_INVERTED", 0.0)
 
 
 def drawn() -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,7 +27,7 @@ def side(mask: torch.Tensor) -> torch.Tensor:
     return (mask * torch.linspace(-1, 1, mask.shape[-1])).sum((1, 2)) / mask.sum((1, 2))
 
 
-def test_image_and_mask_move_together():
+def test_image_and_mask_move_together(plain):
     torch.manual_seed(0)
     image, mask = drawn()
     moved, organs = augment(image, mask)
@@ -32,7 +41,7 @@ def test_image_and_mask_move_together():
     assert not torch.equal(organs, mask)
 
 
-def test_a_mirror_keeps_each_name_on_its_side():
+def test_a_mirror_keeps_each_name_on_its_side(plain):
     torch.manual_seed(0)
     image, mask = drawn()
     moved, organs = augment(image, mask, mirror=1.0)
@@ -47,3 +56,11 @@ def test_without_a_mirror_sizes_keep_their_names():
     torch.manual_seed(0)
     area = augment(*drawn(), mirror=0.0)[1].sum((2, 3))
     assert (area[:, 1] > area[:, 0]).all()
+
+
+def test_some_films_become_negatives(monkeypatch):
+    monkeypatch.setattr(module, "_SHADE", 0.0)
+    torch.manual_seed(0)
+    image, mask = (t.repeat(32, 1, 1, 1) for t in drawn())
+    negative = (augment(image, mask)[0][:, 0, 0, 0] > 0.5).float()  # the background, else black
+    assert 0.05 < negative.mean() < 0.15

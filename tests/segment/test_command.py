@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from axnet.cli.segment import app
-from axnet.data import ORGANS, write_nih
+from axnet.data import ORGANS, MaskTable, write_nih
 from axnet.segment import Segmenter
 
 
@@ -26,6 +28,11 @@ def run(segmenter, tmp_path):
     return predict, folder, tmp_path / "o"
 
 
+def counts(output):
+    """Films drawn, there before, and failed."""
+    return tuple(map(int, re.search(r"(\d+) drawn \(\d+ flagged\), (\d+) were there, (\d+) failed", output).groups()))
+
+
 def rows(out):
     with (out / "anatomy.csv").open(newline="") as opened:
         return list(csv.DictReader(opened))
@@ -37,11 +44,11 @@ def test_predict_command_goes_on_after_a_bad_file_and_repeats_nothing(run):
     (folder / names[0]).write_bytes((folder / names[0]).read_bytes()[:100])
     first = predict()
     assert first.exit_code == 1
-    assert "5 drawn, 0 were there, 1 failed" in first.output
+    assert counts(first.output) == (5, 0, 1)
     assert names[0] in first.output
     second = predict()
     assert second.exit_code == 1
-    assert "0 drawn, 5 were there, 1 failed" in second.output
+    assert counts(second.output) == (0, 5, 1)
     assert [row["image"] for row in rows(out)] == names[1:]
     for organ in ORGANS:
         assert len(list((out / organ).iterdir())) == 5
@@ -55,7 +62,7 @@ def test_predict_command_mends_what_a_killed_run_left(run):
     table.write_bytes(table.read_bytes()[:-10])  # half a row at the end
     (out / "heart" / f"{whole[2]['image'][:-4]}.png").unlink()
     again = predict("--device", "cpu")
-    assert "2 drawn, 4 were there, 0 failed" in again.output
+    assert counts(again.output) == (2, 4, 0)
     assert sorted(map(str, rows(out))) == sorted(map(str, whole))
 
 
@@ -103,3 +110,33 @@ def test_help_loads_none_of_the_heavy_packages():
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "axnet.cli.segment" in loaded
     assert loaded.isdisjoint({"monai", "lightning", "pandas", "scipy", "axnet.segment.segmenter"})
+
+
+def test_predict_command_writes_a_table_and_goes_on_with_it(run):
+    predict, folder, out = run
+    table = out.with_name("anatomy.parquet")
+    names = sorted(path.name for path in folder.iterdir())
+    kept = (folder / names[2]).read_bytes()
+    (folder / names[2]).write_bytes(b"not an image")
+    assert counts(predict("--out", str(table)).output) == (5, 0, 1)
+    (folder / names[2]).write_bytes(kept)
+    again = predict("--out", str(table))
+    assert counts(again.output) == (1, 5, 0)
+    found = MaskTable(table)
+    assert sorted(found.ids) == names
+    predict()
+    png = np.asarray(Image.open(out / "heart" / names[0])) > 0
+    np.testing.assert_array_equal(found.masks(names[0])[2], png)
+
+
+def test_the_sheet_shows_the_least_certain_films(run):
+    predict, _, out = run
+    sheet = out.with_name("sheet.html")
+    result = predict("--sheet", str(sheet), "--sheet-films", "4")
+    assert result.exit_code == 0, result.output
+    page = sheet.read_text()
+    qualities = sorted(float(row["quality"]) for row in rows(out))
+    shown = [float(text) for text in re.findall(r"quality (\d\.\d+)", page)]
+    assert shown == pytest.approx(qualities[:4], abs=0.006)
+    assert page.count("data:image/jpeg") == 4
+    assert "The 4 least certain of 6 films" in page

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from axnet.data import ORGANS, PhantomXray
-from axnet.segment import evaluate_segmenter, fit_segmenter, learner
+from axnet.segment import Segmenter, evaluate_segmenter, fit_segmenter, learner
 from axnet.segment.learner import Learner
 
 
@@ -24,8 +24,11 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def test_a_run_that_was_cut_ends_as_the_whole_one(data, config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ("supervised", "mean teacher"))
+def test_a_run_that_was_cut_ends_as_the_whole_one(method, data, config, tmp_path, monkeypatch):
     options = {"config": config, "progress": False, "batch_size": 5, "epochs": 4}
+    if method == "mean teacher":
+        options["unlabelled"] = PhantomXray(7, size=64, split="val").materialize()
     whole = fit_segmenter(data, data, **options)
     calls = 0
     original = learner.augment
@@ -44,6 +47,7 @@ def test_a_run_that_was_cut_ends_as_the_whole_one(data, config, tmp_path, monkey
     assert state(tmp_path)["global_step"] == 6
     resumed = fit_segmenter(data, data, out=tmp_path, resume=True, **options)
     assert resumed.training_record == whole.training_record
+    assert resumed.training_record["method"] == method
     assert same(resumed, whole)
 
 
@@ -73,7 +77,7 @@ def test_the_best_weights_on_validation_are_kept(data, config, monkeypatch):
     states = []
 
     def scored(self, *_):
-        states.append({name: value.clone() for name, value in self.segmenter.state_dict().items()})
+        states.append({name: value.clone() for name, value in self.teacher.state_dict().items()})
         return next(scores)
 
     monkeypatch.setattr(Learner, "_validation_dice", scored)
@@ -155,3 +159,61 @@ def test_bad_options_get_one_sentence(data, config, options, words):
 def test_an_empty_training_set_gets_one_sentence(config):
     with pytest.raises(ValueError, match="train is empty, expected images with organ masks"):
         fit_segmenter(PhantomXray(0), config=config)
+
+
+def test_the_teacher_is_the_mean_of_the_students(data, config):
+    watcher = Learner(Segmenter(config), steps=8, lr=1.0, mirror=None, seed=0, val=None, run={}, ema=0.5)
+    name = "net.model.0.conv.unit0.conv.weight"
+    first = watcher.segmenter.state_dict()[name].clone()
+    with torch.no_grad():
+        watcher.segmenter.state_dict()[name].add_(1.0)
+    for _ in range(2):
+        watcher.on_train_batch_end()
+    # after (1 + 0) / (10 + 0) = 0.1 twice, 1 % of the first weights is left
+    torch.testing.assert_close(watcher.teacher.state_dict()[name], first + 0.99)
+    assert all(not parameter.requires_grad for parameter in watcher.teacher.parameters())
+    assert all(parameter.requires_grad for parameter in watcher.result().parameters())
+
+
+def test_consistency_pulls_the_student_to_the_teacher(data, config):
+    watcher = Learner(Segmenter(config), steps=0, lr=1.0, mirror=None, seed=0, val=None, run={})
+    watcher.log = lambda *_, **__: None
+    watcher._ramp = lambda: 1.0
+    labelled = [torch.zeros(2, 1, 64, 64, dtype=torch.uint8), torch.zeros(2, 3, 64, 64, dtype=torch.uint8)]
+    batch = {"labelled": labelled, "unlabelled": [data.images[:2].to(torch.uint8)]}
+    losses = []
+    for level in (-4.0, 4.0):  # of the teacher's logits; the student's are -2
+        watcher.teacher.forward = lambda image, level=level: torch.full((len(image), 3, 64, 64), level)
+        watcher.segmenter.forward = lambda image: torch.zeros(len(image), 3, 64, 64).requires_grad_() - 2.0
+        losses.append(float(watcher.training_step(batch, 0).detach()))
+    assert losses[1] - losses[0] == pytest.approx(2.0 * (torch.tensor(4.0).sigmoid() * 2 - 1).item(), rel=1e-3)
+
+
+def test_consistency_grows_over_the_first_quarter(config, monkeypatch):
+    watcher = Learner(Segmenter(config), steps=40, lr=1.0, mirror=None, seed=0, val=None, run={}, consistency=2.0)
+    weights = []
+    for step in (0, 5, 10, 30):
+        monkeypatch.setattr(Learner, "global_step", step)
+        weights.append(watcher._ramp())
+    assert weights == pytest.approx([2.0 * math.exp(-5), 2.0 * math.exp(-1.25), 2.0, 2.0])
+
+
+def test_every_step_shows_as_many_unlabelled_images_as_labelled(data, config, monkeypatch):
+    seen = []
+    original = Learner.training_step
+
+    def watched(self, batch, index):
+        seen.append((len(batch["labelled"][0]), len(batch["unlabelled"][0])))
+        return original(self, batch, index)
+
+    monkeypatch.setattr(Learner, "training_step", watched)
+    others = PhantomXray(4, size=64, split="val").materialize()
+    found = fit_segmenter(data, None, others, config=config, epochs=1, batch_size=6, progress=False)
+    assert seen == [(6, 6), (6, 6)]
+    assert found.training_record["unlabelled"] == 4
+
+
+@pytest.mark.parametrize(("name", "value"), (("ema", 1.5), ("mirror", -0.1), ("consistency", -1.0)))
+def test_shares_out_of_range_are_named(data, config, name, value):
+    with pytest.raises(ValueError, match=rf"{name} is {value}, expected"):
+        fit_segmenter(data, config=config, **{name: value})

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from axnet.data import write_nih
+from axnet.segment.pretrained import WEIGHTS
 from axnet.train import DataConfig, find_segmenter, optional_segmenter, segmenter_for
 
 NIH = DataConfig(data="nih", root="anywhere")
@@ -30,8 +31,9 @@ def test_trained_on_an_organ_set_and_kept(trained: Path) -> None:
 
 
 def test_when_there_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="data 'nih' has no anatomy masks: give segmenter"):
-        find_segmenter(NIH, segmenter=None, organ_root=None, out=tmp_path)
+    pretrained = find_segmenter(NIH, segmenter=None, organ_root=None, out=tmp_path / "run")
+    assert pretrained is not None
+    assert (tmp_path / "run" / "segmenter.safetensors").read_bytes() == WEIGHTS.read_bytes()
     assert find_segmenter(NIH, needed=False, segmenter=None, organ_root=None, out=tmp_path) is None
     assert find_segmenter(DataConfig(), segmenter=None, organ_root=None, out=tmp_path) is None
     weights = tmp_path / "model.safetensors"

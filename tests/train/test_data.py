@@ -26,6 +26,9 @@ class Thresholder:
         assert 0 <= images.min() <= images.max() <= 1
         return torch.cat((images, 1 - images, images / 2), 1)
 
+    def plausible_batch(self, images: torch.Tensor) -> torch.Tensor:
+        return self.predict_batch(images).flip(1)
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"threshold": torch.zeros(1)}
 
@@ -95,15 +98,17 @@ def test_measured_normalises_to_zero_and_one() -> None:
     assert float(normal.std()) == pytest.approx(1, abs=1e-3)
 
 
-def test_predicted_masks() -> None:
+@pytest.mark.parametrize("fallback", [True, False])
+def test_predicted_masks(fallback: bool) -> None:
     data = collect(PhantomXray(70, size=32, with_masks=False), PLAIN)
     with pytest.raises(ValueError, match="data has no masks"):
         Batches(data)
-    masks = with_predicted_masks(data, Thresholder(), batch_size=32).masks
+    masks = with_predicted_masks(data, Thresholder(), fallback=fallback, batch_size=32).masks
     assert masks is not None
     assert masks.dtype == torch.uint8
     images = data.images.float() / 255
-    expected = organs_to_anatomies(torch.cat((images, 1 - images, images / 2), 1))
+    organs = torch.cat((images, 1 - images, images / 2), 1)
+    expected = organs_to_anatomies(organs.flip(1) if fallback else organs)
     assert (masks.float() / 255 - expected).abs().max() <= 0.5 / 255 + 1e-6
 
 

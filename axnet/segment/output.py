@@ -1,0 +1,125 @@
+"""Where predicted anatomy goes: one columnar file, or a folder of PNG masks. Both can be cut off and gone on with."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from axnet.data.findings import ORGANS
+from axnet.data.image import StrPath
+from axnet.data.mask_table import MaskWriter, to_row
+from axnet.segment.anatomy import Anatomy
+
+_COLUMNS = ["image", "ctr", "quality", "flags"]
+
+
+class Sink(Protocol):
+    """Takes the anatomy of images by name."""
+
+    def __contains__(self, name: str) -> bool:
+        """Whether an earlier run wrote this image."""
+        ...
+
+    def add(self, name: str, anatomy: Anatomy) -> None:
+        """Take one more."""
+        ...
+
+    def flush(self) -> None:
+        """What was added is safe now."""
+        ...
+
+    def finish(self) -> None:
+        """Everything is there."""
+        ...
+
+
+def open_sink(out: StrPath) -> Sink:
+    """A table for a name that ends in .parquet, else a folder."""
+    return TableSink(out) if Path(out).suffix == ".parquet" else PngFolder(out)
+
+
+class TableSink:
+    """One Parquet file (axnet.data.MaskTable reads it), in parts until it is finished."""
+
+    def __init__(self, out: StrPath) -> None:
+        """Go on with what is there."""
+        self.writer = MaskWriter(out)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether an earlier run wrote this image."""
+        return name in self.writer.ids
+
+    def add(self, name: str, anatomy: Anatomy) -> None:
+        """Take one more."""
+        self.writer.add(to_row(name, anatomy.masks, anatomy.ctr, anatomy.quality, anatomy.flags))
+
+    def flush(self) -> None:
+        """Nothing: parts are written whenever they are full, and with the last image."""
+
+    def finish(self) -> None:
+        """Write the one file."""
+        self.writer.finish()
+
+
+class PngFolder:
+    """OUT/ORGAN/IMAGE.png (1 bit) and OUT/anatomy.csv (image, ctr, quality, flags)."""
+
+    def __init__(self, out: StrPath) -> None:
+        """Go on with what is there; ValueError for a foreign anatomy.csv."""
+        self.out = Path(out)
+        table = self.out / "anatomy.csv"
+        self.done = {name: row for name, row in _rows(table).items() if self._drawn(name)}
+        for organ in ORGANS:
+            (self.out / organ).mkdir(parents=True, exist_ok=True)
+        _write_rows(table, self.done.values())
+        self.opened = table.open("a", newline="", encoding="utf-8")
+        self.table = csv.writer(self.opened)
+
+    def _file(self, organ: str, name: str) -> Path:
+        return self.out / organ / f"{Path(name).stem}.png"
+
+    def _drawn(self, name: str) -> bool:
+        return all(self._file(organ, name).is_file() for organ in ORGANS)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether an earlier run wrote this image."""
+        return name in self.done
+
+    def add(self, name: str, anatomy: Anatomy) -> None:
+        """Take one more."""
+        for organ, mask in zip(ORGANS, anatomy.masks, strict=True):
+            Image.fromarray(mask).save(self._file(organ, name), bits=1, optimize=True)
+        ctr = "" if anatomy.ctr != anatomy.ctr else f"{anatomy.ctr:.4f}"
+        self.table.writerow((name, ctr, f"{anatomy.quality:.3f}", "; ".join(anatomy.flags)))
+
+    def flush(self) -> None:
+        """Rows reach the disk after their masks."""
+        self.opened.flush()
+
+    def finish(self) -> None:
+        """Close the table."""
+        self.opened.close()
+
+
+def _rows(table: Path) -> dict[str, list[str]]:
+    """The complete rows of a table of ours, by image; a run that was killed may have left half a row at the end."""
+    if not table.is_file():
+        return {}
+    with table.open(newline="", encoding="utf-8") as opened:
+        text = opened.read()
+    header, *rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")) if "\n" in text else [_COLUMNS]
+    if header != _COLUMNS:
+        raise ValueError(f"table '{table}' has columns {header}, expected {_COLUMNS}: give another --out.")
+    return {row[0]: row for row in rows if len(row) == len(_COLUMNS)}
+
+
+def _write_rows(table: Path, rows: Iterable[list[str]]) -> None:
+    partial = table.with_name(f".{table.name}.part")
+    with partial.open("w", newline="", encoding="utf-8") as opened:
+        csv.writer(opened).writerows([_COLUMNS, *rows])
+    partial.replace(table)

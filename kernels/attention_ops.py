@@ -1,0 +1,282 @@
+"""masked_moments and gate_norm as Triton ops: the contract of csrc/ops.cpp, in the namespace axnet_triton.
+
+Launches (N > 0): masked_moments 1, and 1 more where an image has several strips; gate_norm 1, and 1 more with batch
+statistics or saved rows; gate_norm_backward 2; masked_moments_backward 1, and 1 more for the gradient of the masks.
+"""
+
+import torch
+import triton
+from axnet.kernels import blend, blend_backward, combine, moments, statistics
+from axnet.kernels.launch import on_its_device, strides, strips_of, tile_sides, tiles_of, tuned, walkable
+from axnet.kernels.register import register
+from torch import Tensor
+from torch.library import wrap_triton
+
+from axnet.ops.layouts import channels_last, empty_features
+
+SHARED_ANATOMIES = 4  # anatomies whose accumulators fit into one program
+IMAGES, CHANNELS = 32, 16  # tile of the algebra between the passes
+
+_apply = tuned(((64, 16, 4), (64, 16, 8), (128, 8, 4), (256, 4, 4)))(blend.apply_kernel)
+_input = tuned(((64, 16, 4), (64, 16, 8), (128, 8, 4), (256, 4, 4)))(blend_backward.input_kernel)
+
+
+def _pairs(anatomies: int) -> int:
+    return anatomies * (anatomies + 1) // 2
+
+
+@register("masked_moments")
+@on_its_device
+def masked_moments(
+    x: Tensor, mask: Tensor, second: bool, positions: bool, blocks: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Descriptors, moments and positions of the maxima in one read of X."""
+    x = walkable(x)
+    n, c, h, w = x.shape
+    a, s = mask.shape[1], h * w
+    moment_rows = 3 + 2 * a + 2 * _pairs(a)
+    descriptors = mask.new_empty((n, 2 + 2 * a, c))
+    moment = mask.new_empty((n if second else 0, moment_rows, c))
+    argmax = mask.new_empty((n if positions else 0, 1 + a, c), dtype=torch.int32)
+    mass = mask.new_empty((n, a + _pairs(a)), dtype=torch.float64)
+    link = x.new_zeros(()).expand(n, blocks * c, h, w) if blocks else x.new_empty((0,))
+    coef_rows = 4 + (1 if blocks > 1 else a)
+    coef_link = mask.new_zeros(()).expand(n, blocks, coef_rows, c) if blocks else mask.new_empty((0,))
+    if n == 0:
+        return descriptors, moment, argmax, mass, link, coef_link
+
+    last = channels_last(x)
+    sides = tile_sides(a, last)
+    strips, strip = strips_of(n, c, s, sides["BLOCK_C"])
+    outputs = (descriptors, moment, argmax)
+    parts: tuple[Tensor, ...] = outputs
+    if strips > 1:
+        parts = tuple(t.new_empty((t.shape[0], strips, *t.shape[1:])) for t in outputs)
+    rows = a if a <= SHARED_ANATOMIES else 1
+    programs = n * (a + _pairs(a)) + n * triton.cdiv(c, sides["BLOCK_C"]) * strips * (a // rows)
+    wrap_triton(moments.moments_kernel)[(programs,)](
+        x,
+        mask,
+        *parts,
+        mass,
+        *strides(x),
+        n,
+        c,
+        s,
+        strips,
+        strip,
+        A=a,
+        ROWS=rows,
+        SECOND=second,
+        POSITIONS=positions,
+        LAST=last,
+        num_warps=8,
+        **sides,
+    )
+    if strips > 1:
+        block = 128
+        rows = 2 + 2 * a + (moment_rows if second else 0)
+        wrap_triton(combine.combine_kernel)[(n * triton.cdiv(c, block), rows)](
+            *parts, *outputs, c, strips, A=a, SECOND=second, POSITIONS=positions, BLOCK_C=block
+        )
+    return descriptors, moment, argmax, mass, link, coef_link
+
+
+@register("masked_moments_backward")
+@on_its_device
+def masked_moments_backward(
+    x: Tensor,
+    mask: Tensor,
+    argmax: Tensor,
+    grad_descriptors: Tensor,
+    grad_z: Tensor | None,
+    coef: Tensor | None,
+    input_grad: bool,
+    mask_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of X, of the descriptors and of what came through `link` together, in one write."""
+    x = walkable(x)
+    n, c, h, w = x.shape
+    a, s, last = mask.shape[1], h * w, channels_last(x)
+    dx = empty_features(x, n if input_grad else 0, c)
+    dmask = mask.new_empty((n if mask_grad else 0, a, h, w))
+    if n == 0:
+        return dx, dmask
+    delta = grad_descriptors.contiguous()
+    blocks = 0 if grad_z is None else grad_z.shape[1] // c
+    d = x if grad_z is None else walkable(grad_z, last)
+    q = delta if coef is None else coef.contiguous()
+    if input_grad:
+        wrap_triton(_input)[tiles_of(n, c, s, last)](
+            x,
+            d,
+            mask,
+            q,
+            delta,
+            argmax,
+            dx,
+            *strides(x),
+            *strides(d),
+            *strides(dx),
+            c,
+            s,
+            A=a,
+            BLOCKS=blocks,
+            LAST=last,
+        )
+    if mask_grad:
+        sides = tile_sides(a, last)
+        wrap_triton(blend_backward.mask_kernel)[(n * a * triton.cdiv(s, sides["BLOCK_S"]),)](
+            x, d, mask, q, delta, argmax, dmask, *strides(x), *strides(d), c, s, A=a, BLOCKS=blocks, LAST=last, **sides
+        )
+    return dx, dmask
+
+
+@register("gate_norm")
+@on_its_device
+def gate_norm(
+    x: Tensor,
+    mask: Tensor,
+    gate: Tensor,
+    moments: Tensor | None,
+    mass: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    concat: bool,
+    save: bool,
+    link: Tensor,
+    coef_link: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Batch statistics of the gated blend from the moments, then Z in one read and one write."""
+    x = walkable(x)
+    n, c, h, w = x.shape
+    a, s, last, batch = mask.shape[1], h * w, channels_last(x), running_mean is None
+    blocks = a if concat else 1
+    z = empty_features(x, n, blocks * c)
+    mean, var = mask.new_empty((blocks * c,)), mask.new_empty((blocks * c,))
+    saved = mask.new_empty((n if save else 0, blocks, 4 + 3 * (a // blocks), c))
+    if n == 0:
+        return z, mean.zero_(), var.zero_(), saved
+    gate = gate.contiguous()
+    if batch or save:
+        if moments is None or moments.shape[0] == 0:
+            raise ValueError("gate_norm: moments are needed for batch statistics.")
+        wrap_triton(statistics.statistics_kernel)[(triton.cdiv(c, CHANNELS), blocks)](
+            gate,
+            moments,
+            mass,
+            mean,
+            var,
+            saved,
+            n,
+            c,
+            s,
+            A=a,
+            B=a // blocks,
+            BATCH=batch,
+            SAVE=save,
+            BLOCK_N=IMAGES,
+            BLOCK_C=CHANNELS,
+        )
+    wrap_triton(_apply)[tiles_of(n, c, s, last)](
+        x,
+        z,
+        mask,
+        gate,
+        mean if weight is None else weight,
+        mean if bias is None else bias,
+        mean if running_mean is None else running_mean,
+        var if running_var is None else running_var,
+        mean,
+        var,
+        *strides(x),
+        *strides(z),
+        c,
+        s,
+        A=a,
+        BLOCKS=blocks,
+        WEIGHT=weight is not None,
+        BIAS=bias is not None,
+        KEEP=not batch,
+        EPS=eps,
+        LAST=last,
+    )
+    return z, mean, var, saved
+
+
+@register("gate_norm_backward")
+@on_its_device
+def gate_norm_backward(
+    grad_z: Tensor,
+    x: Tensor,
+    mask: Tensor,
+    gate: Tensor,
+    mass: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    saved: Tensor,
+    eps: float,
+    batch_statistics: bool,
+    concat: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One read of D and X; the coefficients of dX are left to masked_moments_backward."""
+    x = walkable(x)
+    n, c, h, w = x.shape
+    a, s, last = mask.shape[1], h * w, channels_last(x)
+    blocks = a if concat else 1
+    b = a // blocks
+    coef, grad_gate = mask.new_empty((n, blocks, 4 + b, c)), mask.new_empty((n, a, c))
+    grad_weight, grad_bias = mask.new_empty((blocks * c,)), mask.new_empty((blocks * c,))
+    if n == 0:
+        return coef, grad_gate, grad_weight.zero_(), grad_bias.zero_()
+    d, gate = walkable(grad_z, last), gate.contiguous()
+    sides = tile_sides(a, last)
+    strips, strip = strips_of(n, c, s, sides["BLOCK_C"])
+    sums = mask.new_empty((n, strips, blocks, 2 + 2 * b, c))
+    wrap_triton(blend.sums_kernel)[(n * triton.cdiv(c, sides["BLOCK_C"]) * strips * blocks,)](
+        x,
+        d,
+        mask,
+        saved,
+        sums,
+        *strides(x),
+        *strides(d),
+        c,
+        s,
+        strips,
+        strip,
+        A=a,
+        BLOCKS=blocks,
+        LAST=last,
+        num_warps=8,
+        **sides,
+    )
+    wrap_triton(statistics.coefficients_kernel)[(triton.cdiv(c, CHANNELS), blocks)](
+        gate,
+        mass,
+        mean if weight is None else weight,
+        mean,
+        var,
+        saved,
+        sums,
+        coef,
+        grad_gate,
+        grad_weight,
+        grad_bias,
+        n,
+        c,
+        s,
+        strips,
+        A=a,
+        B=b,
+        BATCH=batch_statistics,
+        WEIGHT=weight is not None,
+        EPS=eps,
+        BLOCK_N=IMAGES,
+        BLOCK_C=CHANNELS,
+    )
+    return coef, grad_gate, grad_weight, grad_bias

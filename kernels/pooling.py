@@ -1,0 +1,167 @@
+"""PWAP forward: a program holds a tile of pixels of one image and walks its channels twice.
+
+    L = W X + b;  w_s = p_s / p_max,  p = sigmoid(L);  pooled = sum w X / sum w
+    w = e^{min(L,0) - min(M,0)} (1 + e^{-|M|}) / (1 + e^{-|L|}),  M = the tile's largest logit
+
+The first walk makes the logits [MAPS, BLOCK_S] and reads X from memory; the second makes the numerators [MAPS, C] and
+finds X in the cache. An image of one tile is finished there; else `pool_combine_kernel` merges the tiles in order.
+
+Products are tl.dot (DOT, maps padded to 16) or, for few maps and for double, sums of broadcast products that are
+reduced once after the walk. Features of 16 bits are exact in tf32, so only the other factor is rounded (PRECISION).
+"""
+
+import triton
+import triton.language as tl
+from axnet.kernels.tiles import tile_offsets
+
+
+@triton.jit
+def log_sigmoid(x):
+    """Finite for every finite x."""
+    return tl.minimum(x, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def probability(logits, top):
+    """The sigmoid p of the logits, and w relative to the logit `top`; both [MAPS, BLOCK_S]."""
+    small = tl.exp(-tl.abs(logits))
+    inverse = 1.0 / (1.0 + small)
+    p = tl.where(logits < 0, small * inverse, inverse)
+    rise = tl.exp(tl.minimum(logits, 0.0) - tl.minimum(top, 0.0))
+    return p, rise * (1.0 + tl.exp(-tl.abs(top))) * inverse
+
+
+@triton.jit
+def contract_channels(acc, a, x, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """acc + a [MAPS, BLOCK_C] x [BLOCK_C, BLOCK_S]: [MAPS, BLOCK_S], or [MAPS, BLOCK_C, BLOCK_S] yet to be reduced."""
+    if DOT:
+        acc = tl.dot(a, x, acc, input_precision=PRECISION)
+    else:
+        acc += a[:, :, None] * x[None, :, :]
+    return acc
+
+
+@triton.jit
+def contract_pixels(a, x, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """a [MAPS, BLOCK_S] x [BLOCK_C, BLOCK_S] summed over the pixels: [MAPS, BLOCK_C]."""
+    if DOT:
+        out = tl.dot(a, tl.trans(x), input_precision=PRECISION)
+    else:
+        out = tl.sum(a[:, None, :] * x[None, :, :], 2)
+    return out
+
+
+@triton.jit
+def contraction_zero(
+    MAPS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, acc: tl.constexpr, DOT: tl.constexpr
+):
+    """Where contract_channels starts."""
+    if DOT:
+        zero = tl.zeros([MAPS, BLOCK_S], acc)
+    else:
+        zero = tl.zeros([MAPS, BLOCK_C, BLOCK_S], acc)
+    return zero
+
+
+@triton.jit
+def pool_kernel(
+    x_ptr,  # [N, C, S]
+    weight_ptr,  # [K, C]
+    bias_ptr,  # [K]
+    numerator_ptr,  # [N, tiles, K, C]; pooled [N, K, C] where an image is one tile
+    norm_ptr,  # [N, tiles, 2, K]: largest logit, sum of w
+    prob_ptr,  # [N, K, S]
+    logits_ptr,  # [N, K, S]
+    image_stride,
+    stride,
+    C,
+    S,
+    K: tl.constexpr,
+    MAPS: tl.constexpr,
+    BIAS: tl.constexpr,
+    SINGLE: tl.constexpr,
+    LAST: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Grid: (image, tile)."""
+    acc: tl.constexpr = weight_ptr.dtype.element_ty
+    tiles = tl.cdiv(S, BLOCK_S)
+    task = tl.cast(tl.program_id(0), tl.int64)
+    n = task // tiles
+    s = (tl.program_id(0) % tiles) * BLOCK_S + tl.arange(0, BLOCK_S)
+    k = tl.arange(0, MAPS)
+    inside = s < S
+    wanted = k < K
+    both = wanted[:, None] & inside[None, :]
+    base = x_ptr + n * image_stride
+
+    product = contraction_zero(MAPS, BLOCK_C, BLOCK_S, acc, DOT)
+    for first in tl.range(0, C, BLOCK_C, num_stages=3):
+        c = first + tl.arange(0, BLOCK_C)
+        valid = c < C
+        x = tl.load(base + tile_offsets(c, s, stride, LAST), mask=valid[:, None] & inside[None, :], other=0.0).to(acc)
+        weight = tl.load(
+            weight_ptr + k[:, None] * C + c[None, :], mask=wanted[:, None] & valid[None, :], other=0.0
+        )  # [MAPS, BLOCK_C]
+        product = contract_channels(product, weight, x, DOT, PRECISION)
+    logits = product if DOT else tl.sum(product, 1)  # [MAPS, BLOCK_S]
+    if BIAS:
+        logits += tl.load(bias_ptr + k, mask=wanted, other=0.0)[:, None]
+
+    top = tl.max(tl.where(inside[None, :], logits, float("-inf")), 1)  # [MAPS]
+    top = tl.where(top - top == 0, top, 0.0)  # inf or NaN among the logits: let it show in the sums
+    p, w = probability(logits, top[:, None])
+    w = tl.where(inside[None, :], w, 0.0)
+    mass = tl.sum(w, 1)
+    out = (n * K + k[:, None]) * S + s[None, :]
+    tl.store(prob_ptr + out, p, mask=both)
+    tl.store(logits_ptr + out, logits, mask=both)
+    tl.store(norm_ptr + task * 2 * K + k, top, mask=wanted)
+    tl.store(norm_ptr + task * 2 * K + K + k, mass, mask=wanted)
+    if SINGLE:
+        w = w / mass[:, None]
+
+    for first in tl.range(0, C, BLOCK_C, num_stages=3):
+        c = first + tl.arange(0, BLOCK_C)
+        valid = c < C
+        x = tl.load(base + tile_offsets(c, s, stride, LAST), mask=valid[:, None] & inside[None, :], other=0.0).to(acc)
+        numerator = contract_pixels(w, x, DOT, PRECISION)  # [MAPS, BLOCK_C]
+        where = (task * K + k[:, None]) * C + c[None, :]
+        tl.store(numerator_ptr + where, numerator, mask=wanted[:, None] & valid[None, :])
+
+
+@triton.jit
+def pool_combine_kernel(
+    numerator_ptr,  # [N, tiles, K, C]
+    part_norm_ptr,  # [N, tiles, 2, K]
+    pooled_ptr,  # [N, K, C]
+    norm_ptr,  # [N, 2, K]
+    C,
+    tiles,
+    K: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Merge the tiles of an image in order. Grid: (image, map, channel block)."""
+    channel_blocks = tl.cdiv(C, BLOCK_C)
+    c = (tl.program_id(0) % channel_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    k = tl.program_id(0) // channel_blocks % K
+    n = tl.cast(tl.program_id(0) // channel_blocks // K, tl.int64)
+    valid = c < C
+    part = part_norm_ptr + n * tiles * 2 * K + k
+    top = tl.load(part)
+    for i in range(1, tiles):
+        top = tl.maximum(top, tl.load(part + i * 2 * K))
+    reference = log_sigmoid(top)
+    mass = tl.zeros_like(top)
+    total = tl.zeros([BLOCK_C], top.dtype)
+    for i in range(0, tiles):
+        scale = tl.exp(log_sigmoid(tl.load(part + i * 2 * K)) - reference)
+        mass += scale * tl.load(part + i * 2 * K + K)
+        total += scale * tl.load(numerator_ptr + ((n * tiles + i) * K + k) * C + c, mask=valid, other=0.0)
+    tl.store(pooled_ptr + (n * K + k) * C + c, total / mass, mask=valid)
+    if tl.program_id(0) % channel_blocks == 0:
+        tl.store(norm_ptr + n * 2 * K + k, top)
+        tl.store(norm_ptr + n * 2 * K + K + k, mass)
