@@ -100,7 +100,7 @@ struct CombinePlan {
 };
 
 template <class Acc>
-__global__ void __launch_bounds__(kThreads) combine_kernel(const CombinePlan p) {
+__global__ void __launch_bounds__(kThreads, 1) combine_kernel(const CombinePlan p) {
   AXNET_SHARED(shared);
   double* parts = reinterpret_cast<double*>(shared);  // [8, 32]
   const GateShape& g = p.gate;
