@@ -73,9 +73,11 @@ def native_extensions():
     import pybind11
 
     with_cuda, reason = decide_cuda(torch, cpp_extension.CUDA_HOME)
-    if with_cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
-        os.environ["TORCH_CUDA_ARCH_LIST"] = DEFAULT_ARCHITECTURES
-    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "of the GPUs present") if with_cuda else ""
+    if with_cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        present = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        names = [f"{major}.{minor}" for major, minor in sorted(present)]
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(names) or DEFAULT_ARCHITECTURES
+    architectures = os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else ""
 
     flags = ["-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
     flags += ["-Wall", "-Wextra", "-Wno-unused-parameter"]

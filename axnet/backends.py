@@ -29,12 +29,7 @@ def why_not(backend: str, device: str = "cpu") -> str | None:
     if backend == "reference":
         return None
     if backend == "native":
-        missing = ops.unavailable()
-        if missing is not None:
-            return missing
-        if device == "cpu":
-            return None
-        return f"the native kernels were built for cpu, the tensors are on {device}"
+        return ops.unavailable(device)
     return ops.triton_unavailable(device)
 
 

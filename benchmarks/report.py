@@ -1,7 +1,7 @@
-"""Write the tables of README.md from the records in benchmarks/results.
+"""Write the tables of README.md and docs/performance.md from the records in benchmarks/results.
 
 python benchmarks/report.py            # rewrite
-python benchmarks/report.py --check    # exit code 1 where README.md differs from the records
+python benchmarks/report.py --check    # exit code 1 where they differ from the records
 """
 
 from __future__ import annotations
@@ -113,6 +113,17 @@ def segmenter() -> str:
     return "\n".join(lines) + "\n"
 
 
+def registers() -> str:
+    record = load("cuda_resources.json")
+    if record is None:
+        return "Not yet recorded.\n"
+    lines = [f"| kernel, arguments | {' | '.join(record)} |", "|---|" + "---|" * len(record)]
+    for name in next(iter(record.values())):
+        if "Half" not in name and "double" not in name:
+            lines.append(f"| `{name}` | {' | '.join(str(used[name]['registers']) for used in record.values())} |")
+    return "\n".join(lines) + "\n"
+
+
 def interval(value: dict[str, float], sign: bool = False) -> str:
     form = "{:+.3f}" if sign else "{:.3f}"
     return f"{form.format(value['value'])} ({form.format(value['low'])} to {form.format(value['high'])})"
@@ -122,17 +133,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing")
     check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    before = after = readme.read_text(encoding="utf-8")
-    for name, table in (("speed", speed()), ("demo", demo()), ("real", real()), ("segmenter", segmenter())):
-        pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(after):
-            sys.exit(f"README.md has no place for '{name}'")
-        after = pattern.sub(lambda m, t=table: m[1] + t + m[2], after)
-    if check and after != before:
-        sys.exit("README.md differs from benchmarks/results: run python benchmarks/report.py")
-    if not check:
-        readme.write_text(after, encoding="utf-8")
+    readme = {"speed": speed(), "demo": demo(), "real": real(), "segmenter": segmenter()}
+    for path, tables in ((ROOT / "README.md", readme), (ROOT / "docs" / "performance.md", {"registers": registers()})):
+        before = after = path.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- /{name} -->)", re.DOTALL)
+            if not pattern.search(after):
+                sys.exit(f"{path.name} has no place for '{name}'")
+            after = pattern.sub(lambda m, t=table: m[1] + t + m[2], after)
+        if check and after != before:
+            sys.exit(f"{path.name} differs from benchmarks/results: run python benchmarks/report.py")
+        if not check:
+            path.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -37,12 +37,24 @@ def _load() -> str | None:
     return None
 
 
+def _without_cuda() -> str | None:
+    if torch._C._dispatch_has_kernel_for_dispatch_key("axnet::pwap", "CUDA"):
+        return None
+    state = str(importlib.import_module("axnet._buildinfo").cuda_kernels)
+    return f"axnet was built without CUDA kernels: {state.removeprefix('no (').removesuffix(')')}"
+
+
 _REASON = _load()
+_CUDA_REASON = _without_cuda() if _REASON is None else None
 
 
-def unavailable() -> str | None:
-    """None when the compiled ops are loaded, else one sentence that says why they are not."""
-    return _REASON
+def unavailable(device: str = "cpu") -> str | None:
+    """None when the compiled ops serve tensors on a device of this type, else one sentence that says why not."""
+    if _REASON is not None or device == "cpu":
+        return _REASON
+    if device == "cuda":
+        return _CUDA_REASON
+    return f"the native kernels run on cpu and cuda, the tensors are on {device}"
 
 
 _TRITON_FOUND = importlib.util.find_spec("triton") is not None  # found, not imported: that takes its time

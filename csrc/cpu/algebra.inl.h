@@ -42,14 +42,7 @@ AXNET_INLINE D square_root(D v) {
   return v;
 }
 
-inline int pair_index(int A, int a, int b) {
-  if (a > b) {
-    const int t = a;
-    a = b;
-    b = t;
-  }
-  return a * A - a * (a - 1) / 2 + (b - a);
-}
+inline int pair_index(int A, int a, int b) { return a < b ? pair_row(A, a, b) : pair_row(A, b, a); }
 
 // The gate of one (image, block): b and w_a.
 template <int B>

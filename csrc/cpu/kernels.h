@@ -6,34 +6,16 @@
 
 #include <cstdint>
 
+#include "rows.h"
+
 namespace axnet::cpu {
 
 enum class Type : int { f32, f64, bf16, f16 };
 
-// A dense [N, C, S] view in elements: either pixels are adjacent (NCHW: a row of pixels per channel, s == 1) or channels
-// are (channels_last: a row of channels per pixel, c == 1).
-struct View {
-  int64_t n, c, s;
-  bool channels_last;
-};
-
-constexpr int kMaxAnatomies = 16;
 constexpr int64_t kChannelBlock = 64;       // channels that one channels_last task reduces, at least
 constexpr int64_t kWideChannelBlock = 512;  // and at most: more in a row read faster, fewer make more tasks
 constexpr int64_t kPixelGroup = 4;     // pixels that one channels_last task maps
 constexpr int64_t kGateChannels = 16;  // channels that one task of the gate's algebra holds
-
-constexpr int pairs(int a) { return a * (a + 1) / 2; }
-// Rows of the moments [N, rows, C]: shift c, s1, s2, t_a, t2_a, q1_ab, q2_ab of x' = x - c (ab: a <= b).
-constexpr int moment_rows(int a) { return 3 + 2 * a + 2 * pairs(a); }
-// Rows saved per block for the backward pass: c, s1, t_a, Q_0, Q_a, E_0, E_a (algebra.inl.h).
-constexpr int saved_rows(int b) { return 1 + 3 * (1 + b); }
-// Rows of the sums of the first backward pass: e0, e1, h_a, f_a.
-constexpr int sum_rows(int b) { return 2 + 2 * b; }
-// Rows of the folded forward coefficients: b, w_a, h.
-constexpr int fold_rows(int b) { return 2 + b; }
-// Rows of the backward coefficients: k1, k2, k3, b, w_a.
-constexpr int coef_rows(int b) { return 4 + b; }
 
 struct MomentsArgs {
   Type type;

@@ -223,6 +223,20 @@ def test_why_triton_does_not_serve(monkeypatch):
         axnet.use_backend("triton")
 
 
+def test_why_the_native_kernels_do_not_serve_a_gpu(monkeypatch):
+    if library.unavailable() is not None:
+        pytest.skip("the compiled library is not there")
+    if not torch.cuda.is_available():
+        reason = backends.why_not("native", "cuda")
+        assert reason is None or reason.startswith("axnet was built without CUDA kernels: "), reason
+    monkeypatch.setattr(library, "_CUDA_REASON", None)
+    assert backends.why_not("native", "cuda") is None
+    assert backends.why_not("native", "mps") == "the native kernels run on cpu and cuda, the tensors are on mps"
+    monkeypatch.setattr(library, "_CUDA_REASON", "axnet was built without CUDA kernels: missing: nvcc")
+    with pytest.raises(RuntimeError, match="'native' cannot be used: axnet was built without CUDA kernels: missing"):
+        backends.resolve("native", torch.device("cuda"))
+
+
 def test_auto_prefers_the_native_kernels_and_triton_to_the_reference(monkeypatch):
     monkeypatch.delenv("AXNET_BACKEND", raising=False)
     monkeypatch.setenv("TRITON_INTERPRET", "1")

@@ -1,0 +1,300 @@
+// gate_norm: batch statistics of the gated blend from the moments, then Z in one read of X and one write.
+//
+//   fold   b' = gamma r b, w'_a = gamma r w_a, h' = beta - gamma r mean                r = 1 / sqrt(var + eps)
+//   apply  Z = X (b' + sum_a w'_a m_a) + h'
+#include "cuda/algebra.cuh"
+#include "cuda/walk.cuh"
+
+namespace axnet::cuda {
+namespace {
+
+struct FoldPlan {
+  GateShape gate;
+  const void* moments;        // acc [N, moment_rows(A), C]; null is accepted without batch statistics and saved
+  const void *weight, *bias;  // acc [blocks*C] or null
+  const void *given_mean, *given_var;  // acc [blocks*C]; without batch statistics
+  void *mean, *var;                    // acc [blocks*C]; biased
+  void* fold;                          // acc [N, blocks, fold_rows(members), C]
+  void* saved;                         // acc [N, blocks, saved_rows(members), C] or null
+};
+
+// sum Y and sum Y^2 of one image; keeps what the backward pass needs.
+template <class Acc>
+__device__ inline void add_image(const FoldPlan& p, int64_t n, int o, int64_t c, double& sum_y, double& sum_yy) {
+  const int64_t C = p.gate.C;
+  const int A = p.gate.A, B = p.gate.members;
+  const double S = static_cast<double>(p.gate.S);
+  const Gate<Acc> gate(p.gate, n, o, c);
+  const Acc* m = static_cast<const Acc*>(p.moments) + n * moment_rows(A) * C + c;
+  Acc* out = p.saved ? static_cast<Acc*>(p.saved) + (n * p.gate.blocks + o) * saved_rows(B) * C + c : nullptr;
+  auto keep = [&](int row, double v) {
+    if (out) out[row * C] = static_cast<Acc>(v);
+  };
+  const double shift = m[0], s1 = m[C], s2 = m[2 * C], b = gate.b;
+  const Acc *t = m + (3 + gate.first) * C, *t2 = t + A * C;
+  const Acc *q1 = m + (3 + 2 * A) * C, *q2 = q1 + pairs(A) * C;
+  double wm = 0, wt = 0, wt2 = 0, wwm = 0, wwq1 = 0, wwq2 = 0;
+  for (int a = 0; a < B; ++a) {
+    const double w = gate.w(a), t_a = t[a * C], t2_a = t2[a * C];
+    double inner_m = 0, inner1 = 0, inner2 = 0;
+    for (int k = 0; k < B; ++k) {
+      const double w_k = gate.w(k);
+      const int64_t row = gate.pair(a, k) * C;
+      inner_m += w_k * gate.mass_of(a, k);
+      inner1 += w_k * q1[row];
+      inner2 += w_k * q2[row];
+    }
+    wm += w * gate.mass_of(a);
+    wt += w * t_a;
+    wt2 += w * t2_a;
+    wwm += w * inner_m;
+    wwq1 += w * inner1;
+    wwq2 += w * inner2;
+    const double q_a = b * t_a + inner1;
+    keep(2 + a, t_a);
+    keep(3 + B + a, q_a);
+    keep(4 + 2 * B + a, shift * q_a + b * t2_a + inner2);
+  }
+  const double q0 = b * s1 + wt;
+  keep(0, shift);
+  keep(1, s1);
+  keep(2 + B, q0);
+  keep(3 + 2 * B, shift * q0 + b * s2 + wt2);
+  sum_y += shift * (b * S + wm) + q0;
+  sum_yy += shift * shift * (b * b * S + 2 * b * wm + wwm) + 2 * shift * (b * b * s1 + 2 * b * wt + wwq1) +
+            (b * b * s2 + 2 * b * wt2 + wwq2);
+}
+
+template <class Acc>
+__global__ void __launch_bounds__(kThreads, 1) fold_kernel(const FoldPlan p) {
+  AXNET_SHARED(shared);
+  double* parts = reinterpret_cast<double*>(shared);  // [8, 32]
+  const GateShape& g = p.gate;
+  const int warp = threadIdx.x / kWarp, o = static_cast<int>(blockIdx.y);
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x % kWarp, C = g.C, at = o * C + c;
+  const bool inside = c < C;
+  double sum_y = 0, sum_yy = 0;
+  if (p.moments && inside)
+    for (int64_t n = warp; n < g.N; n += kWarps)
+      add_image<Acc>(p, n, o, c, sum_y, sum_yy);
+  double mean, var;
+  if (g.batch_statistics) {
+    const double total = static_cast<double>(g.S) * static_cast<double>(g.N);
+    mean = sum_over_warps(sum_y, parts) / total;
+    var = sum_over_warps(sum_yy, parts) / total - mean * mean;
+    var = var < 0 ? 0 : var;                                     // rounding alone
+    mean = static_cast<Acc>(mean), var = static_cast<Acc>(var);  // the backward pass reads them so
+  } else if (inside) {
+    mean = static_cast<const Acc*>(p.given_mean)[at], var = static_cast<const Acc*>(p.given_var)[at];
+  }
+  if (!inside) return;
+  if (warp == 0)
+    static_cast<Acc*>(p.mean)[at] = static_cast<Acc>(mean), static_cast<Acc*>(p.var)[at] = static_cast<Acc>(var);
+  const double scale =
+      (p.weight ? static_cast<double>(static_cast<const Acc*>(p.weight)[at]) : 1.0) / sqrt(var + g.eps);
+  const double offset = (p.bias ? static_cast<double>(static_cast<const Acc*>(p.bias)[at]) : 0.0) - mean * scale;
+  for (int64_t n = warp; n < g.N; n += kWarps) {
+    const Gate<Acc> gate(g, n, o, c);
+    Acc* out = static_cast<Acc*>(p.fold) + (n * g.blocks + o) * fold_rows(g.members) * C + c;
+    out[0] = static_cast<Acc>(gate.b * scale);
+    for (int a = 0; a < g.members; ++a)
+      out[(1 + a) * C] = static_cast<Acc>(gate.w(a) * scale);
+    out[(1 + g.members) * C] = static_cast<Acc>(offset);
+  }
+}
+
+struct ApplyPlan {
+  int64_t N, C, S;
+  int A, blocks, members;
+  View x, z;
+  const void* x_data;
+  void* z_data;
+  const void *mask, *fold;  // acc [N, A, S], acc [N, blocks, fold_rows(members), C]
+};
+
+// NCHW, one block of B anatomies: masks in registers.
+template <class T, int B>
+__global__ void __launch_bounds__(kThreads, 2) apply_rows_kernel(const ApplyPlan p, const RowWalk walk) {
+  using Acc = acc_t<T>;
+  constexpr int V = kVector<T>;
+  const RowPlace<T> place(walk);
+  if (!place.active) return;
+  const int64_t C = p.C, S = p.S, elements = C * S;
+  const T* x = static_cast<const T*>(p.x_data) + place.n * p.x.n;
+  T* z = static_cast<T*>(p.z_data) + place.n * p.z.n;
+  const bool fast_x = is_aligned(x), fast_z = is_aligned(z);
+  const Acc* fold = static_cast<const Acc*>(p.fold) + place.n * fold_rows(B) * C;
+  Acc m[B][V];
+  place.load_masks(static_cast<const Acc*>(p.mask) + place.n * B * S, S, m);
+
+  Vector<T> xs[kSteps<T>];
+#pragma unroll
+  for (int u = 0; u < kSteps<T>; ++u) {
+    const int64_t e = place.element(walk, u);
+    xs[u] = load_some(x + e, place.count(e, elements), fast_x);
+  }
+#pragma unroll
+  for (int u = 0; u < kSteps<T>; ++u) {
+    const int64_t e = place.element(walk, u);
+    const int count = place.count(e, elements);
+    if (count == 0) continue;
+    const Acc* q = fold + place.channel(walk, u);
+    int s = place.s;
+    Acc b, w[B], h;
+    auto load_channel = [&] {
+      b = q[0], h = q[(1 + B) * C];
+#pragma unroll
+      for (int a = 0; a < B; ++a)
+        w[a] = q[(1 + a) * C];
+    };
+    load_channel();
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      if (i > 0 && s == S && i < count) {
+        s = 0, ++q;
+        load_channel();
+      }
+      Acc gate = b;
+#pragma unroll
+      for (int a = 0; a < B; ++a)
+        gate += w[a] * m[a][i];
+      xs[u].at[i] = T(static_cast<Acc>(xs[u].at[i]) * gate + h);
+      ++s;
+    }
+    store_some(z + e, xs[u], count, fast_z);
+  }
+}
+
+// channels_last, the same: coefficients of V channels in registers.
+template <class T, int B>
+__global__ void __launch_bounds__(kThreads, 2) apply_channels_last_kernel(const ApplyPlan p, const ChannelWalk walk) {
+  using Acc = acc_t<T>;
+  constexpr int V = kVector<T>;
+  const ChannelPlace<T> place(walk);
+  if (!place.active) return;
+  const int64_t C = p.C, S = p.S, c = place.c;
+  const int count = place.count(C);
+  const T* x = static_cast<const T*>(p.x_data) + place.n * p.x.n + c;
+  T* z = static_cast<T*>(p.z_data) + place.n * p.z.n + c;
+  const Acc* fold = static_cast<const Acc*>(p.fold) + place.n * fold_rows(B) * C + c;
+  const Acc* mask = static_cast<const Acc*>(p.mask) + place.n * B * S;
+
+  Vector<T> xs[kSteps<T>];
+#pragma unroll
+  for (int u = 0; u < kSteps<T>; ++u) {
+    const int64_t s = place.pixel(walk, u);
+    if (s < S) xs[u] = load_some(x + s * p.x.s, count, is_aligned(x + s * p.x.s));
+  }
+  Acc b[V], w[B][V], h[V];
+  load_lanes<T>(fold, count, b);
+#pragma unroll
+  for (int a = 0; a < B; ++a)
+    load_lanes<T>(fold + (1 + a) * C, count, w[a]);
+  load_lanes<T>(fold + (1 + B) * C, count, h);
+#pragma unroll
+  for (int u = 0; u < kSteps<T>; ++u) {
+    const int64_t s = place.pixel(walk, u);
+    if (s >= S) continue;
+    Acc m[B];
+#pragma unroll
+    for (int a = 0; a < B; ++a)
+      m[a] = mask[a * S + s];
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      Acc gate = b[i];
+#pragma unroll
+      for (int a = 0; a < B; ++a)
+        gate += w[a][i] * m[a];
+      xs[u].at[i] = T(static_cast<Acc>(xs[u].at[i]) * gate + h[i]);
+    }
+    store_some(z + s * p.z.s, xs[u], count, is_aligned(z + s * p.z.s));
+  }
+}
+
+// Any blocks and anatomies in either layout: an element of X, all blocks of Z.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2) apply_any_kernel(const ApplyPlan p, const ElementWalk walk) {
+  using Acc = acc_t<T>;
+  const ElementPlace place(walk, p.x.channels_last);
+  if (!place.active) return;
+  const int64_t n = place.n, c = place.c, s = place.s, C = p.C, S = p.S;
+  const Acc x = static_cast<Acc>(static_cast<const T*>(p.x_data)[n * p.x.n + c * p.x.c + s * p.x.s]);
+  const Acc* mask = static_cast<const Acc*>(p.mask) + n * p.A * S + s;
+  for (int o = 0; o < p.blocks; ++o) {
+    const Acc* q = static_cast<const Acc*>(p.fold) + (n * p.blocks + o) * fold_rows(p.members) * C + c;
+    Acc gate = q[0];
+    for (int a = 0; a < p.members; ++a)
+      gate += q[(1 + a) * C] * mask[(o + a) * S];
+    static_cast<T*>(p.z_data)[n * p.z.n + (o * C + c) * p.z.c + s * p.z.s] = T(x * gate + q[(1 + p.members) * C]);
+  }
+}
+
+template <class T, int B>
+void launch_apply(const ApplyPlan& p, cudaStream_t stream) {
+  if constexpr (B == 0) {
+    const ElementWalk walk{p.N, p.C, p.S};
+    launch(apply_any_kernel<T>, walk.grid(), 1, kThreads, 0, stream, p, walk);
+  } else if (p.x.channels_last) {
+    const ChannelWalk walk(p.N, p.C, p.S, kVector<T>, kSteps<T>);
+    launch(apply_channels_last_kernel<T, B>, walk.grid(), 1, kThreads, 0, stream, p, walk);
+  } else {
+    const RowWalk walk(p.N, p.C, p.S, kVector<T>, kSteps<T>);
+    launch(apply_rows_kernel<T, B>, walk.grid(), 1, kThreads, 0, stream, p, walk);
+  }
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm(Tensor x_in, Tensor mask, Tensor gate_in,
+                                                     std::optional<Tensor> moments, Tensor mass,
+                                                     std::optional<Tensor> weight, std::optional<Tensor> bias,
+                                                     std::optional<Tensor> running_mean,
+                                                     std::optional<Tensor> running_var, double eps, bool concat,
+                                                     bool save, Tensor /* link */, Tensor /* coef_link */) {
+  const Queue queue(x_in);
+  const Tensor x = dense(x_in);
+  const Device device = device_of(x);
+  const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), A = mask.size(1), S = H * W;
+  const int64_t blocks = concat ? A : 1;
+  const int B = concat ? 1 : static_cast<int>(A);
+  const ScalarType acc = accumulator(x);
+  Tensor z = empty_features(N, blocks * C, H, W, is_channels_last(x), x.scalar_type(), device);
+  Tensor mean = empty({blocks * C}, acc, device), var = empty({blocks * C}, acc, device);
+  Tensor saved = empty({save ? N : 0, blocks, saved_rows(B), C}, acc, device);
+  Tensor fold = empty({N, blocks, fold_rows(B), C}, acc, device);
+  if (N * C == 0) {
+    running_mean ? torch::stable::copy_(mean, *running_mean) : torch::stable::zero_(mean);
+    running_var ? torch::stable::copy_(var, *running_var) : torch::stable::zero_(var);
+    return {z, mean, var, saved};
+  }
+  const bool have_moments = moments && moments->size(0);
+  STD_TORCH_CHECK(have_moments || !(!running_mean || save), "gate_norm: moments are needed for batch statistics");
+
+  const Tensor gate = torch::stable::contiguous(gate_in);
+  const FoldPlan plan{{N, C, S, static_cast<int>(A), static_cast<int>(blocks), B, concat, !running_mean, eps,
+                       data(gate), static_cast<const double*>(data(mass))},
+                      have_moments ? data(moments) : nullptr,
+                      data(weight),
+                      data(bias),
+                      data(running_mean),
+                      data(running_var),
+                      data(mean),
+                      data(var),
+                      data(fold),
+                      save ? data(saved) : nullptr};
+  launch(acc == ScalarType::Double ? fold_kernel<double> : fold_kernel<float>, ceil_div(C, kWarp),
+         static_cast<int>(blocks), kThreads, kThreads * sizeof(double), queue.stream(), plan);
+
+  const ApplyPlan p{
+      N,       C,       S,          static_cast<int>(A), static_cast<int>(blocks), B, view_of(x), view_of(z),
+      data(x), data(z), data(mask), data(fold)};
+  with_type(x, [&](auto type) {
+    using T = decltype(type);
+    with_anatomies<T>(blocks > 1 ? 0 : p.A, [&](auto b) { launch_apply<T, decltype(b)::value>(p, queue.stream()); });
+  });
+  return {z, mean, var, saved};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(axnet, AXNET_DISPATCH_KEY, m) { m.impl("gate_norm", TORCH_BOX(&gate_norm)); }
+
+}  // namespace axnet::cuda

@@ -1,0 +1,85 @@
+// csrc/cuda/launch.h for a machine without a GPU: found first on the include path, it lets g++ compile csrc/cuda/*.cu
+// as they are and runs them for CPU tensors. The threads of a block are fibers of one thread; shared memory starts as
+// NaN and ends where the launch said; a barrier that not all threads reach ends the process.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <tuple>
+#include <utility>
+
+#include "tensors.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __launch_bounds__(...)
+#define AXNET_DISPATCH_KEY CPU
+#define AXNET_SHARED(name) unsigned char* name = axnet::host::shared()
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+using cudaStream_t = void*;
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace axnet::host {
+
+unsigned char* shared();
+void barrier();
+// Gives every lane of the warp the 16 bytes that lane `from` gave.
+void exchange(const void* mine, void* theirs, size_t bytes, unsigned from);
+void run(int64_t blocks, int groups, int threads, size_t shared_bytes, const std::function<void()>& kernel);
+
+}  // namespace axnet::host
+
+inline void __syncthreads() { axnet::host::barrier(); }
+
+template <class T>
+T __shfl_xor_sync(unsigned, T v, int mask) {
+  T other;
+  axnet::host::exchange(&v, &other, sizeof(T), (threadIdx.x % 32) ^ static_cast<unsigned>(mask));
+  return other;
+}
+
+template <class T>
+T __ldg(const T* p) {
+  if (reinterpret_cast<uintptr_t>(p) % alignof(T)) std::fputs("misaligned load\n", stderr), std::abort();
+  return *p;
+}
+
+template <class T>
+void __stwb(T* p, T v) {
+  if (reinterpret_cast<uintptr_t>(p) % alignof(T)) std::fputs("misaligned store\n", stderr), std::abort();
+  *p = v;
+}
+
+inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
+
+namespace axnet::cuda {
+
+class Queue {
+ public:
+  explicit Queue(const Tensor&) {}
+  cudaStream_t stream() const { return nullptr; }
+};
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int groups, int threads, size_t shared_bytes, cudaStream_t,
+            Arguments&&... arguments) {
+  const std::tuple<std::decay_t<Parameters>...> values{std::forward<Arguments>(arguments)...};
+  host::run(blocks, groups, threads, shared_bytes, [&] { std::apply(kernel, values); });
+}
+
+}  // namespace axnet::cuda

@@ -1,0 +1,161 @@
+// Blocks of threads as fibers. Between two barriers the fibers run in turn, forwards or backwards by the count of
+// barriers, so that a missing barrier shows as a wrong number.
+#include <ucontext.h>
+
+#include <memory>
+#include <vector>
+
+#include "cuda/launch.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace axnet::cpu {
+std::string instruction_set() { return "CUDA kernels on the host"; }
+}  // namespace axnet::cpu
+
+namespace axnet::host {
+namespace {
+
+constexpr size_t kStack = 128 * 1024;
+constexpr size_t kSharedLimit = 99 * 1024;  // of the smallest GPU that the library is built for
+constexpr unsigned kLanes = 32;
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  void* fake_stack = nullptr;
+  bool done = false;
+};
+
+struct Warp {
+  unsigned char slots[kLanes][16];
+  unsigned arrived = 0, generation = 0;
+};
+
+std::vector<std::unique_ptr<Fiber>> fibers;  // kept for the next block
+std::vector<Warp> warps;
+ucontext_t scheduler;
+void* scheduler_fake_stack = nullptr;
+const void* scheduler_stack = nullptr;
+size_t scheduler_stack_size = 0;
+unsigned current = 0, arrived = 0, finished = 0, generation = 0, progress = 0;
+unsigned char* memory = nullptr;
+const std::function<void()>* body = nullptr;
+
+[[noreturn]] void fail(const char* reason) {
+  std::fprintf(stderr, "cuda_host: %s\n", reason);
+  std::abort();
+}
+
+void yield([[maybe_unused]] bool last = false) {
+  Fiber& fiber = *fibers[current];
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(last ? nullptr : &fiber.fake_stack, scheduler_stack, scheduler_stack_size);
+#endif
+  swapcontext(&fiber.context, &scheduler);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fiber.fake_stack, &scheduler_stack, &scheduler_stack_size);
+#endif
+}
+
+void resume(unsigned index) {
+  current = index;
+  threadIdx = {index, 0, 0};
+  Fiber& fiber = *fibers[index];
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack.get(), kStack);
+#endif
+  swapcontext(&scheduler, &fiber.context);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
+#endif
+}
+
+void enter() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
+#endif
+  (*body)();
+  fibers[current]->done = true;
+  ++finished, ++progress;
+  yield(true);
+}
+
+void run_block(unsigned threads) {
+  arrived = finished = 0;
+  warps.assign((threads + kLanes - 1) / kLanes, Warp{});
+  for (unsigned t = 0; t < threads; ++t) {
+    Fiber& fiber = *fibers[t];
+    fiber.done = false;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, enter, 0);
+  }
+  while (finished < threads) {
+    const unsigned before = progress;
+    const bool backwards = generation % 2;
+    for (unsigned i = 0; i < threads; ++i) {
+      const unsigned t = backwards ? threads - 1 - i : i;
+      if (!fibers[t]->done) resume(t);
+    }
+    if (progress == before) fail("threads wait for a barrier that others never reach");
+  }
+}
+
+}  // namespace
+
+unsigned char* shared() { return memory; }
+
+void barrier() {
+  if (finished) fail("a barrier after threads have left the kernel");
+  const unsigned mine = generation;
+  ++progress;
+  if (++arrived == blockDim.x) {
+    arrived = 0;
+    ++generation;
+    return yield();  // the next phase starts in its own order
+  }
+  while (generation == mine)
+    yield();
+}
+
+void exchange(const void* mine, void* theirs, size_t bytes, unsigned from) {
+  Warp& warp = warps[current / kLanes];
+  const unsigned lane = current % kLanes;
+  auto wait = [&] {
+    const unsigned before = warp.generation;
+    ++progress;
+    if (++warp.arrived == kLanes) warp.arrived = 0, ++warp.generation;
+    while (warp.generation == before)
+      yield();
+  };
+  std::memcpy(warp.slots[lane], mine, bytes);
+  wait();
+  std::memcpy(theirs, warp.slots[from], bytes);
+  wait();
+}
+
+void run(int64_t blocks, int groups, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
+  if (blocks < 1 || blocks > INT32_MAX || groups < 1 || groups > 65535) fail("a grid that no GPU accepts");
+  if (threads < 1 || threads > 1024 || threads % kLanes || shared_bytes > kSharedLimit)
+    fail("a block that no GPU accepts");
+  while (fibers.size() < static_cast<size_t>(threads))
+    fibers.push_back(std::make_unique<Fiber>());
+  gridDim = {static_cast<unsigned>(blocks), static_cast<unsigned>(groups), 1};
+  blockDim = {static_cast<unsigned>(threads), 1, 1};
+  body = &kernel;
+  for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
+    for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+      // of exactly this size, so that an address sanitizer sees what lies beyond
+      memory = static_cast<unsigned char*>(std::malloc(shared_bytes));
+      std::memset(memory, 0xff, shared_bytes);
+      run_block(static_cast<unsigned>(threads));
+      std::free(memory);
+    }
+}
+
+}  // namespace axnet::host
