@@ -16,7 +16,7 @@ from axnet.ops.layouts import accumulator
 from axnet.reference import GateFunction
 from axnet.types import Fusion, MaskedPool
 
-__all__ = ["GateFunction", "MaskedPool", "anatomy_attention", "masked_pool", "pcam", "pwap"]
+__all__ = ["GateFunction", "MaskedPool", "anatomy_attention", "attention_average", "masked_pool", "pcam", "pwap"]
 
 
 def masked_pool(x: Tensor, mask: Tensor, *, backend: str | None = None) -> MaskedPool:
@@ -41,9 +41,13 @@ def masked_pool(x: Tensor, mask: Tensor, *, backend: str | None = None) -> Maske
     name = backends.resolve(backend, x.device)
     if name == "reference":
         return reference.masked_pool(x, m)
+    return _named(_descriptors(x, m, name).to(x.dtype), m.shape[1])
+
+
+def _descriptors(x: Tensor, m: Tensor, name: str) -> Tensor:
+    """[N, 2+2A, C] in the accumulation type."""
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or m.requires_grad)
-    descriptors = _call(fused_ops(name).masked_moments.default, x, m, False, needs_grad, 0)[0]
-    return _named(descriptors.to(x.dtype), m.shape[1])
+    return _call(fused_ops(name).masked_moments.default, x, m, False, needs_grad, 0)[0]
 
 
 def _named(descriptors: Tensor, anatomies: int) -> MaskedPool:
@@ -94,15 +98,7 @@ def anatomy_attention(
     if batch_statistics and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)} for x.")
 
-    def checked_gate(pool: MaskedPool) -> Tensor:
-        g = gate(pool)
-        if g.shape != (x.shape[0], m.shape[1], x.shape[1]) or not g.is_floating_point():
-            raise ValueError(
-                f"gate returned {g.dtype} of shape {list(g.shape)}, "
-                f"expected a floating type of shape {[x.shape[0], m.shape[1], x.shape[1]]} (N, A, C)."
-            )
-        return g
-
+    checked_gate = _checked(gate, (x.shape[0], m.shape[1], x.shape[1]))
     name = backends.resolve(backend, x.device)
     if name == "reference":
         kept = [running_mean, running_var] if not batch_statistics or training else [None, None]
@@ -152,6 +148,72 @@ def anatomy_attention(
             running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
     assert z.shape[1] == channels
     return z
+
+
+def _checked(gate: GateFunction, shape: tuple[int, int, int]) -> GateFunction:
+    def checked(pool: MaskedPool) -> Tensor:
+        g = gate(pool)
+        if g.shape != shape or not g.is_floating_point():
+            raise ValueError(
+                f"gate returned {g.dtype} of shape {list(g.shape)}, "
+                f"expected a floating type of shape {list(shape)} (N, A, C)."
+            )
+        return g
+
+    return checked
+
+
+def attention_average(
+    x: Tensor,
+    mask: Tensor,
+    gate: GateFunction,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    eps: float = 1e-5,
+    fusion: Fusion = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """Average over the pixels of anatomy_attention's Z under running statistics, in one read of X and without Z.
+
+    The average of Z follows from the descriptors (docs/method.md, "A3 before an average"). With fusion "concat" the
+    anatomies are the masks of as many gates on one X, which is still read once.
+
+    Args:
+        x, mask, gate, weight, bias, eps, fusion, backend: as in anatomy_attention.
+        running_mean, running_var: [C], or [A*C] for "concat"; the batch's own statistics do not follow from the
+            descriptors.
+
+    Returns:
+        [N, C], or [N, A*C] for "concat", in x's type.
+
+    Raises:
+        As anatomy_attention.
+    """
+    checks.features(x)
+    m = checks.prepared_mask(mask, x)
+    if running_mean is None or running_var is None:
+        raise ValueError("running_mean or running_var is None, expected both: without them Z has to be computed.")
+    checks.normalisation(x, m, fusion, weight, bias, running_mean, running_var, False)
+    checked_gate = _checked(gate, (x.shape[0], m.shape[1], x.shape[1]))
+    name = backends.resolve(backend, x.device)
+    if name == "reference":
+        z = reference.anatomy_attention(
+            x, m, checked_gate, weight, bias, running_mean, running_var, training=False, eps=eps, fusion=fusion
+        )
+        return z.mean((2, 3))
+    descriptors = _descriptors(x, m, name)
+    g = checked_gate(_named(descriptors.to(x.dtype), m.shape[1])).to(descriptors.dtype)
+    average, masked = descriptors[:, :1], descriptors[:, 2 : 2 + m.shape[1]]
+    y = average + g * (masked - average)  # [N, A, C]
+    y = y.mean(1) if fusion == "mean" else y.flatten(1)
+    scale = (running_var.to(y.dtype) + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight.to(y.dtype)
+    z = (y - running_mean.to(y.dtype)) * scale
+    return (z if bias is None else z + bias.to(y.dtype)).to(x.dtype)
 
 
 def _as(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:

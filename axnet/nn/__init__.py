@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from axnet.nn.attention import AnatomyAwareAttention
-from axnet.nn.masked_attention import MaskedAttention
+from axnet.nn.masked_attention import MaskedAttention, average_heads
 from axnet.nn.pooling import PWAP, PCAMHead
 
-__all__ = ["PWAP", "AnatomyAwareAttention", "MaskedAttention", "PCAMHead"]
+__all__ = ["PWAP", "AnatomyAwareAttention", "MaskedAttention", "PCAMHead", "average_heads"]

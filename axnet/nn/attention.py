@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from axnet.checks import MAX_ANATOMIES
 from axnet.nn.grouped import grouped_linear
-from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm
+from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm, gated_norm_average
 from axnet.types import Fusion, MaskedPool
 
 
@@ -93,12 +93,20 @@ class AnatomyAwareAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Z [N, out_channels, H, W] of x [N, C, H, W] under mask [N, A, H', W']."""
+        self._check(x, mask)
+        return gated_norm(self.norm, x, mask, self.gate, self.fusion, self.backend)
+
+    def average(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Z averaged over the pixels [N, out_channels]; in eval mode from one read of x, without Z."""
+        self._check(x, mask)
+        return gated_norm_average(self.norm, x, mask, self.gate, self.fusion, self.backend)
+
+    def _check(self, x: Tensor, mask: Tensor) -> None:
         check_channels(x, self.channels)
         if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[1] != self.num_anatomies:
             raise ValueError(
                 f"mask has {mask.shape[1]} anatomies (shape {list(mask.shape)}), expected {self.num_anatomies}."
             )
-        return gated_norm(self.norm, x, mask, self.gate, self.fusion, self.backend)
 
     def extra_repr(self) -> str:
         """Arguments, for printing."""

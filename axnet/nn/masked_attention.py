@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm
+from axnet import functional
+from axnet.checks import MAX_ANATOMIES
+from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm, gated_norm_average
 from axnet.types import MaskedPool
 
 
@@ -63,11 +67,57 @@ class MaskedAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Z [N, C, H, W] of x [N, C, H, W] under one mask [N, 1, H', W']."""
+        self._check(x, mask)
+        return gated_norm(self.bn3, x, mask, self.gate, "mean", self.backend)
+
+    def average(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Z averaged over the pixels [N, C]; in eval mode from one read of x, without Z. See average_heads for more."""
+        self._check(x, mask)
+        return gated_norm_average(self.bn3, x, mask, self.gate, "mean", self.backend)
+
+    def _check(self, x: Tensor, mask: Tensor) -> None:
         check_channels(x, self.channels)
         if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[1] != 1:
             raise ValueError(f"mask has {mask.shape[1]} anatomies (shape {list(mask.shape)}), expected 1.")
-        return gated_norm(self.bn3, x, mask, self.gate, "mean", self.backend)
 
     def extra_repr(self) -> str:
         """Arguments, for printing."""
         return f"{self.channels}, ratio={self.ratio}"
+
+
+def average_heads(heads: Sequence[MaskedAttention], x: Tensor, masks: Tensor) -> Tensor:
+    """Every head's Z averaged over the pixels, as ThoraX-PriorNet's 15 heads take it.
+
+    heads: 1 to 16 MaskedAttention. x: features [N, C, H, W]. masks: one per head [N, len(heads), H', W'], as in
+    AnatomyAwareAttention.
+    In eval mode all heads share one read of x, and no Z is computed; while training each head runs by itself.
+
+    Returns [N, len(heads), C] in x's type.
+    Raises ValueError or TypeError in one sentence for arguments that do not fit.
+    """
+    if not 1 <= len(heads) <= MAX_ANATOMIES:
+        raise ValueError(f"heads has {len(heads)} modules, expected 1 to {MAX_ANATOMIES}.")
+    for head in heads:
+        check_channels(x, head.channels)
+    if isinstance(masks, Tensor) and masks.dim() == 4 and masks.shape[1] != len(heads):
+        raise ValueError(
+            f"masks has {masks.shape[1]} masks (shape {list(masks.shape)}), expected one per head, {len(heads)}."
+        )
+    norms = [head.bn3 for head in heads]
+    kept = [t for n in norms for t in (n.weight, n.bias, n.running_mean, n.running_var) if t is not None]
+    alike = len({norm.eps for norm in norms}) == 1 and len({head.backend for head in heads}) == 1
+    if any(norm.training for norm in norms) or len(kept) < 4 * len(heads) or not alike:
+        return torch.stack([head.average(x, masks[:, i : i + 1]) for i, head in enumerate(heads)], 1)
+
+    def gates(pool: MaskedPool) -> Tensor:
+        one = [
+            pool._replace(masked_avg=pool.masked_avg[:, i : i + 1], masked_max=pool.masked_max[:, i : i + 1])
+            for i in range(len(heads))
+        ]
+        return torch.cat([head.gate(own) for head, own in zip(heads, one, strict=True)], 1)
+
+    weight, bias, mean, var = (torch.cat(kept[i::4]) for i in range(4))
+    averages = functional.attention_average(
+        x, masks, gates, weight, bias, mean, var, eps=norms[0].eps, fusion="concat", backend=heads[0].backend
+    )
+    return averages.unflatten(1, (len(heads), -1))

@@ -46,6 +46,31 @@ def gated_norm(
     )
 
 
+def gated_norm_average(
+    norm: nn.BatchNorm2d,
+    x: Tensor,
+    mask: Tensor,
+    gate: GateFunction,
+    fusion: Fusion = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """gated_norm's result averaged over the pixels [N, C or A*C]; under running statistics it is never computed."""
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        return gated_norm(norm, x, mask, gate, fusion, backend).mean((2, 3))
+    return functional.attention_average(
+        x,
+        mask,
+        gate,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        eps=norm.eps,
+        fusion=fusion,
+        backend=backend,
+    )
+
+
 def check_channels(x: Tensor, channels: int) -> None:
     """Raise ValueError where x [N, C, H, W] does not have the channels the module was built for."""
     if isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] != channels:

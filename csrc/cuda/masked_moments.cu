@@ -8,7 +8,8 @@
 //   tile    32 channels of one image x up to 256 (float) pixels in shared memory, chunk after chunk over the pixels
 //   thread  channel = lane, pixels warp, warp + 8, ...: X without bank conflicts, masks by broadcast, no shuffles
 //   block   adds its 8 warps in double through shared memory, in order
-//   grid    (image, 32 channels) x groups: one group of all anatomies up to three; beyond, a group per pair (a, b)
+//   grid    (image, 32 channels) x groups: one group of all anatomies up to three, and up to 16 where only the
+//           descriptors are asked for; beyond, a group per pair (a, b)
 #include "cuda/tile.cuh"
 
 namespace axnet::cuda {
@@ -40,7 +41,7 @@ struct Group {
     rows = index == 0;
 #pragma unroll
     for (int i = 0; i < B; ++i)
-      member[i] = i, single[i] = true;
+      member[i] = i < A ? i : 0, single[i] = i < A;
     if constexpr (B == 2) {
       if (!grouped) return;
       if (full) {  // every pair a < b
@@ -161,14 +162,17 @@ __device__ inline void look_again(const T* x, int64_t step, const acc_t<T>* mask
 
 // Blocks on a multiprocessor: as many as the accumulators leave registers for without spills.
 template <class T, int B, bool FULL>
-constexpr int kResident = std::is_same_v<T, double> || (FULL && B > 1) ? 2 : 3;
+constexpr int kResident = std::is_same_v<T, double> || (FULL && B > 1) || B > 3 ? 2 : 3;
+// The masses go with the moments: of many anatomies nobody asks for them without.
+template <int B>
+constexpr int kQuantities = B > 3 ? 0 : B + pairs(B);
 
 template <class T, int B, bool FULL>
 __global__ void __launch_bounds__(kThreads, (kResident<T, B, FULL>)) moments_kernel(const MomentsPlan p) {
   using Acc = acc_t<T>;
   using Set = Sums<T, B, FULL>;
   AXNET_SHARED(shared);
-  constexpr int quantities = B + pairs(B);
+  constexpr int quantities = kQuantities<B>;
   double* mass = reinterpret_cast<double*>(shared);         // [quantities]
   Acc* shifts = reinterpret_cast<Acc*>(mass + quantities);  // [32]
   Acc* masks = shifts + kChannels;                          // [chunk, B]
@@ -278,17 +282,19 @@ __global__ void __launch_bounds__(kThreads, (kResident<T, B, FULL>)) moments_ker
       if (FULL && p.argmax) p.argmax[(n * (1 + p.A) + (k ? 1 + member : 0)) * C + c] = at;
     }
 
-  if (c0 == 0 && threadIdx.x < quantities) {
-    double* out = p.mass + n * (p.A + pairs(p.A));
-    const int q = threadIdx.x;
-    int done = B;
-#pragma unroll
-    for (int a = 0; a < B; ++a) {
-      if (q == a && group.single[a]) out[group.member[a]] = mass[a];
-#pragma unroll
-      for (int b = a; b < B; ++b, ++done)
-        if (q == done && (a == b ? group.single[a] : true))
-          out[p.A + pair_row(p.A, group.member[a], group.member[b])] = mass[q];
+  if constexpr (quantities > 0) {
+    if (c0 == 0 && threadIdx.x < quantities) {
+      double* out = p.mass + n * (p.A + pairs(p.A));
+      const int q = threadIdx.x;
+      int done = B;
+  #pragma unroll
+      for (int a = 0; a < B; ++a) {
+        if (q == a && group.single[a]) out[group.member[a]] = mass[a];
+  #pragma unroll
+        for (int b = a; b < B; ++b, ++done)
+          if (q == done && (a == b ? group.single[a] : true))
+            out[p.A + pair_row(p.A, group.member[a], group.member[b])] = mass[q];
+      }
     }
   }
   if (p.link && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) {
@@ -301,7 +307,7 @@ template <class T, int B, bool FULL>
 void launch_moments(const MomentsPlan& p, cudaStream_t stream) {
   using Acc = acc_t<T>;
   using Set = Sums<T, B, FULL>;
-  const size_t head = (B + pairs(B)) * sizeof(double) + kChannels * sizeof(Acc);
+  const size_t head = kQuantities<B> * sizeof(double) + kChannels * sizeof(Acc);
   const size_t tile = p.chunk * B * sizeof(Acc) + kChannels * p.tile.pitch * sizeof(T);
   const size_t reduction =
       kThreads * ((Set::count + Set::maxima) * sizeof(Acc) + (FULL ? Set::maxima * sizeof(int) : 0));
@@ -314,8 +320,14 @@ template <class T, bool FULL>
 void launch_anatomies(MomentsPlan& p, cudaStream_t stream) {
   p.grouped = p.A > (std::is_same_v<T, double> ? 2 : 3);
   if (p.A == 1) return launch_moments<T, 1, FULL>(p, stream);
-  if constexpr (!std::is_same_v<T, double>)
+  if constexpr (!std::is_same_v<T, double>) {
     if (p.A == 3) return launch_moments<T, 3, FULL>(p, stream);
+    if constexpr (!FULL) {
+      p.grouped = false;
+      if (p.A > 8) return launch_moments<T, 16, FULL>(p, stream);
+      if (p.A > 3) return launch_moments<T, 8, FULL>(p, stream);
+    }
+  }
   launch_moments<T, 2, FULL>(p, stream);
 }
 

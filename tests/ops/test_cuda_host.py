@@ -74,7 +74,10 @@ def run_matrix(library: Path, every: int, *arguments: str, **environment: str) -
 
 @needs_gcc
 def test_matrix(tmp_path):
-    files = [str(FOLDER / name) for name in ("test_attention.py", "test_pooling.py", "test_registration.py")]
+    files = [
+        str(FOLDER / name)
+        for name in ("test_attention.py", "test_average.py", "test_pooling.py", "test_registration.py")
+    ]
     assert run_matrix(build(tmp_path), 5, *files) >= 140
 
 

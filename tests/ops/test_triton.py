@@ -33,7 +33,8 @@ not_interpreted = pytest.mark.skipif(
 def test_matrix_under_the_interpreter():
     # every eleventh case of each test (prime to the sizes of all its parameters): minutes instead of an hour; gradcheck
     # calls an op hundreds of times, and the matrix in float64 holds the same gradients to 1e-10
-    files = [str(FOLDER / name) for name in ("test_attention.py", "test_pooling.py", "test_registration.py")]
+    names = ("test_attention.py", "test_average.py", "test_pooling.py", "test_registration.py")
+    files = [str(FOLDER / name) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton and not gradcheck", *files]
     environment = {
         **os.environ,

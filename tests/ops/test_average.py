@@ -1,0 +1,109 @@
+"""A3 before an average pool: the closed form against the average of Z."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from opcases import BACKENDS, DTYPES, TOLERANCE, assert_close, draw, draw_mask, lay_out, plain_gate
+
+from axnet import functional as AF
+from axnet import nn as ann
+from axnet import reference
+
+
+def statistics(channels: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    weight, bias, mean = (draw((channels,), dtype, seed) for seed in (1, 2, 3))
+    return weight, bias, mean * 0.1, draw((channels,), dtype, 4).abs() + 0.5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize(
+    ("anatomies", "fusion"), [(1, "mean"), (2, "mean"), (3, "concat"), (5, "mean"), (15, "concat")]
+)
+def test_closed_form(backend, dtype, layout, anatomies, fusion):
+    x = lay_out(draw((2, 37, 9, 6), dtype, shift=0.5), layout)
+    mask, gate = draw_mask((2, anatomies, 9, 6), dtype), plain_gate(anatomies, 37, dtype)
+    numbers = statistics(37 * (anatomies if fusion == "concat" else 1), dtype)
+    with torch.no_grad():
+        actual = AF.attention_average(x, mask, gate, *numbers, fusion=fusion, backend=backend)
+        wide = plain_gate(anatomies, 37, torch.float64)
+        z = reference.anatomy_attention(
+            x.double(), mask.double(), wide, *(n.double() for n in numbers), training=False, fusion=fusion
+        )
+    assert actual.dtype == dtype
+    assert_close("average", actual, z.mean((2, 3)), TOLERANCE[dtype][0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("fusion", ["mean", "concat"])
+def test_gradients(backend, fusion):
+    grads = []
+    for name in (backend, "reference"):
+        x, mask = draw((2, 6, 5, 4)).requires_grad_(), draw_mask((2, 2, 5, 4)).requires_grad_()
+        numbers = statistics(6 * (2 if fusion == "concat" else 1), torch.float64)
+        for number in numbers[:2]:
+            number.requires_grad_()
+        out = AF.attention_average(x, mask, plain_gate(2, 6, x.dtype), *numbers, fusion=fusion, backend=name)
+        (out * torch.arange(out.numel()).reshape(out.shape)).sum().backward()
+        grads.append([x.grad, mask.grad, *(n.grad for n in numbers[:2])])
+    for actual, expected in zip(*grads, strict=True):
+        assert_close("gradient", actual, expected, 1e-10)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("fusion", ["mean", "concat"])
+def test_module(training, fusion):
+    attention = ann.AnatomyAwareAttention(12, 2, fusion=fusion, dropout=0.0).train(training)
+    with torch.no_grad():
+        attention.norm.running_mean.normal_()
+        attention.norm.running_var.uniform_(0.5, 2)
+        x, mask = draw((3, 12, 7, 5), torch.float32), draw_mask((3, 2, 7, 5), torch.float32)
+        assert_close("average", attention.average(x, mask), attention(x, mask).mean((2, 3)), 1e-5)
+    assert attention.norm.num_batches_tracked == (2 if training else 0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("count", [1, 15])
+def test_heads_share_a_read(training, count, monkeypatch):
+    torch.manual_seed(0)
+    heads = [ann.MaskedAttention(10, ratio=0.5, dropout=0.0).train(training) for _ in range(count)]
+    for head in heads:
+        head.bn3.running_mean.normal_()
+        head.bn3.running_var.uniform_(0.5, 2)
+    x, masks = draw((2, 10, 6, 6), torch.float32), draw_mask((2, count, 12, 12), torch.float32)
+    with torch.no_grad():
+        expected = torch.stack([head(x, masks[:, i : i + 1]).mean((2, 3)) for i, head in enumerate(heads)], 1)
+        calls = []
+        monkeypatch.setattr(
+            AF, "attention_average", lambda *a, f=AF.attention_average, **k: calls.append(1) or f(*a, **k)
+        )
+        actual = ann.average_heads(heads, x, masks)
+    assert actual.shape == (2, count, 10)
+    assert_close("heads", actual, expected, 1e-5)
+    assert len(calls) == (0 if training else 1)
+
+
+def test_heads_that_differ_run_one_by_one():
+    heads = [ann.MaskedAttention(4, dropout=0.0).eval() for _ in range(2)]
+    heads[1].bn3.eps = 0.1
+    x, masks = draw((2, 4, 3, 3), torch.float32), draw_mask((2, 2, 3, 3), torch.float32)
+    with torch.no_grad():
+        expected = torch.stack([head(x, masks[:, i : i + 1]).mean((2, 3)) for i, head in enumerate(heads)], 1)
+        assert_close("heads", ann.average_heads(heads, x, masks), expected, 1e-5)
+
+
+def test_bad_arguments():
+    x, mask, gate = torch.rand(2, 4, 3, 3), torch.rand(2, 1, 3, 3), plain_gate(1, 4, torch.float32)
+    with pytest.raises(ValueError, match="running_mean or running_var is None, expected both"):
+        AF.attention_average(x, mask, gate, None, None, None, torch.ones(4))
+    with pytest.raises(ValueError, match=r"gate returned .* expected a floating type of shape \[2, 1, 4\]"):
+        AF.attention_average(x, mask, lambda pool: torch.rand(2, 4), None, None, torch.zeros(4), torch.ones(4))
+    heads = [ann.MaskedAttention(4) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"masks has 1 masks .* expected one per head, 2"):
+        ann.average_heads(heads, x, mask)
+    with pytest.raises(ValueError, match="heads has 0 modules, expected 1 to 16"):
+        ann.average_heads([], x, mask)
+    with pytest.raises(ValueError, match="x has 3 channels"):
+        ann.average_heads(heads, torch.rand(2, 3, 3, 3), torch.rand(2, 2, 3, 3))
