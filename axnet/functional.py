@@ -11,12 +11,21 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from axnet import backends, checks, reference
-from axnet.ops import fused_ops
+from axnet.ops import fused_ops, has_gated_pwap
 from axnet.ops.layouts import accumulator
 from axnet.reference import GateFunction
 from axnet.types import Fusion, MaskedPool
 
-__all__ = ["GateFunction", "MaskedPool", "anatomy_attention", "attention_average", "masked_pool", "pcam", "pwap"]
+__all__ = [
+    "GateFunction",
+    "MaskedPool",
+    "anatomy_attention",
+    "attention_average",
+    "attention_pwap",
+    "masked_pool",
+    "pcam",
+    "pwap",
+]
 
 
 def masked_pool(x: Tensor, mask: Tensor, *, backend: str | None = None) -> MaskedPool:
@@ -252,6 +261,54 @@ def pwap(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str 
         return reference.pwap(x, weight, bias)
     acc = accumulator(x.dtype)
     pooled, prob, _, _ = _call(fused_ops(name).pwap.default, x, _as(weight, acc), _as(bias, acc))
+    return pooled, prob
+
+
+def attention_pwap(
+    x: Tensor,
+    mask: Tensor,
+    gate: GateFunction,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """PWAP of anatomy_attention's Z under running statistics, for inference (docs/method.md, "A3 before PWAP").
+
+    The CUDA kernels hold Z in a tile and never write it; the other backends, and every backend where gradients are
+    recorded, compute Z and pool it.
+
+    Args:
+        x, mask, gate, eps, backend: as in anatomy_attention, with fusion "mean".
+        norm_weight, norm_bias, running_mean, running_var: of the batch normalisation [C].
+        weight, bias: of the probability maps, as in pwap.
+
+    Returns:
+        pooled [N, K, C] and the probability maps [N, K, H, W], in x's type.
+
+    Raises:
+        As anatomy_attention and pwap.
+    """
+    checks.features(x)
+    checks.pooling(x, weight, bias)
+    name = backends.resolve(backend, x.device)
+    if torch.is_grad_enabled() or not has_gated_pwap(name, x.device.type):
+        z = anatomy_attention(x, mask, gate, norm_weight, norm_bias, running_mean, running_var, eps=eps, backend=name)
+        return pwap(z, weight, bias, backend=name)
+    m = checks.prepared_mask(mask, x)
+    if running_mean is None or running_var is None:
+        raise ValueError("running_mean or running_var is None, expected both: without them Z has to be computed.")
+    checks.normalisation(x, m, "mean", norm_weight, norm_bias, running_mean, running_var, False)
+    acc = accumulator(x.dtype)
+    pool = _named(_descriptors(x, m, name).to(x.dtype), m.shape[1])
+    g = _checked(gate, (x.shape[0], m.shape[1], x.shape[1]))(pool).to(acc)
+    norm = [_as(t, acc) for t in (norm_weight, norm_bias, running_mean, running_var)]
+    pooled, prob = _call(fused_ops(name).gated_pwap.default, x, m, g, *norm, eps, _as(weight, acc), _as(bias, acc))
     return pooled, prob
 
 

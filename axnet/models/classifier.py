@@ -94,7 +94,7 @@ class AnatomyXNet(nn.Module):
         """
         pooled, prob_maps = [], []
         for x, attention, pooling in zip(self.backbone(image), self.attention, self.pooling, strict=True):
-            vector, prob = pooling(attention(x, mask))
+            vector, prob = cast(AnatomyAwareAttention, attention).pool(x, mask, cast(PWAP, pooling))
             pooled.append(vector)
             prob_maps.append(prob)
         features = torch.cat(pooled, dim=2)  # [N, K, F]

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from axnet import functional
 from axnet.checks import MAX_ANATOMIES
 from axnet.nn.grouped import grouped_linear
 from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm, gated_norm_average
+from axnet.nn.pooling import PWAP
 from axnet.types import Fusion, MaskedPool
 
 
@@ -100,6 +102,29 @@ class AnatomyAwareAttention(nn.Module):
         """Z averaged over the pixels [N, out_channels]; in eval mode from one read of x, without Z."""
         self._check(x, mask)
         return gated_norm_average(self.norm, x, mask, self.gate, self.fusion, self.backend)
+
+    def pool(self, x: Tensor, mask: Tensor, pooling: PWAP) -> tuple[Tensor, Tensor]:
+        """pooling(self(x, mask)); in inference by kernels that never write Z, where the backend has them."""
+        norm = self.norm
+        mean, var = norm.running_mean, norm.running_var
+        recorded = norm.training or torch.is_grad_enabled()
+        if recorded or mean is None or var is None or self.fusion != "mean":
+            return pooling(self(x, mask))
+        self._check(x, mask)
+        check_channels(x, pooling.channels)
+        return functional.attention_pwap(
+            x,
+            mask,
+            self.gate,
+            norm.weight,
+            norm.bias,
+            mean,
+            var,
+            pooling.weight,
+            pooling.bias,
+            eps=norm.eps,
+            backend=self.backend,
+        )
 
     def _check(self, x: Tensor, mask: Tensor) -> None:
         check_channels(x, self.channels)

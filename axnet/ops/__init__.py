@@ -8,10 +8,10 @@ reference backend for that).
 from __future__ import annotations
 
 from axnet.ops import attention, pooling
-from axnet.ops.library import fused_ops, triton_unavailable, unavailable
+from axnet.ops.library import fused_ops, has_gated_pwap, triton_unavailable, unavailable
 
 if unavailable() is None:
     attention.register("axnet", "native")
     pooling.register("axnet", "native")
 
-__all__ = ["fused_ops", "triton_unavailable", "unavailable"]
+__all__ = ["fused_ops", "has_gated_pwap", "triton_unavailable", "unavailable"]

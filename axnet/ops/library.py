@@ -37,8 +37,12 @@ def _load() -> str | None:
     return None
 
 
+def _serves(op: str, device: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"axnet::{op}", device.upper())
+
+
 def _without_cuda() -> str | None:
-    if torch._C._dispatch_has_kernel_for_dispatch_key("axnet::pwap", "CUDA"):
+    if _serves("pwap", "cuda"):
         return None
     state = str(importlib.import_module("axnet._buildinfo").cuda_kernels)
     return f"axnet was built without CUDA kernels: {state.removeprefix('no (').removesuffix(')')}"
@@ -46,6 +50,12 @@ def _without_cuda() -> str | None:
 
 _REASON = _load()
 _CUDA_REASON = _without_cuda() if _REASON is None else None
+_GATED_PWAP = tuple(device for device in ("cpu", "cuda") if _REASON is None and _serves("gated_pwap", device))
+
+
+def has_gated_pwap(backend: str, device: str) -> bool:
+    """Whether a backend pools the attended features on a device of this type without writing them."""
+    return backend == "native" and device in _GATED_PWAP
 
 
 def unavailable(device: str = "cpu") -> str | None:

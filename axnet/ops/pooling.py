@@ -41,6 +41,23 @@ def _fake_pwap_backward(
     )
 
 
+def _fake_gated_pwap(
+    x: Tensor,
+    mask: Tensor,
+    gate: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    n, c, h, w = x.shape
+    k = weight.shape[0]
+    return x.new_empty((n, k, c)), x.new_empty((n, k, h, w))
+
+
 def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, _ = inputs
     pooled, _, logits, norm = output
@@ -70,3 +87,5 @@ def register(namespace: str, backend: str) -> None:
     backward = partial(_backward, getattr(torch.ops, namespace))
     torch.library.register_autograd(f"{namespace}::pwap", backward, setup_context=_context)
     refuse_double_backward(namespace, "pwap_backward", backend)
+    if hasattr(getattr(torch.ops, namespace), "gated_pwap"):
+        torch.library.register_fake(f"{namespace}::gated_pwap", _fake_gated_pwap)

@@ -60,4 +60,8 @@ __device__ inline double sum_over_warps(double v, double* shared) {
   return total;
 }
 
+// b', w'_a, h' of one block of anatomies under given statistics: acc [N, 1, fold_rows(A), C] (gate_norm.cu).
+Tensor fold_given(const Queue& queue, const Tensor& x, const Tensor& gate, const std::optional<Tensor>& weight,
+                  const std::optional<Tensor>& bias, const Tensor& mean, const Tensor& var, double eps);
+
 }  // namespace axnet::cuda

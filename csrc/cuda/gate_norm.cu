@@ -13,7 +13,7 @@ struct FoldPlan {
   const void* moments;        // acc [N, moment_rows(A), C]; null is accepted without batch statistics and saved
   const void *weight, *bias;  // acc [blocks*C] or null
   const void *given_mean, *given_var;  // acc [blocks*C]; without batch statistics
-  void *mean, *var;                    // acc [blocks*C]; biased
+  void *mean, *var;                    // acc [blocks*C]; biased; or null
   void* fold;                          // acc [N, blocks, fold_rows(members), C]
   void* saved;                         // acc [N, blocks, saved_rows(members), C] or null
 };
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, 1) fold_kernel(const FoldPlan p) {
     mean = static_cast<const Acc*>(p.given_mean)[at], var = static_cast<const Acc*>(p.given_var)[at];
   }
   if (!inside) return;
-  if (warp == 0)
+  if (warp == 0 && p.mean)
     static_cast<Acc*>(p.mean)[at] = static_cast<Acc>(mean), static_cast<Acc*>(p.var)[at] = static_cast<Acc>(var);
   const double scale =
       (p.weight ? static_cast<double>(static_cast<const Acc*>(p.weight)[at]) : 1.0) / sqrt(var + g.eps);
@@ -243,7 +243,25 @@ void launch_apply(const ApplyPlan& p, cudaStream_t stream) {
   }
 }
 
+void launch_fold(const FoldPlan& plan, ScalarType acc, cudaStream_t stream) {
+  launch(acc == ScalarType::Double ? fold_kernel<double> : fold_kernel<float>, ceil_div(plan.gate.C, kWarp),
+         plan.gate.blocks, kThreads, kThreads * sizeof(double), stream, plan);
+}
+
 }  // namespace
+
+Tensor fold_given(const Queue& queue, const Tensor& x, const Tensor& gate, const std::optional<Tensor>& weight,
+                  const std::optional<Tensor>& bias, const Tensor& mean, const Tensor& var, double eps) {
+  const int64_t N = x.size(0), C = x.size(1), A = gate.size(1);
+  const int B = static_cast<int>(A);
+  Tensor fold = empty({N, 1, fold_rows(B), C}, accumulator(x), device_of(x));
+  FoldPlan plan{};
+  plan.gate = {N, C, x.size(2) * x.size(3), B, 1, B, false, false, eps, data(gate), nullptr};
+  plan.weight = data(weight), plan.bias = data(bias);
+  plan.given_mean = data(mean), plan.given_var = data(var), plan.fold = data(fold);
+  launch_fold(plan, accumulator(x), queue.stream());
+  return fold;
+}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm(Tensor x_in, Tensor mask, Tensor gate_in,
                                                      std::optional<Tensor> moments, Tensor mass,
@@ -282,8 +300,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm(Tensor x_in, Tensor mask, T
                       data(var),
                       data(fold),
                       save ? data(saved) : nullptr};
-  launch(acc == ScalarType::Double ? fold_kernel<double> : fold_kernel<float>, ceil_div(C, kWarp),
-         static_cast<int>(blocks), kThreads, kThreads * sizeof(double), queue.stream(), plan);
+  launch_fold(plan, acc, queue.stream());
 
   const ApplyPlan p{
       N,       C,       S,          static_cast<int>(A), static_cast<int>(blocks), B, view_of(x), view_of(z),

@@ -1,7 +1,9 @@
 // pwap: probability-weighted average pooling in one read of X, in the log domain (docs/method.md, "PWAP").
+// gated_pwap: the same of Z = X (b' + sum_a w'_a m_a) + h', which exists in the tile alone ("A3 before PWAP").
 //
 //   tile     L = W X + b;  w_s = p_s / p_top, p = sigmoid(L), top the tile's largest logit;  sum w X and sum w
 //   combine  tiles in their order: pooled = sum w X / sum w, relative to the image's largest logit
+#include "cuda/algebra.cuh"
 #include "cuda/pooling.cuh"
 
 namespace axnet::cuda {
@@ -13,7 +15,40 @@ struct PwapArgs {
   void *pooled, *prob;        // T [N, K, C], T [N, K, S]
   void *logits, *norm;        // acc [N, K, S]; acc [N, 2, K]: largest logit, sum of p / p(largest logit)
   void* partial;              // acc [N, tiles, K*C + 2*K]: numerators, largest logits, denominators
+  const void *mask, *fold;    // acc [N, A, S], acc [N, fold_rows(A), C]; null: pool X itself
+  int A;
 };
+
+// Z in the place of X. Thread = channel.
+template <class T>
+__device__ inline void gate_tile(const PoolPlan& p, const PwapArgs& args, int64_t n, int64_t s0, int pixels, T* tile) {
+  using Acc = acc_t<T>;
+  constexpr int kHeld = 4;  // anatomies whose weights stay in registers
+  const int A = args.A;
+  const Acc* mask = static_cast<const Acc*>(args.mask) + n * A * p.S + s0;
+  const Acc* fold = static_cast<const Acc*>(args.fold) + n * fold_rows(A) * p.C;
+#pragma unroll 1
+  for (int64_t c = threadIdx.x; c < p.C; c += kThreads) {
+    const Acc b = fold[c], h = fold[(1 + A) * p.C + c];
+    Acc w[kHeld];
+#pragma unroll
+    for (int a = 0; a < kHeld; ++a)
+      w[a] = a < A ? fold[(1 + a) * p.C + c] : Acc(0);
+    T* row = tile + c * p.tile.pitch;
+#pragma unroll 2
+    for (int s = 0; s < pixels; ++s) {
+      Acc gate = b;
+#pragma unroll
+      for (int a = 0; a < kHeld; ++a)
+        if (a < A) gate += w[a] * mask[a * p.S + s];
+#pragma unroll 1
+      for (int a = kHeld; a < A; ++a)
+        gate += fold[(1 + a) * p.C + c] * mask[a * p.S + s];
+      row[s] = T(static_cast<Acc>(row[s]) * gate + h);
+    }
+  }
+  __syncthreads();
+}
 
 //   block   one tile; shared: the tile, logits and then weights [K, row], parts [MAPS, 256]
 template <class T, int MAPS>
@@ -29,6 +64,7 @@ __global__ void __launch_bounds__(kThreads, 2) pwap_tile_kernel(const PoolPlan p
   const View view = p.tile.view;
   stage(p.tile, static_cast<const T*>(args.x) + n * view.n + s0 * view.s, static_cast<int>(p.C), pixels, tile);
   __syncthreads();
+  if (args.fold) gate_tile(p, args, n, s0, pixels, tile);
   sum_over_channels<T, MAPS>(p, tile, pixels, static_cast<const Acc*>(args.weight), static_cast<const Acc*>(args.bias),
                              parts, weights);
 
@@ -93,11 +129,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x_in, Tensor weight, std::optional<Tensor> bias) {
-  const Queue queue(x_in);
-  const Tensor x = dense(x_in);
+// mask, fold: of the gate, or neither.
+std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor& x, const Tensor& weight,
+                                                const std::optional<Tensor>& bias, const std::optional<Tensor>& mask,
+                                                const std::optional<Tensor>& fold) {
   const Device device = device_of(x);
   const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), S = H * W, K = weight.size(0);
   const ScalarType acc = accumulator(x);
@@ -108,8 +143,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x_in, Tensor weight, std:
     using T = decltype(type);
     const PoolPlan p(view_of(x), N, C, S, K, sizeof(T));
     Tensor partial = empty({N * p.tiles, (C + 2) * K}, acc, device);
-    const PwapArgs args{data(x),    data(weight), data(bias), data(pooled),
-                        data(prob), data(logits), data(norm), data(partial)};
+    const PwapArgs args{data(x),      data(weight), data(bias),    data(pooled), data(prob), data(logits),
+                        data(norm),   data(partial), data(mask),   data(fold),
+                        mask ? static_cast<int>(mask->size(1)) : 0};
     with_maps<T>(K, [&](auto maps) {
       constexpr int MAPS = decltype(maps)::value;
       const size_t bytes = p.tile_bytes + (K * p.row + MAPS * kThreads) * sizeof(acc_t<T>);
@@ -122,6 +158,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x_in, Tensor weight, std:
   return {pooled, prob, logits, norm};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(axnet, AXNET_DISPATCH_KEY, m) { m.impl("pwap", TORCH_BOX(&pwap)); }
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x, Tensor weight, std::optional<Tensor> bias) {
+  const Queue queue(x);
+  return pool(queue, dense(x), weight, bias, std::nullopt, std::nullopt);
+}
+
+std::tuple<Tensor, Tensor> gated_pwap(Tensor x_in, Tensor mask, Tensor gate_in, std::optional<Tensor> norm_weight,
+                                      std::optional<Tensor> norm_bias, Tensor mean, Tensor var, double eps,
+                                      Tensor weight, std::optional<Tensor> bias) {
+  const Queue queue(x_in);
+  const Tensor x = dense(x_in), gate = torch::stable::contiguous(gate_in);
+  std::optional<Tensor> fold;
+  if (x.size(0) > 0) fold = fold_given(queue, x, gate, norm_weight, norm_bias, mean, var, eps);
+  const auto result = pool(queue, x, weight, bias, mask, fold);
+  return {std::get<0>(result), std::get<1>(result)};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(axnet, AXNET_DISPATCH_KEY, m) {
+  m.impl("pwap", TORCH_BOX(&pwap));
+  m.impl("gated_pwap", TORCH_BOX(&gated_pwap));
+}
 
 }  // namespace axnet::cuda

@@ -8,7 +8,8 @@ from opcases import BACKENDS, DTYPES, TOLERANCE, assert_close, draw, draw_mask, 
 
 from axnet import functional as AF
 from axnet import nn as ann
-from axnet import reference
+from axnet import ops, reference
+from axnet.backends import resolve
 
 
 def statistics(channels: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -107,3 +108,38 @@ def test_bad_arguments():
         ann.average_heads([], x, mask)
     with pytest.raises(ValueError, match="x has 3 channels"):
         ann.average_heads(heads, torch.rand(2, 3, 3, 3), torch.rand(2, 2, 3, 3))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize(("anatomies", "maps"), [(1, 1), (2, 14), (6, 3)])
+def test_attention_then_pwap(backend, dtype, layout, anatomies, maps):
+    x = lay_out(draw((2, 37, 9, 6), dtype, shift=0.5), layout)
+    mask, gate = draw_mask((2, anatomies, 9, 6), dtype), plain_gate(anatomies, 37, dtype)
+    numbers, weight, bias = statistics(37, dtype), draw((maps, 37), dtype, 5) * 0.2, draw((maps,), dtype, 6)
+    with torch.no_grad():
+        pooled, prob = AF.attention_pwap(x, mask, gate, *numbers, weight, bias, backend=backend)
+        wide = plain_gate(anatomies, 37, torch.float64)
+        z = reference.anatomy_attention(x.double(), mask.double(), wide, *(n.double() for n in numbers), training=False)
+        expected = reference.pwap(z, weight.double(), bias.double())
+    assert pooled.dtype == prob.dtype == dtype
+    assert_close("pooled", pooled, expected[0], 2 * TOLERANCE[dtype][0])
+    assert_close("prob", prob, expected[1], 2 * TOLERANCE[dtype][0])
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_pool_module(grad, monkeypatch):
+    written = []
+    monkeypatch.setattr(AF, "pwap", lambda *a, f=AF.pwap, **k: written.append(1) or f(*a, **k))
+    attention, pooling = ann.AnatomyAwareAttention(12, 2), ann.PWAP(12, 3)
+    x, mask = draw((3, 12, 7, 5), torch.float32), draw_mask((3, 2, 7, 5), torch.float32)
+    attention(x, mask)  # running statistics other than 0 and 1
+    attention.eval()
+    with torch.set_grad_enabled(grad):
+        pooled = attention.pool(x, mask, pooling)
+        fused = not grad and ops.has_gated_pwap(resolve(None, x.device), "cpu")
+        assert len(written) == (0 if fused else 1)
+        for actual, expected in zip(pooled, pooling(attention(x, mask)), strict=True):
+            assert actual.requires_grad == grad
+            assert_close("pool", actual, expected, 1e-5)
