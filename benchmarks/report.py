@@ -113,6 +113,40 @@ def segmenter() -> str:
     return "\n".join(lines) + "\n"
 
 
+def gpu() -> str:
+    record = load("gpu.json")
+    if record is None:
+        return "**Not yet measured on a GPU.**\n"
+    return gpu_tables(record)
+
+
+def gpu_tables(record: dict[str, Any]) -> str:
+    """Shares of a copy's bandwidth by kernel; speed-ups of the faster of our backends over the other forms by task."""
+    rate = record["copy bytes per second"]
+    backends = sorted({row["backend"] for row in record["passes"]})
+    lines = [f"Share of a copy's bandwidth ({rate / 1e12:.1f} TB/s), NCHW / channels_last:", ""]
+    lines += [f"| kernel, type | {' | '.join(backends)} |", "|---|" + "---|" * len(backends)]
+    share = {(r["pass"], r["dtype"], r["backend"], r["layout"]): r["share of copy"] for r in record["passes"]}
+    for name, dtype in dict.fromkeys((r["pass"], r["dtype"]) for r in record["passes"]):
+        pairs = [[share.get((name, dtype, b, layout)) for layout in ("NCHW", "channels_last")] for b in backends]
+        cells = [" / ".join("-" if v is None else f"{v:.0%}" for v in pair) for pair in pairs]
+        lines.append(f"| {name}, {dtype.removeprefix('torch.')} | {' | '.join(cells)} |")
+    times: dict[tuple[Any, ...], dict[str, float]] = {}
+    for r in record.get("blocks", []):
+        if "form" in r:
+            key = (r["task"], r["mode"], "x".join(map(str, r["shape"])), r["layout"], r["dtype"].removeprefix("torch."))
+            times.setdefault(key, {})[r["form"]] = r["median"]
+    others = [f for f in dict.fromkeys(f for row in times.values() for f in row) if f not in ("native", "triton")]
+    lines += ["", "How many times faster than:", "", f"| task | ours, ms | {' | '.join(others)} |"]
+    lines.append("|---|---|" + "---|" * len(others))
+    for key, row in times.items():
+        name, own = min(((f, row[f]) for f in ("native", "triton") if f in row), key=lambda pair: pair[1])
+        cells = [f"{row[f] / own:.1f}" if f in row else "" for f in others]
+        lines.append(f"| {' '.join(key)} | {own:.3f} ({name}) | {' | '.join(cells)} |")
+    lines += ["", f"{record['environment']['device']}; {origin(record['environment'])}."]
+    return "\n".join(lines) + "\n"
+
+
 def registers() -> str:
     record = load("cuda_resources.json")
     if record is None:
@@ -134,7 +168,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing")
     check = parser.parse_args().check
     readme = {"speed": speed(), "demo": demo(), "real": real(), "segmenter": segmenter()}
-    for path, tables in ((ROOT / "README.md", readme), (ROOT / "docs" / "performance.md", {"registers": registers()})):
+    for path, tables in (
+        (ROOT / "README.md", readme),
+        (ROOT / "docs" / "performance.md", {"gpu": gpu(), "registers": registers()}),
+    ):
         before = after = path.read_text(encoding="utf-8")
         for name, table in tables.items():
             pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- /{name} -->)", re.DOTALL)

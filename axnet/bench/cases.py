@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -55,43 +56,53 @@ def weightless_gate(pool: MaskedPool) -> Tensor:
     return torch.stack([F.leaky_relu(entry.expand_as(pool.masked_max), 0.2) for entry in entries]).sum(0).sigmoid()
 
 
-def forms_of(case: Case, forms: tuple[str, ...] = FORMS, device: str = "cpu") -> dict[str, Call]:
-    """One call per form of a case; every call returns what gradients and outputs it made, for comparison."""
+def forms_of(case: Case, forms: tuple[str, ...] = FORMS, device: str = "cpu", copies: int = 1) -> dict[str, Call]:
+    """One call per form of a case; every call returns what gradients and outputs it made, for comparison.
+
+    copies: of X, which the calls of a form take in turn, so that none finds X in a cache. Forms besides FORMS:
+    "compile:MODE" is torch.compile of the eager form in that mode.
+    """
     n, _, h, w = case.shape
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, case.dtype)
+        return torch.randn(shape, generator=generator, device=device).to(case.dtype)
 
-    x = draw(*case.shape)
+    xs = [draw(*case.shape) for _ in range(copies)]
     if case.layout == "channels_last":
-        x = x.contiguous(memory_format=torch.channels_last)
-    mask = torch.rand((n, 2, h, w), generator=generator).to(device)
+        xs = [x.contiguous(memory_format=torch.channels_last) for x in xs]
+    mask = torch.rand((n, 2, h, w), generator=generator, device=device)
     functions = (_attention if case.task.startswith("a3") else _pooling)(case, mask, draw)
-    outputs = functions["eager"](x)
+    with torch.no_grad():
+        outputs = functions["eager"](xs[0])
     grad = draw(*outputs[0].shape)
     if case.layout == "channels_last" and grad.dim() == 4:  # as the next layer of such a network hands it over
         grad = grad.contiguous(memory_format=torch.channels_last)
     calls: dict[str, Call] = {}
     for form in forms:
-        function = functions["eager" if form == "compile" else form]
-        if form == "compile":
-            function = torch.compile(function, fullgraph=True, dynamic=False)
-        calls[form] = _evaluation(function, x) if case.mode == "eval" else _training(function, x, grad)
+        compiled, _, compile_mode = form.partition(":")
+        function = functions["eager" if compiled == "compile" else form]
+        if compiled == "compile":
+            function = torch.compile(function, fullgraph=True, dynamic=False, mode=compile_mode or None)
+        calls[form] = _evaluation(function, xs) if case.mode == "eval" else _training(function, xs, grad)
     return calls
 
 
-def _evaluation(function: Form, x: Tensor) -> Call:
+def _evaluation(function: Form, xs: list[Tensor]) -> Call:
+    turns = itertools.cycle(xs)
+
     def call() -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return function(x)
+            return function(next(turns))
 
     return call
 
 
-def _training(function: Form, x: Tensor, grad: Tensor) -> Call:
+def _training(function: Form, xs: list[Tensor], grad: Tensor) -> Call:
+    turns = itertools.cycle(xs)
+
     def call() -> tuple[Tensor, ...]:
-        leaf = x.detach().requires_grad_()
+        leaf = next(turns).detach().requires_grad_()
         out = function(leaf)[0]
         out.backward(grad)
         assert leaf.grad is not None

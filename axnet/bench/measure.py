@@ -7,14 +7,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from axnet.bench.cases import FORMS, LAYOUTS, MODES, SHAPES, TASKS, Call, Case, forms_of
+from axnet.bench.timing import copies_beyond_cache, seconds_of
+from axnet.ops import fused_ops
+from axnet.ops.layouts import accumulator
 
-TOLERANCE = 2e-3  # of the largest value: float32 sums in another order
+# Of the largest value: sums in another order, maps rounded in between.
+TOLERANCES = {torch.float32: 2e-3, torch.float64: 1e-8, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 
 @dataclass(frozen=True)
@@ -40,21 +45,15 @@ class Record:
         return asdict(self)
 
 
-def copy_bandwidth(megabytes: int = 256, repeats: int = 9) -> float:
-    """Bytes per second (read and written) of a copy of a float32 tensor of this size: the median."""
-    source = torch.ones(megabytes * 2**18)
+def copy_bandwidth(megabytes: int | None = None, repeats: int = 9, device: str = "cpu") -> float:
+    """Bytes per second (read and written) of a copy of a float32 tensor (256 MB, on a GPU 4 GB): the median."""
+    source = torch.rand((megabytes or (4096 if device == "cuda" else 256)) * 2**18, device=device)
     target = torch.empty_like(source)
-    times = [_time(lambda: target.copy_(source)) for _ in range(repeats + 2)][2:]
+    times = [seconds_of(lambda: target.copy_(source), device) for _ in range(repeats + 2)][2:]
     return 2 * source.numel() * 4 / statistics.median(times)
 
 
-def _time(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def check(case: Case, calls: dict[str, Call]) -> None:
+def check(case: Case, calls: dict[str, Call], tolerance: float = TOLERANCES[torch.float32]) -> None:
     """Raise RuntimeError unless every form gives the eager form's numbers: no time is reported for a wrong result."""
     if "eager" not in calls:
         return
@@ -63,22 +62,25 @@ def check(case: Case, calls: dict[str, Call]) -> None:
         for a, e in zip(call(), expected, strict=True):
             error = (a - e).abs().max().item()
             scale = max(e.abs().max().item(), 1e-6)
-            if not error <= TOLERANCE * scale:
+            if not error <= tolerance * scale:
                 raise RuntimeError(f"{form} differs from eager by {error:.3g} of {scale:.3g} on {case}.")
 
 
-def measure(case: Case, copy: float, forms: tuple[str, ...] = FORMS, seconds: float = 1.0) -> list[Record]:
+def measure(
+    case: Case, copy: float, forms: tuple[str, ...] = FORMS, seconds: float = 1.0, device: str = "cpu"
+) -> list[Record]:
     """Time the forms of a case in turns, for about `seconds` per form; copy: bytes per second of copy_bandwidth."""
     torch._dynamo.reset()
-    calls = forms_of(case, forms)
-    check(case, calls)
+    size = torch.finfo(case.dtype).bits // 8 * math.prod(case.shape)
+    calls = forms_of(case, forms, device, copies_beyond_cache(size, device))
+    check(case, calls, TOLERANCES[case.dtype])
     times: dict[str, list[float]] = {form: [] for form in calls}
     for call in calls.values():
-        _time(call)
+        seconds_of(call, device)
     stop = time.perf_counter() + seconds * len(calls)
     while min(map(len, times.values())) < 5 or (time.perf_counter() < stop and len(times[forms[0]]) < 500):
         for form, call in calls.items():
-            times[form].append(_time(call))
+            times[form].append(seconds_of(call, device))
     return [_record(case, form, values, copy) for form, values in times.items()]
 
 
@@ -108,15 +110,17 @@ def run_all(
     layouts: Iterable[str] = LAYOUTS,
     forms: tuple[str, ...] = FORMS,
     seconds: float = 1.0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
     say: Callable[[Record], None] = lambda record: None,
 ) -> Iterator[Record]:
     """Time every combination; say is called with each record as it comes."""
-    copy = copy_bandwidth()
+    copy = copy_bandwidth(device=device)
     for task in tasks:
         for mode in modes:
             for layout in layouts:
                 for shape in shapes:
-                    for record in measure(Case(task, mode, shape, layout), copy, forms, seconds):
+                    for record in measure(Case(task, mode, shape, layout, dtype), copy, forms, seconds, device):
                         say(record)
                         yield record
 
@@ -135,36 +139,60 @@ def summary(records: Iterable[Record]) -> dict[tuple[str, str, str], dict[str, f
     }
 
 
-def pass_bandwidths(copy: float, shape: tuple[int, int, int, int] = (64, 1024, 32, 32)) -> dict[str, dict[str, float]]:
-    """Share of a copy's bandwidth that each pass of A3 reaches on a large X (256 MB), per layout."""
+def pass_bandwidths(
+    copy: float,
+    shape: tuple[int, int, int, int] = (64, 1024, 32, 32),
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, dict[str, float]]:
+    """Share of a copy's bandwidth that each pass of A3 and PWAP reaches on a large X (64 Mi elements), per layout."""
     result: dict[str, dict[str, float]] = {}
     for layout in LAYOUTS:
-        for name, (maps, call) in _passes(shape, layout).items():
-            median = statistics.median([_time(call) for _ in range(7)][2:])
-            result.setdefault(name, {})[layout] = maps * math.prod(shape) * 4 / median / copy
+        for name, (maps, call) in passes(shape, layout, dtype, device).items():
+            median = statistics.median([seconds_of(call, device) for _ in range(7)][2:])
+            size = math.prod(shape) * torch.finfo(dtype).bits // 8
+            result.setdefault(name, {})[layout] = maps * size / median / copy
     return result
 
 
-def _passes(shape: tuple[int, int, int, int], layout: str) -> dict[str, tuple[int, Call]]:
-    """The ops behind A3 with the number of X-sized maps that each reads and writes."""
-    ops = torch.ops.axnet
+def passes(
+    shape: tuple[int, int, int, int],
+    layout: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    backend: str = "native",
+) -> dict[str, tuple[int, Call]]:
+    """The ops behind A3 and PWAP with the number of X-sized maps that each reads and writes."""
+    ops = fused_ops(backend)
+    acc = accumulator(dtype)
     n, c, h, w = shape
-    mask, gate = torch.rand(n, 2, h, w), torch.rand(n, 2, c)
+    mask, gate = torch.rand(n, 2, h, w, device=device, dtype=acc), torch.rand(n, 2, c, device=device, dtype=acc)
     form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    x = torch.randn(shape).contiguous(memory_format=form)
-    d = torch.randn(shape).contiguous(memory_format=form)
+    x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=form)
+    d = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=form)
     descriptors, moments, argmax, mass, link, coef_link = ops.masked_moments(x, mask, True, True, 1)
     arguments = (x, mask, gate, moments, mass, None, None, None, None, 1e-5, False, True, link, coef_link)
     _, mean, var, saved = ops.gate_norm(*arguments)
     backward = (d, x, mask, gate, mass, None, mean, var, saved, 1e-5, True, False)
     coef = ops.gate_norm_backward(*backward)[0]
     delta = torch.rand_like(descriptors)
-    return {
+    result: dict[str, tuple[int, Call]] = {
         "moments": (1, lambda: ops.masked_moments(x, mask, True, True, 1)),
+        "descriptors": (1, lambda: ops.masked_moments(x, mask, False, False, 0)),
         "gate + norm": (2, lambda: ops.gate_norm(*arguments)),
         "backward sums": (2, lambda: ops.gate_norm_backward(*backward)),
         "backward input": (3, lambda: ops.masked_moments_backward(x, mask, argmax, delta, d, coef, True, False)),
     }
+    for maps in (1, 14):
+        weight = torch.randn(maps, c, device=device, dtype=acc) / c**0.5
+        pooled, _, logits, norm = ops.pwap(x, weight, None)
+        grad = torch.randn_like(pooled)
+        result[f"pwap, {maps}"] = (1, partial(ops.pwap, x, weight, None))
+        result[f"pwap backward, {maps}"] = (
+            2,
+            partial(ops.pwap_backward, grad, None, x, weight, logits, norm, pooled, True),
+        )
+    return result
 
 
 def saved_share(shape: tuple[int, int, int, int]) -> float:

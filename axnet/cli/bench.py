@@ -4,10 +4,28 @@ from __future__ import annotations
 
 import csv
 import json
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
+
+
+class Device(str, Enum):
+    """Where to measure."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class DType(str, Enum):
+    """Types of the layers."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
 
 
 def bench(
@@ -25,14 +43,19 @@ def bench(
         "axnet,eager,peers"
     ),
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for each form of each case.")] = 0.5,
-    passes: Annotated[bool, typer.Option("--passes", help="Also the passes of A3 on X of 256 MB.")] = False,
+    device: Annotated[Device, typer.Option(help="cuda by default where torch has a GPU.")] = Device.auto,
+    dtype: Annotated[DType, typer.Option(help="Type of the features and weights.")] = DType.float32,
+    passes: Annotated[bool, typer.Option("--passes", help="Also each kernel on X of 64 Mi elements.")] = False,
 ) -> None:
     """Time A3 and PWAP against eager PyTorch, torch.compile (--form ...,compile) and the peers' published form.
 
     Every form's numbers are compared with eager's before a time is taken. GB/s counts the bytes that cannot be avoided;
-    "floor" is the time they need at the bandwidth of a copy, as a share of the time taken. The process keeps freed
-    memory for its next tensors (docs/performance.md, "Memory"); --passes measures in fresh memory too.
+    "floor" is the time they need at the bandwidth of a copy, as a share of the time taken. On a CPU the process keeps
+    freed memory for its next tensors (docs/performance.md, "Memory"), and --passes measures in fresh memory too; on a
+    GPU device events take the time, and the calls go around so many copies of X that no cache holds it.
     """
+    import torch
+
     from axnet.bench import FORMS, SHAPES, TASKS, Record, copy_bandwidth, run_all, summary
     from axnet.bench.cases import MODES
     from axnet.bench.measure import pass_bandwidths, saved_share
@@ -51,27 +74,33 @@ def bench(
             f"{r.gigabytes_per_second:7.1f} {r.floor_share:6.0%}"
         )
 
-    extra: dict[str, Any] = {}
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', and torch finds no GPU; expected 'cpu' here.")
+    place = "cuda" if device is not Device.cpu and torch.cuda.is_available() else "cpu"
+    kind = getattr(torch, dtype.value)
+    extra: dict[str, Any] = {"device": place, "dtype": dtype.value}
+    if place == "cpu":
+        if passes:
+            extra["passes in fresh memory"] = pass_bandwidths(copy_bandwidth(), dtype=kind)
+        extra["freed memory is kept"] = keep_freed_memory()
+    copy = copy_bandwidth(device=place)
     if passes:
-        extra["passes in fresh memory"] = pass_bandwidths(copy_bandwidth())
-    extra["freed memory is kept"] = keep_freed_memory()
-    copy = copy_bandwidth()
-    if passes:
-        extra["passes"] = pass_bandwidths(copy)
+        extra["passes"] = pass_bandwidths(copy, device=place, dtype=kind)
         extra["saved"] = {"x".join(map(str, s)): saved_share(s) for s in SHAPES}
-        for title in ("passes in fresh memory", "passes"):
+        for title in [t for t in ("passes in fresh memory", "passes") if t in extra]:
             typer.echo(f"{title}: share of a copy's {copy / 1e9:.1f} GB/s")
             for name, shares in extra[title].items():
-                typer.echo(f"  {name:14} " + "  ".join(f"{layout} {share:.0%}" for layout, share in shares.items()))
+                typer.echo(f"  {name:17} " + "  ".join(f"{layout} {share:.0%}" for layout, share in shares.items()))
     typer.echo(
         f"{'task':7} {'mode':9} {'shape':14} {'layout':14} {'form':8} {'median ms':>10} {'GB/s':>7} {'floor':>6}"
     )
     options: dict[str, Any] = {"shapes": shapes, "forms": forms, "seconds": seconds, "say": show}
+    options |= {"device": place, "dtype": kind}
     records = list(run_all(tasks=_chosen("task", task, TASKS), modes=_chosen("mode", mode, MODES), **options))
     table = summary(records)
     typer.echo("\naxnet is faster than          mean  least")
-    for (name, kind, other), ratio in table.items():
-        typer.echo(f"  {name:7} {kind:9} {other:8} {ratio['mean']:6.2f}x {ratio['least']:5.2f}x")
+    for (name, way, other), ratio in table.items():
+        typer.echo(f"  {name:7} {way:9} {other:8} {ratio['mean']:6.2f}x {ratio['least']:5.2f}x")
     if out is None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +99,41 @@ def test_ci_runs_the_command_of_the_readme():
     assert len(commands) == 2
     assert commands[0].endswith("axnet demo")
     assert commands[1].endswith("pytest")
+
+
+def test_the_gpu_script_runs_where_there_is_none(tmp_path):
+    script = ROOT / "benchmarks" / "gpu.py"
+    command = [sys.executable, str(script), "--device", "cpu", "--quick", "--out", str(tmp_path)]
+    command += ["--steps", "sanitize,check,passes,heads,graph,blocks"]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that wait for each other are slow on a busy machine
+    done = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert record["check same bits"] is True
+    assert not [row for row in record["blocks"] if "error" in row]
+    assert {row["form"] for row in record["blocks"]} >= {"native", "eager", "peers"}
+    assert all(row["largest difference"] < 0.02 for row in record["heads"])
+    assert len(record["passes"]) == 2 * 2 * 9 * len({row["backend"] for row in record["passes"]})
+    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
+    report = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(report)
+    table = report.gpu_tables(record)
+    assert "| moments, bfloat16 |" in table
+    assert "a3+mlp training 2x64x7x7 NCHW float32" in table
+
+
+def test_the_gpu_script_wants_a_gpu(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--out", str(tmp_path)]
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "There is no GPU that torch can use; --device cpu --quick tries this script out."
+    done = subprocess.run([*command, "--steps", "paint"], capture_output=True, text=True, check=False)
+    assert "--steps has 'paint', accepted are build, test" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_bench_wants_a_gpu_where_one_is_asked_for():
+    result = CliRunner().invoke(app, ["bench", "--device", "cuda"])
+    assert str(result.exception) == "device is 'cuda', and torch finds no GPU; expected 'cpu' here."
