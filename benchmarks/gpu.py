@@ -69,6 +69,9 @@ def run(report: Report, name: str, command: list[str], timeout: float, **environ
 def build(report: Report) -> None:
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     wish = {"AXNET_CUDA": "1"} if report.device == "cuda" else {}
+    usual = Path("/usr/local/cuda")
+    if wish and "CUDA_HOME" not in os.environ and usual.is_dir():  # nvcc on PATH may be a link away from its libraries
+        wish["CUDA_HOME"] = str(usual)
     report.put("build", run(report, "build", command, 900, **wish))
 
 

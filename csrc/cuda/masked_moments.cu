@@ -1,9 +1,9 @@
 // masked_moments: one read of X gives the descriptors, the moments that batch normalisation needs, and the positions of
 // the maxima (docs/method.md, "A3 from moments").
 //
-//   x' = x - c, c a sample mean of the row (so that |mean| >> std does not cancel)
-//   sums  s1, s2, t_a, t2_a, q1_ab, q2_ab of x', m_a x', m_a x'^2, m_a m_b x', m_a m_b x'^2    (ab: a <= b)
-//   max   max x, max m_a x, and the first position of each;   mass  sum m_a, sum m_a m_b
+//   x' = x - c, c = 0; where |mean| >> std would cancel, the block goes over its pixels again with c = mean
+//   sums  s1, s2, t_a, t2_a, q2_ab of x', m_a x', m_a x'^2, m_a m_b x'^2, and q1_ab of m_a m_b x' where c is not 0
+//   max   max x, max m_a x, and the first position of each;   mass  sum m_a, sum m_a m_b           (ab: a <= b)
 //
 //   tile    32 channels of one image x up to 256 (float) pixels in shared memory, chunk after chunk over the pixels
 //   thread  channel = lane, pixels warp, warp + 8, ...: X without bank conflicts, masks by broadcast, no shuffles
@@ -17,6 +17,7 @@ namespace {
 
 constexpr int kChannels = kWarp;  // channels of a block
 constexpr int kTileBytes = 32 * 1024;
+constexpr double kFar = 15;  // mean^2 / variance beyond which a row's sums are taken about its mean
 
 struct MomentsPlan {
   int64_t N, C, S, channel_blocks;
@@ -59,68 +60,92 @@ struct Group {
   }
 };
 
+// Pixels of a thread in one go; with positions, between two looks at where its maxima are.
+template <bool FULL>
+constexpr int kGranule = FULL ? 8 : 2;
+
+// The sums and maxima of one thread. SHIFTED: about a shift, with q1.
 template <class T, int B, bool FULL>
 struct Sums {
   using Acc = acc_t<T>;
   static constexpr int count = FULL ? 2 + 2 * B + 2 * pairs(B) : 1 + B;
   static constexpr int maxima = 1 + B;
   Acc sum[count] = {}, top[maxima];
-  int at[maxima];
+  int at[maxima] = {};
 
   __device__ Sums() {
 #pragma unroll
     for (int k = 0; k < maxima; ++k)
-      top[k] = -std::numeric_limits<Acc>::infinity(), at[k] = 0;
-  }
-  __device__ void look(int k, Acc v, int s) {  // pixels come in rising order: the first maximum stays
-    if constexpr (FULL) at[k] = v > top[k] ? s : at[k];
-    top[k] = v > top[k] ? v : top[k];
+      top[k] = -std::numeric_limits<Acc>::infinity();
   }
   // order: s1, s2, t_a.., t2_a.., q1_ab.., q2_ab..   (FULL)      s1, t_a..   (else)
-  __device__ void add(Acc x, Acc shift, const Acc* m, int s) {
-    look(0, x, s);
-    if constexpr (FULL) {
-      const Acc centred = x - shift;
-      Acc weighted[B];
-      sum[0] += centred;
-      sum[1] += centred * centred;
+  template <bool SHIFTED>
+  __device__ void add(Acc x, Acc shift, const Acc* m, Acc (&best)[maxima]) {
+    best[0] = x > best[0] ? x : best[0];
+    const Acc centred = SHIFTED ? x - shift : x;
+    sum[0] += centred;
+    if constexpr (FULL) sum[1] += centred * centred;
+    Acc weighted[B];
 #pragma unroll
-      for (int a = 0; a < B; ++a) {
-        weighted[a] = m[a] * centred;
-        sum[2 + a] += weighted[a];
-        sum[2 + B + a] += weighted[a] * centred;
-        look(1 + a, m[a] * x, s);
-      }
+    for (int a = 0; a < B; ++a) {
+      const Acc value = m[a] * x;
+      best[1 + a] = value > best[1 + a] ? value : best[1 + a];
+      weighted[a] = SHIFTED ? m[a] * centred : value;
+      sum[(FULL ? 2 : 1) + a] += weighted[a];
+      if constexpr (FULL) sum[2 + B + a] += weighted[a] * centred;
+    }
+    if constexpr (FULL) {
 #pragma unroll
       for (int a = 0; a < B; ++a)
 #pragma unroll
         for (int b = a; b < B; ++b) {
-          sum[2 + 2 * B + pair_row(B, a, b)] += weighted[a] * m[b];
+          if constexpr (SHIFTED) sum[2 + 2 * B + pair_row(B, a, b)] += weighted[a] * m[b];
           sum[2 + 2 * B + pairs(B) + pair_row(B, a, b)] += weighted[a] * weighted[b];
         }
-    } else {
-      sum[0] += x;
+    }
+  }
+  // `steps` pixels of the tile from s on, kWarps apart; their maxima are looked for only where they rise.
+  template <bool SHIFTED>
+  __device__ void granule(const T* row, const Acc* masks, Acc shift, int s, int s0, int steps) {
+    Acc best[maxima];
 #pragma unroll
-      for (int a = 0; a < B; ++a) {
-        const Acc weighted = m[a] * x;
-        sum[1 + a] += weighted;
-        look(1 + a, weighted, s);
+    for (int k = 0; k < maxima; ++k)
+      best[k] = top[k];
+    if (steps == kGranule<FULL>) {
+#pragma unroll
+      for (int i = 0; i < kGranule<FULL>; ++i)
+        add<SHIFTED>(static_cast<Acc>(row[s + i * kWarps]), shift, masks + (s + i * kWarps) * B, best);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < steps; ++i)
+        add<SHIFTED>(static_cast<Acc>(row[s + i * kWarps]), shift, masks + (s + i * kWarps) * B, best);
+    }
+#pragma unroll
+    for (int k = 0; k < maxima; ++k) {
+      if constexpr (FULL) {
+        if (!(best[k] > top[k])) continue;
+        at[k] = s0 + s;
       }
+      top[k] = best[k];
+    }
+  }
+  // The maxima that rose since pixel s0 of the image: from the first pixel of their granule to their own. (FULL)
+  __device__ void locate(const T* row, const Acc* masks, int s0, int pixels) {
+#pragma unroll
+    for (int k = 0; k < maxima; ++k) {
+      if (at[k] < s0 || top[k] == -std::numeric_limits<Acc>::infinity()) continue;
+      int s = at[k] - s0;
+      auto value = [&] {
+        const Acc x = static_cast<Acc>(row[s]);
+        return k ? masks[s * B + (k ? k - 1 : 0)] * x : x;
+      };
+#pragma unroll 1
+      while (s + kWarps < pixels && value() != top[k])
+        s += kWarps;
+      at[k] = s0 + s;
     }
   }
 };
-
-template <class T>
-__device__ inline acc_t<T> sample_mean(const T* x, int64_t step, int64_t S) {
-  using Acc = acc_t<T>;
-  if (S < 4) return static_cast<Acc>(x[0]);
-  Acc total = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    total += static_cast<Acc>(x[(2 * i + 1) * S / 8 * step]);
-  total *= Acc(0.25);
-  return total - total == 0 ? total : Acc(0);  // inf or NaN: let it show in the sums, not in the shift
-}
 
 // The masses of the group's anatomies, in double by the warps in turn: mass[i], then mass of each pair.
 template <class Acc, int B>
@@ -162,7 +187,7 @@ __device__ inline void look_again(const T* x, int64_t step, const acc_t<T>* mask
 
 // Blocks on a multiprocessor: as many as the accumulators leave registers for without spills.
 template <class T, int B, bool FULL>
-constexpr int kResident = std::is_same_v<T, double> || (FULL && B > 1) || B > 3 ? 2 : 3;
+constexpr int kResident = B > 3 || (B > 1 && (FULL || sizeof(T) > 2)) || sizeof(T) > 4 ? 2 : 3;
 // The masses go with the moments: of many anatomies nobody asks for them without.
 template <int B>
 constexpr int kQuantities = B > 3 ? 0 : B + pairs(B);
@@ -173,10 +198,9 @@ __global__ void __launch_bounds__(kThreads, (kResident<T, B, FULL>)) moments_ker
   using Set = Sums<T, B, FULL>;
   AXNET_SHARED(shared);
   constexpr int quantities = kQuantities<B>;
-  double* mass = reinterpret_cast<double*>(shared);         // [quantities]
-  Acc* shifts = reinterpret_cast<Acc*>(mass + quantities);  // [32]
-  Acc* masks = shifts + kChannels;                          // [chunk, B]
-  T* tile = reinterpret_cast<T*>(masks + p.chunk * B);      // [32, pitch]
+  double* mass = reinterpret_cast<double*>(shared);        // [quantities]
+  Acc* masks = reinterpret_cast<Acc*>(mass + quantities);  // [chunk, B]
+  T* tile = reinterpret_cast<T*>(masks + p.chunk * B);     // [32, pitch]
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t n = blockIdx.x / p.channel_blocks, c0 = blockIdx.x % p.channel_blocks * kChannels;
   const int channels = static_cast<int>(p.C - c0 < kChannels ? p.C - c0 : kChannels);
@@ -185,48 +209,61 @@ __global__ void __launch_bounds__(kThreads, (kResident<T, B, FULL>)) moments_ker
   const Acc* mask = static_cast<const Acc*>(p.mask) + n * p.A * p.S;
   const Group<B> group(p.grouped, FULL, p.A, static_cast<int>(blockIdx.y));
 
-  if (FULL && warp == 0 && lane < channels) shifts[lane] = sample_mean(x + lane * view.c, view.s, p.S);
   weigh<Acc, B>(mask, p.S, group.member, c0 == 0 ? quantities : FULL ? B : 0, mass);
-  __syncthreads();
-  const Acc shift = FULL && lane < channels ? shifts[lane] : Acc(0);
 
-  Set set;
-  for (int64_t s0 = 0; s0 < p.S; s0 += p.chunk) {
-    const int pixels = static_cast<int>(p.S - s0 < p.chunk ? p.S - s0 : p.chunk);
-    stage(p.tile, x + s0 * view.s, channels, pixels, tile);
-    for (int s = threadIdx.x; s < pixels; s += kThreads)
-#pragma unroll
-      for (int a = 0; a < B; ++a)
-        masks[s * B + a] = mask[group.member[a] * p.S + s0 + s];
-    __syncthreads();
-    if (lane < channels) {
-      const T* row = tile + lane * p.tile.pitch;
-#pragma unroll 4
-      for (int s = warp; s < pixels; s += kWarps)
-        set.add(static_cast<Acc>(row[s]), shift, masks + s * B, static_cast<int>(s0) + s);
-    }
-    __syncthreads();
-  }
-
-  Acc* sums = shifts + kChannels;                                       // [count, 8, 32], over the tile
+  Acc shift = 0;
+  Acc* sums = masks;                                                    // [count, 8, 32], over masks and tile
   Acc* tops = sums + Set::count * kThreads;                             // [maxima, 8, 32]
   int* places = reinterpret_cast<int*>(tops + Set::maxima * kThreads);  // [maxima, 8, 32]
+  auto look = [&](auto shifted) {
+    constexpr bool SHIFTED = decltype(shifted)::value;
+    Set set;
+    for (int64_t s0 = 0; s0 < p.S; s0 += p.chunk) {
+      const int pixels = static_cast<int>(p.S - s0 < p.chunk ? p.S - s0 : p.chunk);
+      __syncthreads();
+      stage(p.tile, x + s0 * view.s, channels, pixels, tile);
+      for (int s = threadIdx.x; s < pixels; s += kThreads)
 #pragma unroll
-  for (int k = 0; k < Set::count; ++k)
-    sums[k * kThreads + threadIdx.x] = set.sum[k];
+        for (int a = 0; a < B; ++a)
+          masks[s * B + a] = mask[group.member[a] * p.S + s0 + s];
+      __syncthreads();
+      if (lane < channels) {
+        const T* row = tile + lane * p.tile.pitch;
+        for (int s = warp; s < pixels; s += kGranule<FULL> * kWarps) {
+          const int left = (pixels - s + kWarps - 1) / kWarps;
+          set.template granule<SHIFTED>(row, masks, shift, s, static_cast<int>(s0),
+                                        left < kGranule<FULL> ? left : kGranule<FULL>);
+        }
+        if constexpr (FULL) set.locate(row, masks, static_cast<int>(s0), pixels);
+      }
+    }
+    __syncthreads();
 #pragma unroll
-  for (int k = 0; k < Set::maxima; ++k) {
-    tops[k * kThreads + threadIdx.x] = set.top[k];
-    if (FULL) places[k * kThreads + threadIdx.x] = set.at[k];
-  }
-  __syncthreads();
-
+    for (int k = 0; k < Set::count; ++k)
+      sums[k * kThreads + threadIdx.x] = set.sum[k];
+#pragma unroll
+    for (int k = 0; k < Set::maxima; ++k) {
+      tops[k * kThreads + threadIdx.x] = set.top[k];
+      if (FULL) places[k * kThreads + threadIdx.x] = set.at[k];
+    }
+    __syncthreads();
+  };
   auto total = [&](int k) {
     double t = 0;
     for (int w = 0; w < kWarps; ++w)
       t += sums[k * kThreads + w * kWarp + lane];
     return t;
   };
+  look(std::false_type{});
+  if constexpr (FULL) {  // every warp comes to the same answer
+    const double mean = total(0) / static_cast<double>(p.S), square = mean * mean;
+    const bool far = lane < channels && square > kFar * (total(1) / static_cast<double>(p.S) - square);
+    if (warp_max(far ? 1 : 0)) {
+      shift = far ? static_cast<Acc>(mean) : Acc(0);
+      look(std::true_type{});
+    }
+  }
+
   const int64_t C = p.C, c = c0 + lane;
   const double inverse = 1.0 / static_cast<double>(p.S);
   Acc* descriptors = static_cast<Acc*>(p.descriptors) + n * (2 + 2 * p.A) * C + c;
@@ -287,10 +324,10 @@ __global__ void __launch_bounds__(kThreads, (kResident<T, B, FULL>)) moments_ker
       double* out = p.mass + n * (p.A + pairs(p.A));
       const int q = threadIdx.x;
       int done = B;
-  #pragma unroll
+#pragma unroll
       for (int a = 0; a < B; ++a) {
         if (q == a && group.single[a]) out[group.member[a]] = mass[a];
-  #pragma unroll
+#pragma unroll
         for (int b = a; b < B; ++b, ++done)
           if (q == done && (a == b ? group.single[a] : true))
             out[p.A + pair_row(p.A, group.member[a], group.member[b])] = mass[q];
@@ -307,7 +344,7 @@ template <class T, int B, bool FULL>
 void launch_moments(const MomentsPlan& p, cudaStream_t stream) {
   using Acc = acc_t<T>;
   using Set = Sums<T, B, FULL>;
-  const size_t head = kQuantities<B> * sizeof(double) + kChannels * sizeof(Acc);
+  const size_t head = kQuantities<B> * sizeof(double);
   const size_t tile = p.chunk * B * sizeof(Acc) + kChannels * p.tile.pitch * sizeof(T);
   const size_t reduction =
       kThreads * ((Set::count + Set::maxima) * sizeof(Acc) + (FULL ? Set::maxima * sizeof(int) : 0));

@@ -88,11 +88,13 @@ def test_layouts_of_the_gradient(backend, layout, grad):
 
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_mean_far_above_the_spread(backend, layout):
-    # |mean| / std = 1000: sums of squares without a shift lose every digit of the variance in float32
-    shape = (4, 12, 16, 16)
-    expected = run("reference", torch.float32, shape, layout=layout, shift=1000.0)
-    actual = run(backend, torch.float32, shape, layout=layout, shift=1000.0)
+@pytest.mark.parametrize(("anatomies", "every"), [(2, 1), (2, 3), (5, 3)])
+def test_mean_far_above_the_spread(backend, layout, anatomies, every):
+    # |mean| / std = 1000 in some channels: sums of squares without a shift lose every digit of the variance in float32
+    shape, shift = (4, 12, 16, 16), torch.zeros(12, 1, 1, dtype=torch.float64)
+    shift[::every] = 1000
+    expected = run("reference", torch.float32, shape, layout=layout, shift=shift, anatomies=anatomies)
+    actual = run(backend, torch.float32, shape, layout=layout, shift=shift, anatomies=anatomies)
     for name, a, e in zip(NAMES, actual, expected, strict=True):
         if name in ("z", "running_mean", "running_var"):
             assert_close(name, a, e, 2e-4)
