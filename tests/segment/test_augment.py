@@ -10,8 +10,8 @@ from axnet.segment.augment import augment
 @pytest.fixture
 def plain(monkeypatch):
     """Grey values from which a square can be told by a threshold."""
-    monkeypatch.setattr(module, "_SHADE", 0.0)
-    monkeypatch.setattr(module, "_INVERTED", 0.0)
+    for name in ("_SHADE", "_INVERTED", "_NOISE", "_GAMMA"):
+        monkeypatch.setattr(module, name, 0.0)
 
 
 def drawn() -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,6 +39,19 @@ def test_image_and_mask_move_together(plain):
     agreement = ((moved[:, 0] > 0.5) == wanted).float().mean((1, 2))
     assert agreement.min() > 0.99
     assert not torch.equal(organs, mask)
+
+
+def test_a_bend_is_no_affine_map(plain, monkeypatch):
+    for name in ("_DEGREES", "_ZOOM", "_SHIFT"):
+        monkeypatch.setattr(module, name, 0.0)
+    uneven = []
+    for bend in (0.0, 0.03):
+        monkeypatch.setattr(module, "_BEND", bend)
+        torch.manual_seed(0)
+        height = (augment(*drawn())[1][:, 1] > 0.5).sum(1).float()  # of the right lung, column by column
+        uneven.append(height[:, 14:26].std(1))
+    assert uneven[0].max() == 0
+    assert (uneven[1] > 0.3).float().mean() > 0.5
 
 
 def test_a_mirror_keeps_each_name_on_its_side(plain):

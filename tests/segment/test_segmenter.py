@@ -67,6 +67,18 @@ def test_other_weights_in_the_file_are_refused(segmenter, tmp_path):
         Segmenter.load(tmp_path / "other.safetensors")
 
 
+def test_a_file_of_an_earlier_or_later_axnet_loads_or_is_refused_in_words(segmenter, tmp_path):
+    segmenter.save(tmp_path / "s.safetensors")
+    state, metadata = checkpoint.load(tmp_path / "s.safetensors", "segmenter")
+    earlier = {name: value for name, value in metadata["config"].items() if name != "residual_units"}
+    checkpoint.save(tmp_path / "earlier.safetensors", state, {**metadata, "config": earlier})
+    assert Segmenter.load(tmp_path / "earlier.safetensors").config == segmenter.config
+    later = {**metadata["config"], "attention": 2}
+    checkpoint.save(tmp_path / "later.safetensors", state, {**metadata, "config": later})
+    with pytest.raises(ValueError, match="has the unknown setting 'attention': a later axnet wrote it"):
+        Segmenter.load(tmp_path / "later.safetensors")
+
+
 def test_files_and_arrays_batches_and_both_ways_to_predict_agree(segmenter, tmp_path):
     samples = [PhantomXray(4, size=64, split="test").sample(k).image for k in range(4)]
     for k, image in enumerate(samples):
@@ -127,6 +139,16 @@ def test_checks_flag_what_is_implausible():
     scattered[2, 0:12, 0:14] = 1.0
     assert "heart is in several parts" in examine(scattered).flags
     assert not examine(scattered).masks[2, 0, 0]
+
+
+def test_specks_are_dropped_without_a_flag():
+    clean = np.zeros((3, 64, 64))
+    clean[0, 10:50, 36:60] = clean[1, 10:50, 4:28] = clean[2, 30:50, 24:42] = 1.0  # the heart: 360 pixels
+    specks = clean.copy()
+    specks[2, 0:60:12, 0:6] = specks[2, 1:60:12, 0:6] = 1.0  # five of 12 pixels
+    found = examine(specks)
+    assert found.flags == ()
+    assert np.array_equal(found.masks, examine(clean).masks)
 
 
 @pytest.mark.parametrize(

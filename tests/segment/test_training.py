@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -154,6 +155,31 @@ def test_only_our_own_run_is_quiet(data, config, caplog, capfd):
 def test_bad_options_get_one_sentence(data, config, options, words):
     with pytest.raises(ValueError, match=words):
         fit_segmenter(data, **{"config": config, "progress": False, **options})
+
+
+def test_init_gives_the_weights_at_any_size(segmenter, data, config):
+    wider = replace(config, size=96)
+    found = fit_segmenter(data, config=wider, init=segmenter, lr=1e-12, ema=0.0, epochs=1, progress=False)
+    assert found.config.size == 96
+    for (name, value), begun in zip(found.named_parameters(), segmenter.parameters(), strict=True):
+        torch.testing.assert_close(value, begun, msg=name)
+    assert found is not segmenter
+
+
+def test_init_of_another_architecture_is_refused(segmenter, data, config):
+    with pytest.raises(ValueError, match=r"init has channels \(8, 16, 32, 32\), expected \(8, 16, 32\) as in config"):
+        fit_segmenter(data, config=replace(config, channels=(8, 16, 32)), init=segmenter)
+    with pytest.raises(ValueError, match="init has residual_units 1, expected 2 as in config"):
+        fit_segmenter(data, config=replace(config, residual_units=2), init=segmenter)
+
+
+def test_a_run_resumes_only_from_the_weights_that_it_began_with(segmenter, data, config, tmp_path):
+    options = {"config": config, "progress": False, "batch_size": 6, "out": tmp_path}
+    fit_segmenter(data, epochs=1, init=segmenter, **options)
+    with pytest.raises(ValueError, match=r"is of a run with init [0-9a-f]{16}, expected None"):
+        fit_segmenter(data, epochs=2, resume=True, **options)
+    fit_segmenter(data, epochs=2, init=segmenter, resume=True, **options)
+    assert state(tmp_path)["global_step"] == 4
 
 
 def test_an_empty_training_set_gets_one_sentence(config):
