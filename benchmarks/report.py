@@ -1,7 +1,7 @@
-"""Write the tables of README.md from the records in benchmarks/results.
+"""Write the tables of README.md and docs/segmentation.md from the records in benchmarks/results.
 
 python benchmarks/report.py            # rewrite
-python benchmarks/report.py --check    # exit code 1 where README.md differs from the records
+python benchmarks/report.py --check    # exit code 1 where they differ from the records
 """
 
 from __future__ import annotations
@@ -113,6 +113,27 @@ def segmenter() -> str:
     return "\n".join(lines) + "\n"
 
 
+def label_efficiency() -> str:
+    record = load("label_efficiency.json")
+    if record is None:
+        return "Not yet measured.\n"
+    organs = ("left_lung", "right_lung", "heart")
+    runs: dict[tuple[str, int], dict[int, float]] = {}
+    for run in record["runs"]:
+        mean = sum(run[organ] for organ in organs) / len(organs)
+        runs.setdefault((run["method"], run["labels"]), {})[run["seed"]] = mean
+    lines = ["| films with masks | supervised | mean teacher | difference, seed by seed |", "|---|---|---|---|"]
+    for labels in sorted({labels for _, labels in runs}):
+        one, other = runs.get(("supervised", labels), {}), runs.get(("mean teacher", labels), {})
+        seeds = sorted(one.keys() & other.keys())
+        if seeds:
+            gains = [other[seed] - one[seed] for seed in seeds]
+            means = [sum(method[seed] for seed in seeds) / len(seeds) for method in (one, other)]
+            shown = ", ".join(f"{gain:+.3f}" for gain in gains)
+            lines.append(f"| {labels} | {means[0]:.3f} | {means[1]:.3f} | {sum(gains) / len(gains):+.3f} ({shown}) |")
+    return "\n".join([*lines, "", f"{origin(record['environment'])}."]) + "\n"
+
+
 def interval(value: dict[str, float], sign: bool = False) -> str:
     form = "{:+.3f}" if sign else "{:.3f}"
     return f"{form.format(value['value'])} ({form.format(value['low'])} to {form.format(value['high'])})"
@@ -122,17 +143,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing")
     check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    before = after = readme.read_text(encoding="utf-8")
-    for name, table in (("speed", speed()), ("demo", demo()), ("real", real()), ("segmenter", segmenter())):
-        pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(after):
-            sys.exit(f"README.md has no place for '{name}'")
-        after = pattern.sub(lambda m, t=table: m[1] + t + m[2], after)
-    if check and after != before:
-        sys.exit("README.md differs from benchmarks/results: run python benchmarks/report.py")
-    if not check:
-        readme.write_text(after, encoding="utf-8")
+    for name, blocks in (
+        ("README.md", {"speed": speed, "demo": demo, "real": real, "segmenter": segmenter}),
+        ("docs/segmentation.md", {"label-efficiency": label_efficiency}),
+    ):
+        page = ROOT / name
+        before = after = page.read_text(encoding="utf-8")
+        for block, written in blocks.items():
+            table = written()
+            pattern = re.compile(rf"(<!-- {block}: .*?-->\n).*?(<!-- /{block} -->)", re.DOTALL)
+            if not pattern.search(after):
+                sys.exit(f"{name} has no place for '{block}'")
+            after = pattern.sub(lambda m, t=table: m[1] + t + m[2], after)
+        if check and after != before:
+            sys.exit(f"{name} differs from benchmarks/results: run python benchmarks/report.py")
+        if not check:
+            page.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ MIRRORED_ORGANS = (1, 0, 2)
 """Channels of ORGANS after a left-right mirror: a lung is named after its side of the image."""
 
 _SECOND_PART = 0.1  # least size of a second part, as a share of the largest: below it is a speck, which is dropped
-_AGREEMENT = 0.8  # least Dice between an organ and the one found on the mirrored film
+_AGREEMENT = 0.8  # least Dice between an organ and the one found on the film moved a little
 # Share of the image that an organ covers on a frontal film; wide, so that it flags failures and not small patients.
 _AREA = {"left_lung": (0.03, 0.40), "right_lung": (0.03, 0.40), "heart": (0.02, 0.30)}
 
@@ -39,18 +39,18 @@ class Anatomy:
 
 
 def compare(
-    probabilities: npt.NDArray[np.float32], mirrored: npt.NDArray[np.float32], image: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32], moved: npt.NDArray[np.float32], image: npt.NDArray[np.float32]
 ) -> tuple[str, ...]:
-    """Flags from what the network itself says: about the mirrored film, and about the grey values of the organs.
+    """Flags from what the network itself says: about the film moved a little, and about the organs' grey values.
 
-    probabilities: [3, h, w]; mirrored: those of the mirrored film, mirrored back; image: [h, w] as the network saw it.
+    probabilities: [3, h, w]; moved: those of the moved film, moved back; image: [h, w] as the network saw it.
     """
     flags = []
-    one, other = probabilities >= 0.5, mirrored >= 0.5
+    one, other = probabilities >= 0.5, moved >= 0.5
     for k, organ in enumerate(ORGANS):
         both = one[k].sum() + other[k].sum()
         if both and 2 * (one[k] & other[k]).sum() < _AGREEMENT * both:
-            flags.append(f"{organ} differs on the mirrored film")
+            flags.append(f"{organ} differs on the film moved a little")
     lungs, heart = (one[0] | one[1]) & ~one[2], one[2]
     if lungs.any() and heart.any() and np.median(image[lungs]) > np.median(image[heart]):
         flags.append("the grey values are inverted")

@@ -41,6 +41,7 @@ def fit_segmenter(
     lr: float = 5e-3,
     augment: bool = True,
     mirror: float = 0.0,
+    strength: float = 1.0,
     consistency: float = 1.0,
     ema: float = 0.99,
     init: Segmenter | None = None,
@@ -60,17 +61,19 @@ def fit_segmenter(
     init: segmenter whose weights the run begins with, of the same channels and residual units but any size: most of a
     run can so be done at half the size, at a quarter of the cost, and films of one's own can follow ours.
     max_steps: ends the run before epochs do. augment: whether training images are moved and changed; mirror: chance
-    of a left-right mirror among that. out: folder for the training state after each epoch, from which resume=True
-    continues (from the beginning where there is none yet) and reaches what the whole run would have reached. The rest
-    as Lightning names it. Loss: Dice and binary cross-entropy of each organ.
+    of a left-right mirror among that; strength: how much of it, mirror too, the labelled images get. Those without
+    masks get all of it: it makes a network robust, but costs exact outlines where labelled images get it too.
+    out: folder for the training state after each epoch, from which resume=True continues (from the beginning where
+    there is none yet) and reaches what the whole run would have reached. The rest as Lightning names it.
+    Loss: Dice and binary cross-entropy of each organ.
     Returns the segmenter in eval mode on the CPU. Its training_record has method, unlabelled, seed, epochs, images, lr
-    and history (loss per epoch, with val also Dice per organ), and with val the epoch chosen and what
-    evaluate_segmenter measures.
+    and history (loss per epoch, with val also Dice per organ), with val the epoch chosen and what evaluate_segmenter
+    measures, and with init that segmenter's own record.
     Raises ValueError for an empty set, numbers out of range, resume without out, or a state that is damaged or that
     another run left.
     """
     _check_numbers(epochs=epochs, batch_size=batch_size, max_steps=max_steps, lr=lr)
-    _check_shares(mirror=mirror, ema=ema)
+    _check_shares(mirror=mirror, ema=ema, strength=strength)
     if not consistency >= 0:
         raise ValueError(f"consistency is {consistency}, expected 0 or more.")
     if resume and out is None:
@@ -95,6 +98,7 @@ def fit_segmenter(
         run=run,
         consistency=consistency,
         ema=ema,
+        strength=strength,
     )
     callbacks: list[Callback] = []
     if out is not None:
@@ -131,6 +135,9 @@ def fit_segmenter(
         "lr": lr,
         "history": learner.history,
     }
+    if init is not None:
+        begun = {name: value for name, value in init.training_record.items() if name != "history"}
+        segmenter.training_record["init"] = {"size": init.config.size, **begun}
     if val is not None:
         segmenter.training_record["best_epoch"] = learner.best_epoch
         segmenter.training_record["validation"] = evaluate_segmenter(segmenter, val)

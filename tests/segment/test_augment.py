@@ -71,6 +71,18 @@ def test_without_a_mirror_sizes_keep_their_names():
     assert (area[:, 1] > area[:, 0]).all()
 
 
+def test_strength_scales_what_happens_to_the_grey_values():
+    image = torch.full((64, 1, 32, 32), 0.4)
+    image[:, :, :16] = 0.6
+    changes = []
+    for strength in (0.0, 0.3, 1.0):
+        torch.manual_seed(0)
+        moved = augment(image, image.new_zeros(64, 3, 32, 32), strength=strength)[0]
+        changes.append((moved - image)[:, :, 12:14, 14:18].abs().mean())  # within the upper half on every film
+    assert changes[0] < 0.01
+    assert 3 * changes[0] < changes[1] < 0.6 * changes[2]
+
+
 def test_some_films_become_negatives(monkeypatch):
     monkeypatch.setattr(module, "_SHADE", 0.0)
     torch.manual_seed(0)

@@ -37,7 +37,7 @@ def test_a_run_that_was_cut_ends_as_the_whole_one(method, data, config, tmp_path
     def power_cut(*arguments):
         nonlocal calls
         calls += 1
-        if calls == 8:  # within the third epoch of three steps
+        if calls == (15 if method == "mean teacher" else 8):  # within the third epoch of three steps
             raise OSError("power cut")
         return original(*arguments)
 
@@ -96,8 +96,8 @@ def test_dice_in_training_is_that_of_the_evaluation(segmenter, data):
         dice = watcher._validation_dice(prepared, masks)
     segmenter.eval()
     measured = evaluate_segmenter(segmenter, data)
-    # the evaluation also keeps one part of each organ and fills its holes
-    assert dice == pytest.approx([measured[organ]["Dice"] for organ in ORGANS], abs=0.03)
+    # the evaluation also looks twice, keeps one part of each organ and fills its holes
+    assert dice == pytest.approx([measured[organ]["Dice"] for organ in ORGANS], abs=0.05)
 
 
 def test_background_is_taught_by_the_cross_entropy(segmenter):
@@ -222,6 +222,23 @@ def test_consistency_grows_over_the_first_quarter(config, monkeypatch):
         monkeypatch.setattr(Learner, "global_step", step)
         weights.append(watcher._ramp())
     assert weights == pytest.approx([2.0 * math.exp(-5), 2.0 * math.exp(-1.25), 2.0, 2.0])
+
+
+def test_labelled_images_are_changed_less_where_asked(data, config, monkeypatch):
+    seen = []
+    original = learner.augment
+
+    def watched(image, mask, mirror=0.0, strength=1.0):
+        seen.append((len(image), mirror, strength))
+        return original(image, mask, mirror, strength)
+
+    monkeypatch.setattr(learner, "augment", watched)
+    others = PhantomXray(4, size=64, split="val").materialize()
+    options = {"config": config, "max_steps": 1, "batch_size": 5, "progress": False}
+    fit_segmenter(data, None, others, mirror=0.5, strength=0.2, **options)
+    assert seen == [(5, 0.1, 0.2), (5, 0.5, 1.0)]
+    with pytest.raises(ValueError, match=r"strength is 1.2, expected a number from 0 to 1"):
+        fit_segmenter(data, strength=1.2, **options)
 
 
 def test_every_step_shows_as_many_unlabelled_images_as_labelled(data, config, monkeypatch):
