@@ -27,7 +27,7 @@ from axnet.segment import SegmenterConfig, evaluate_segmenter, fit_segmenter
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("supervised", "mean teacher")
 COUNTS, SEEDS = (10, 5, 20, 50), (0, 1, 2)
-SETTINGS: dict[str, Any] = {"batch_size": 8, "lr": 5e-3, "mirror": 0.25, "max_steps": 300}
+SETTINGS: dict[str, Any] = {"batch_size": 8, "lr": 5e-3, "strength": 0.4, "max_steps": 200}
 
 
 class Cached(Dataset[dict[str, Any]]):
@@ -50,7 +50,7 @@ def run(method: str, labels: int, seed: int, sets: dict[str, Any], size: int) ->
     segmenter = fit_segmenter(
         Subset(sets["train"], order[:labels]),
         unlabelled=ConcatDataset([rest, sets["nih"]]) if method == "mean teacher" else None,
-        config=SegmenterConfig(size=size),
+        config=SegmenterConfig(size=size, norm="instance"),
         epochs=SETTINGS["max_steps"],
         seed=seed,
         progress=False,
