@@ -88,9 +88,12 @@ def _largest(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], float]
     if count == 0:
         return mask, 0.0
     sizes = np.bincount(labels.ravel())[1:]
-    kept = labels == 1 + int(sizes.argmax())
+    largest = int(sizes.argmax())
+    box = ndimage.find_objects(labels)[largest]  # nothing outside it can be a hole
+    kept = np.zeros_like(mask)
+    kept[box] = ndimage.binary_fill_holes(labels[box] == 1 + largest)
     second = np.sort(sizes)[-2] / sizes.max() if count > 1 else 0.0
-    return ndimage.binary_fill_holes(kept), float(second)
+    return kept, float(second)
 
 
 def _order(masks: npt.NDArray[np.bool_]) -> list[str]:

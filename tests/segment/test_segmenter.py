@@ -174,6 +174,17 @@ def test_organs_are_the_mean_of_both_looks(segmenter, monkeypatch):
     np.testing.assert_allclose(found.probabilities[:, 16:48, 16:48], 0.5, atol=1e-3)
 
 
+def test_holes_are_filled_and_bays_are_not():
+    organs = np.zeros((3, 64, 64))
+    organs[:, 20:40, 0:30] = 1.0  # at the border of the image
+    with_hole = organs.copy()
+    with_hole[:, 28:32, 10:14] = 0.0
+    assert np.array_equal(examine(with_hole).masks, organs > 0)
+    with_bay = organs.copy()
+    with_bay[:, 28:32, 0:14] = with_bay[:, 36:40, 20:24] = 0.0
+    assert np.array_equal(examine(with_bay).masks, with_bay > 0)
+
+
 def test_specks_are_dropped_without_a_flag():
     clean = np.zeros((3, 64, 64))
     clean[0, 10:50, 36:60] = clean[1, 10:50, 4:28] = clean[2, 30:50, 24:42] = 1.0  # the heart: 360 pixels
