@@ -116,7 +116,9 @@ def main() -> None:
             "test": Cached(OrganMaskSet(arguments.organs, "test")),
             "nih": Cached(open_unlabelled(arguments.nih)),
         }
-        for labels, seed, method in ((n, s, m) for n in COUNTS for s in SEEDS for m in METHODS):
+        # Ten films with all seeds first, then the curve seed by seed.
+        order = sorted(((n, s) for n in COUNTS for s in SEEDS), key=lambda pair: (pair[0] != COUNTS[0], pair[1]))
+        for labels, seed, method in ((*pair, method) for pair in order for method in METHODS):
             if (method, labels, seed) not in done:
                 record["runs"].append(run(method, labels, seed, sets, arguments.size))
                 arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
