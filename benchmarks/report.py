@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/performance.md from the records in benchmarks/results.
+"""Write the tables of README.md and of docs from the records in benchmarks/results.
 
 python benchmarks/report.py            # rewrite
 python benchmarks/report.py --check    # exit code 1 where they differ from the records
@@ -158,6 +158,27 @@ def registers() -> str:
     return "\n".join(lines) + "\n"
 
 
+def label_efficiency() -> str:
+    record = load("label_efficiency.json")
+    if record is None:
+        return "Not yet measured.\n"
+    organs = ("left_lung", "right_lung", "heart")
+    runs: dict[tuple[str, int], dict[int, float]] = {}
+    for run in record["runs"]:
+        mean = sum(run[organ] for organ in organs) / len(organs)
+        runs.setdefault((run["method"], run["labels"]), {})[run["seed"]] = mean
+    lines = ["| films with masks | supervised | mean teacher | difference, seed by seed |", "|---|---|---|---|"]
+    for labels in sorted({labels for _, labels in runs}):
+        one, other = runs.get(("supervised", labels), {}), runs.get(("mean teacher", labels), {})
+        seeds = sorted(one.keys() & other.keys())
+        if seeds:
+            gains = [other[seed] - one[seed] for seed in seeds]
+            means = [sum(method[seed] for seed in seeds) / len(seeds) for method in (one, other)]
+            shown = ", ".join(f"{gain:+.3f}" for gain in gains)
+            lines.append(f"| {labels} | {means[0]:.3f} | {means[1]:.3f} | {sum(gains) / len(gains):+.3f} ({shown}) |")
+    return "\n".join([*lines, "", f"{origin(record['environment'])}."]) + "\n"
+
+
 def interval(value: dict[str, float], sign: bool = False) -> str:
     form = "{:+.3f}" if sign else "{:.3f}"
     return f"{form.format(value['value'])} ({form.format(value['low'])} to {form.format(value['high'])})"
@@ -167,21 +188,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing")
     check = parser.parse_args().check
-    readme = {"speed": speed(), "demo": demo(), "real": real(), "segmenter": segmenter()}
-    for path, tables in (
-        (ROOT / "README.md", readme),
-        (ROOT / "docs" / "performance.md", {"gpu": gpu(), "registers": registers()}),
-    ):
-        before = after = path.read_text(encoding="utf-8")
-        for name, table in tables.items():
-            pattern = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    pages = {
+        "README.md": {"speed": speed, "demo": demo, "real": real, "segmenter": segmenter},
+        "docs/performance.md": {"gpu": gpu, "registers": registers},
+        "docs/segmentation.md": {"label-efficiency": label_efficiency},
+    }
+    for name, blocks in pages.items():
+        page = ROOT / name
+        before = after = page.read_text(encoding="utf-8")
+        for block, written in blocks.items():
+            table = written()
+            pattern = re.compile(rf"(<!-- {block}: .*?-->\n).*?(<!-- /{block} -->)", re.DOTALL)
             if not pattern.search(after):
-                sys.exit(f"{path.name} has no place for '{name}'")
+                sys.exit(f"{name} has no place for '{block}'")
             after = pattern.sub(lambda m, t=table: m[1] + t + m[2], after)
         if check and after != before:
-            sys.exit(f"{path.name} differs from benchmarks/results: run python benchmarks/report.py")
+            sys.exit(f"{name} differs from benchmarks/results: run python benchmarks/report.py")
         if not check:
-            path.write_text(after, encoding="utf-8")
+            page.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

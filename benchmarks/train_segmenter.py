@@ -13,7 +13,9 @@ import argparse
 import io
 import json
 import math
+import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -95,13 +97,24 @@ def speed(segmenter: Segmenter, test: OrganMaskSet, seconds: float = 10.0) -> fl
     return count / (time.perf_counter() - started)
 
 
+def flagged(segmenter: Segmenter, nih: Path) -> dict[str, Any]:
+    """How many of all NIH films are flagged, and for what; shares of the image are left out of the flags' text."""
+    files = sorted((nih / "images").iterdir())
+    found = [anatomy.flags for anatomy in segmenter.predict(files)]
+    kinds = Counter(
+        re.sub(r"covers [\d.]+% of", "covers an implausible share of", flag) for flags in found for flag in flags
+    )
+    return {"films": len(files), "flagged": sum(map(bool, found)), "flags": dict(kinds.most_common())}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--organs", type=Path, required=True)
     parser.add_argument("--nih", type=Path, required=True)
     parser.add_argument("--method", choices=("mean-teacher", "supervised"), default="mean-teacher")
     parser.add_argument("--labels", type=int, help="train on the first so many labelled images")
-    parser.add_argument("--epochs", type=int, default=70)
+    parser.add_argument("--coarse-epochs", type=int, default=90, help="at half the size, with masks alone")
+    parser.add_argument("--epochs", type=int, default=42, help="at --size, after those at half of it")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
@@ -115,35 +128,43 @@ def main() -> None:
     if not arguments.measure:
         train: Any = OrganMaskSet(arguments.organs, "train")
         train = train if arguments.labels is None else Subset(train, range(arguments.labels))
-        segmenter = fit_segmenter(
-            train,
-            OrganMaskSet(arguments.organs, "val"),
-            open_unlabelled(arguments.nih) if arguments.method == "mean-teacher" else None,
-            config=replace(PRESETS["standard"], size=arguments.size),
-            epochs=arguments.epochs,
-            mirror=0.25,
-            seed=arguments.seed,
-            out=arguments.out.with_suffix(".state"),
-            resume=True,
-        )
+        segmenter: Segmenter | None = None
+        for method, size, epochs, lr in (
+            ("supervised", arguments.size // 2, arguments.coarse_epochs, 5e-3),
+            (arguments.method, arguments.size, arguments.epochs, 2.5e-3),
+        ):
+            segmenter = fit_segmenter(
+                train,
+                OrganMaskSet(arguments.organs, "val"),
+                open_unlabelled(arguments.nih) if method == "mean-teacher" else None,
+                config=replace(PRESETS["standard"], size=size),
+                init=segmenter,
+                epochs=epochs,
+                lr=lr,
+                strength=0.4,
+                seed=arguments.seed,
+                out=arguments.out.with_name(f"{arguments.out.stem}-{size}.state"),
+                resume=True,
+                progress=False,
+            )
+        segmenter.training_record["seconds"] = time.perf_counter() - started
         arguments.weights.parent.mkdir(parents=True, exist_ok=True)
         segmenter.save(arguments.weights, half=True)
-    seconds = time.perf_counter() - started
     segmenter = Segmenter.load(arguments.weights)
     test = OrganMaskSet(arguments.organs, "test")
     record = {
         "environment": environment(),
         "training": segmenter.training_record,
-        "training_seconds": seconds,
         "parameters": sum(p.numel() for p in segmenter.parameters()),
         "bytes": arguments.weights.stat().st_size,
         "organs": list(ORGANS),
         "test": evaluate_segmenter(segmenter, test),
         "robustness": robustness(segmenter, test),
         "images_per_second": speed(segmenter, test),
+        "nih": flagged(segmenter, arguments.nih),
     }
     arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: record[key] for key in ("test", "robustness", "images_per_second")}, indent=1))
+    print(json.dumps({key: record[key] for key in ("test", "robustness", "images_per_second", "nih")}, indent=1))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ from scipy import ndimage
 from axnet.data.findings import ORGANS
 from axnet.data.phantom import cardiothoracic_ratio
 
-# Share of the image that an organ covers on a frontal film; wide, so that it flags failures and not small patients.
 MIRRORED_ORGANS = (1, 0, 2)
 """Channels of ORGANS after a left-right mirror: a lung is named after its side of the image."""
 
-_AGREEMENT = 0.8  # least Dice between an organ and the one found on the mirrored film
+_SECOND_PART = 0.1  # least size of a second part, as a share of the largest: below it is a speck, which is dropped
+_AGREEMENT = 0.8  # least Dice between an organ and the one found on the film moved a little
+# Share of the image that an organ covers on a frontal film; wide, so that it flags failures and not small patients.
 _AREA = {"left_lung": (0.03, 0.40), "right_lung": (0.03, 0.40), "heart": (0.02, 0.30)}
 
 
@@ -38,18 +39,18 @@ class Anatomy:
 
 
 def compare(
-    probabilities: npt.NDArray[np.float32], mirrored: npt.NDArray[np.float32], image: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32], moved: npt.NDArray[np.float32], image: npt.NDArray[np.float32]
 ) -> tuple[str, ...]:
-    """Flags from what the network itself says: about the mirrored film, and about the grey values of the organs.
+    """Flags from what the network itself says: about the film moved a little, and about the organs' grey values.
 
-    probabilities: [3, h, w]; mirrored: those of the mirrored film, mirrored back; image: [h, w] as the network saw it.
+    probabilities: [3, h, w]; moved: those of the moved film, moved back; image: [h, w] as the network saw it.
     """
     flags = []
-    one, other = probabilities >= 0.5, mirrored >= 0.5
+    one, other = probabilities >= 0.5, moved >= 0.5
     for k, organ in enumerate(ORGANS):
         both = one[k].sum() + other[k].sum()
         if both and 2 * (one[k] & other[k]).sum() < _AGREEMENT * both:
-            flags.append(f"{organ} differs on the mirrored film")
+            flags.append(f"{organ} differs on the film moved a little")
     lungs, heart = (one[0] | one[1]) & ~one[2], one[2]
     if lungs.any() and heart.any() and np.median(image[lungs]) > np.median(image[heart]):
         flags.append("the grey values are inverted")
@@ -69,11 +70,11 @@ def examine(probabilities: npt.NDArray[Any], found_before: tuple[str, ...] = ())
     certainty: list[float] = []
     for k, organ in enumerate(ORGANS):
         found = probabilities[k] >= 0.5
-        masks[k], scattered = _largest(found)
+        masks[k], second = _largest(found)
         share = masks[k].mean()
         if not _AREA[organ][0] <= share <= _AREA[organ][1]:
             flags.append(f"{organ} covers {share:.1%} of the image")
-        if scattered > 0.1:
+        if second > _SECOND_PART:
             flags.append(f"{organ} is in several parts")
         certainty.append(float(np.abs(2 * probabilities[k][found] - 1).mean()) if found.any() else 0.0)
     flags += _order(masks)
@@ -82,13 +83,17 @@ def examine(probabilities: npt.NDArray[Any], found_before: tuple[str, ...] = ())
 
 
 def _largest(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], float]:
-    """The largest connected part without holes, and the share of the mask outside it."""
+    """The largest connected part without holes, and the size of the second as a share of it."""
     labels, count = ndimage.label(mask)
     if count == 0:
         return mask, 0.0
     sizes = np.bincount(labels.ravel())[1:]
-    kept = labels == 1 + int(sizes.argmax())
-    return ndimage.binary_fill_holes(kept), 1 - float(sizes.max() / sizes.sum())
+    largest = int(sizes.argmax())
+    box = ndimage.find_objects(labels)[largest]  # nothing outside it can be a hole
+    kept = np.zeros_like(mask)
+    kept[box] = ndimage.binary_fill_holes(labels[box] == 1 + largest)
+    second = np.sort(sizes)[-2] / sizes.max() if count > 1 else 0.0
+    return kept, float(second)
 
 
 def _order(masks: npt.NDArray[np.bool_]) -> list[str]:

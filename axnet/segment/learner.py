@@ -56,7 +56,8 @@ class Learner(lightning.LightningModule):
     to the teacher's probabilities, its weight `consistency` reached along a Gaussian ramp in the first quarter of the
     run. What is returned is the teacher, and of its states the one with the best Dice on val.
 
-    steps: of the whole run. mirror: chance of a mirrored image, None for no augmentation. val: images uint8
+    steps: of the whole run. mirror: chance of a mirrored image, None for no augmentation. strength: of the labelled
+    images' augmentation, that of the others being 1. val: images uint8
     [N, 1, s, s] and masks uint8 [N, 3, s, s]. run: plain values that name the run in its saved state.
     """
 
@@ -72,6 +73,7 @@ class Learner(lightning.LightningModule):
         run: dict[str, Any],
         consistency: float = 1.0,
         ema: float = 0.99,
+        strength: float = 1.0,
     ) -> None:
         """Keep what the class describes."""
         from monai.losses.dice import DiceLoss
@@ -82,7 +84,7 @@ class Learner(lightning.LightningModule):
         self.consistency, self.ema = consistency, ema
         self.steps = steps
         self.lr = lr
-        self.mirror = mirror
+        self.mirror, self.strength = mirror, strength
         self.seed = seed
         self.val = val
         self.run = run
@@ -115,7 +117,7 @@ class Learner(lightning.LightningModule):
                 drawn = self.teacher(unlabelled).float().sigmoid()
             image, mask = torch.cat((image, unlabelled)), torch.cat((mask, drawn))
         if self.mirror is not None:
-            image, mask = augment(image, mask, self.mirror)
+            image, mask = self._augmented(image, mask, count)
             image = self.segmenter.prepare(image)
         logits = self.segmenter(image).float()
         entropy = F.binary_cross_entropy_with_logits
@@ -125,6 +127,15 @@ class Learner(lightning.LightningModule):
         self.log("loss", loss, prog_bar=True)
         self._losses.append(loss.detach())
         return loss
+
+    def _augmented(self, image: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Move and change a batch: its first `count` films, the labelled ones, with `strength`, the others fully."""
+        assert self.mirror is not None
+        parts = [augment(image[:count], mask[:count], self.strength * self.mirror, self.strength)]
+        if count < len(image):
+            parts.append(augment(image[count:], mask[count:], self.mirror))
+        images, masks = zip(*parts, strict=True)
+        return torch.cat(images), torch.cat(masks)
 
     def _ramp(self) -> float:
         """Weight of the consistency: the teacher knows nothing at first."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from typing import Any
 
@@ -17,10 +18,11 @@ from axnet import checkpoint
 from axnet.checkpoint import StrPath
 from axnet.data.findings import ORGANS
 from axnet.data.image import percentile_normalize, read_image, resize
-from axnet.segment.anatomy import MIRRORED_ORGANS, Anatomy, compare, examine
+from axnet.segment.anatomy import Anatomy, compare, examine
 
 KIND = "segmenter"
 ATLAS_SIDE = 32
+_TURN, _SHRINK = -6.0, 1.1  # degrees and factor of predict's second look: well within what training shows
 
 
 @dataclass(frozen=True)
@@ -28,21 +30,24 @@ class SegmenterConfig:
     """Architecture and input of a segmenter.
 
     size: side in pixels at which the network works. channels: of the U-Net's levels, each level halving the side.
-    low, high: percentiles that become 0 and 1.
+    low, high: percentiles that become 0 and 1. residual_units: convolutions of a level. norm: "batch" or "instance".
     """
 
     size: int = 160
     channels: tuple[int, ...] = (16, 32, 64, 96, 128)
     low: float = 1.0
     high: float = 99.0
+    residual_units: int = 1
+    norm: str = "batch"
 
 
 PRESETS: dict[str, SegmenterConfig] = {
-    "standard": SegmenterConfig(size=256),
+    # Six levels see the whole chest at once: the heart's upper and lower border lie where no edge is.
+    "standard": SegmenterConfig(size=256, channels=(16, 32, 64, 96, 128, 160), residual_units=2, norm="instance"),
     "small": SegmenterConfig(),
     "tiny": SegmenterConfig(size=96, channels=(8, 16, 32, 64, 64)),
 }
-"""standard, small: 0.5 million parameters at 256 and 160 px, for real films; tiny: 0.15 million at 96 px (the demo)."""
+"""standard, small: 1.6 and 0.5 million parameters at 256 and 160 px, for real films; tiny: 0.15 million at 96 px."""
 
 
 class Segmenter(nn.Module):
@@ -71,8 +76,8 @@ class Segmenter(nn.Module):
             out_channels=len(ORGANS),
             channels=config.channels,
             strides=(2,) * steps,
-            num_res_units=1,
-            norm="batch",
+            num_res_units=config.residual_units,
+            norm=("INSTANCE", {"affine": True}) if config.norm == "instance" else config.norm,
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -140,8 +145,9 @@ class Segmenter(nn.Module):
     ) -> list[Anatomy]:
         """Organs of radiographs: files, or arrays [H, W] of any real type.
 
-        device: where the weights are moved to first, None for where they are. keep_probabilities: whether each
-        Anatomy carries the network's own output.
+        The network sees each film twice, as it is and moved a little; the organs are those of the mean, and flagged
+        where the two differ. device: where the weights are moved to first, None for where they are.
+        keep_probabilities: whether each Anatomy carries the mean, at the network's size.
         Returns one Anatomy per image, with masks in the image's own frame. Raises as axnet.data.read_image does for
         files, ValueError for arrays of another shape or with values that are not finite, TypeError for another type.
         """
@@ -154,10 +160,11 @@ class Segmenter(nn.Module):
             loaded = [_pixels(image) for image in images[start : start + batch_size]]
             small = np.stack([self._normalised(pixels) for pixels in loaded])
             batch = torch.from_numpy(small)[:, None]
-            probabilities = self._logits(batch).sigmoid().cpu().numpy()
-            mirrored = self._logits(batch.flip(-1)).sigmoid().flip(-1)[:, MIRRORED_ORGANS].cpu().numpy()
-            for each, other, image, pixels in zip(probabilities, mirrored, small, loaded, strict=True):
-                anatomy = examine(resize(each, pixels.shape), compare(each, other, image))
+            first = self._logits(batch).sigmoid().cpu()
+            second = _moved(self._logits(_moved(batch)).sigmoid().cpu(), back=True)
+            mean = ((first + second) / 2).numpy()
+            for each, one, other, image, pixels in zip(mean, first, second, small, loaded, strict=True):
+                anatomy = examine(resize(each, pixels.shape), compare(one.numpy(), other.numpy(), image))
                 found.append(replace(anatomy, probabilities=each) if keep_probabilities else anatomy)
         return found
 
@@ -192,6 +199,9 @@ class Segmenter(nn.Module):
         """
         state, metadata = checkpoint.load(path, KIND)
         config = dict(metadata["config"])
+        strange = sorted(config.keys() - {field.name for field in fields(SegmenterConfig)})
+        if strange:
+            raise ValueError(f"checkpoint '{path}' has the unknown setting '{strange[0]}': a later axnet wrote it.")
         segmenter = cls(SegmenterConfig(**{**config, "channels": tuple(config["channels"])}))
         try:
             segmenter.load_state_dict(state)
@@ -202,6 +212,17 @@ class Segmenter(nn.Module):
         segmenter.eval()
         checkpoint.verify_fingerprint(segmenter._logits, metadata["fingerprint"], path)
         return segmenter
+
+
+def _moved(planes: Tensor, *, back: bool = False) -> Tensor:
+    """Planes [N, K, s, s] turned and shrunk so that all of them stays in view, or back."""
+    turn, zoom = math.radians(_TURN), _SHRINK
+    if back:
+        turn, zoom = -turn, 1 / zoom
+    cos, sin = zoom * math.cos(turn), zoom * math.sin(turn)
+    theta = planes.new_tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).expand(len(planes), 2, 3)
+    grid = F.affine_grid(theta, list(planes.shape), align_corners=False)
+    return F.grid_sample(planes, grid, align_corners=False)
 
 
 def _pixels(image: StrPath | npt.NDArray[Any]) -> npt.NDArray[Any]:

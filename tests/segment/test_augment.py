@@ -10,8 +10,8 @@ from axnet.segment.augment import augment
 @pytest.fixture
 def plain(monkeypatch):
     """Grey values from which a square can be told by a threshold."""
-    monkeypatch.setattr(module, "_SHADE", 0.0)
-    monkeypatch.setattr(module, "_INVERTED", 0.0)
+    for name in ("_SHADE", "_INVERTED", "_NOISE", "_GAMMA"):
+        monkeypatch.setattr(module, name, 0.0)
 
 
 def drawn() -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,6 +41,19 @@ def test_image_and_mask_move_together(plain):
     assert not torch.equal(organs, mask)
 
 
+def test_a_bend_is_no_affine_map(plain, monkeypatch):
+    for name in ("_DEGREES", "_ZOOM", "_SHIFT"):
+        monkeypatch.setattr(module, name, 0.0)
+    uneven = []
+    for bend in (0.0, 0.03):
+        monkeypatch.setattr(module, "_BEND", bend)
+        torch.manual_seed(0)
+        height = (augment(*drawn())[1][:, 1] > 0.5).sum(1).float()  # of the right lung, column by column
+        uneven.append(height[:, 14:26].std(1))
+    assert uneven[0].max() == 0
+    assert (uneven[1] > 0.3).float().mean() > 0.5
+
+
 def test_a_mirror_keeps_each_name_on_its_side(plain):
     torch.manual_seed(0)
     image, mask = drawn()
@@ -56,6 +69,18 @@ def test_without_a_mirror_sizes_keep_their_names():
     torch.manual_seed(0)
     area = augment(*drawn(), mirror=0.0)[1].sum((2, 3))
     assert (area[:, 1] > area[:, 0]).all()
+
+
+def test_strength_scales_what_happens_to_the_grey_values():
+    image = torch.full((64, 1, 32, 32), 0.4)
+    image[:, :, :16] = 0.6
+    changes = []
+    for strength in (0.0, 0.3, 1.0):
+        torch.manual_seed(0)
+        moved = augment(image, image.new_zeros(64, 3, 32, 32), strength=strength)[0]
+        changes.append((moved - image)[:, :, 12:14, 14:18].abs().mean())  # within the upper half on every film
+    assert changes[0] < 0.01
+    assert 3 * changes[0] < changes[1] < 0.6 * changes[2]
 
 
 def test_some_films_become_negatives(monkeypatch):

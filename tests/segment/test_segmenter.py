@@ -11,6 +11,8 @@ from PIL import Image
 from axnet import checkpoint
 from axnet.data import ORGANS, OrganMaskSet, PhantomXray
 from axnet.segment import Segmenter, SegmenterConfig, evaluate_segmenter, examine
+from axnet.segment.anatomy import compare
+from axnet.segment.segmenter import _moved
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 WINGSPAN = Path(os.environ.get("AXNET_DATA", SHARED)) / "wingspan_ctr"
@@ -65,6 +67,18 @@ def test_other_weights_in_the_file_are_refused(segmenter, tmp_path):
     checkpoint.save(tmp_path / "other.safetensors", state, {**metadata, "kind": "classifier"})
     with pytest.raises(ValueError, match="holds a classifier, expected a segmenter"):
         Segmenter.load(tmp_path / "other.safetensors")
+
+
+def test_a_file_of_an_earlier_or_later_axnet_loads_or_is_refused_in_words(segmenter, tmp_path):
+    segmenter.save(tmp_path / "s.safetensors")
+    state, metadata = checkpoint.load(tmp_path / "s.safetensors", "segmenter")
+    earlier = {name: value for name, value in metadata["config"].items() if name != "residual_units"}
+    checkpoint.save(tmp_path / "earlier.safetensors", state, {**metadata, "config": earlier})
+    assert Segmenter.load(tmp_path / "earlier.safetensors").config == segmenter.config
+    later = {**metadata["config"], "attention": 2}
+    checkpoint.save(tmp_path / "later.safetensors", state, {**metadata, "config": later})
+    with pytest.raises(ValueError, match="has the unknown setting 'attention': a later axnet wrote it"):
+        Segmenter.load(tmp_path / "later.safetensors")
 
 
 def test_files_and_arrays_batches_and_both_ways_to_predict_agree(segmenter, tmp_path):
@@ -127,6 +141,58 @@ def test_checks_flag_what_is_implausible():
     scattered[2, 0:12, 0:14] = 1.0
     assert "heart is in several parts" in examine(scattered).flags
     assert not examine(scattered).masks[2, 0, 0]
+
+
+def test_a_film_that_is_moved_comes_back():
+    plane = torch.zeros(2, 3, 64, 64)
+    plane[:, :, 20:40, 10:30] = 1
+    plane[1, 2, 30:50, 20:60] = 1
+    moved = _moved(plane)
+    assert 0.78 < moved.sum() / plane.sum() < 0.88  # smaller by 1.1 in both directions
+    assert (_moved(moved, back=True) - plane).abs().mean() < 0.02
+    assert (_moved(moved) - plane).abs().mean() > 0.05
+    whole = torch.ones(1, 1, 64, 64)
+    assert _moved(whole).sum() == pytest.approx(64 * 64 / 1.1**2, rel=0.01)  # nothing leaves the view
+
+
+def test_an_organ_that_depends_on_the_look_is_flagged():
+    organs = np.zeros((3, 64, 64), dtype=np.float32)
+    organs[0, 10:50, 36:60] = organs[1, 10:50, 4:28] = organs[2, 30:50, 24:42] = 1.0
+    image = np.where(organs[2] > 0, 0.9, 0.3).astype(np.float32)
+    assert compare(organs, organs, image) == ()
+    other = organs.copy()
+    other[2] = np.roll(other[2], 6, axis=1)
+    assert compare(organs, other, image) == ("heart differs on the film moved a little",)
+    assert compare(organs, organs, 1 - image) == ("the grey values are inverted",)
+
+
+def test_organs_are_the_mean_of_both_looks(segmenter, monkeypatch):
+    looks = iter([torch.full((1, 3, 64, 64), -8.0), torch.full((1, 3, 64, 64), 8.0)])
+    monkeypatch.setattr(segmenter, "_logits", lambda _: next(looks))
+    film = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    found = segmenter.predict([film], keep_probabilities=True)[0]
+    np.testing.assert_allclose(found.probabilities[:, 16:48, 16:48], 0.5, atol=1e-3)
+
+
+def test_holes_are_filled_and_bays_are_not():
+    organs = np.zeros((3, 64, 64))
+    organs[:, 20:40, 0:30] = 1.0  # at the border of the image
+    with_hole = organs.copy()
+    with_hole[:, 28:32, 10:14] = 0.0
+    assert np.array_equal(examine(with_hole).masks, organs > 0)
+    with_bay = organs.copy()
+    with_bay[:, 28:32, 0:14] = with_bay[:, 36:40, 20:24] = 0.0
+    assert np.array_equal(examine(with_bay).masks, with_bay > 0)
+
+
+def test_specks_are_dropped_without_a_flag():
+    clean = np.zeros((3, 64, 64))
+    clean[0, 10:50, 36:60] = clean[1, 10:50, 4:28] = clean[2, 30:50, 24:42] = 1.0  # the heart: 360 pixels
+    specks = clean.copy()
+    specks[2, 0:60:12, 0:6] = specks[2, 1:60:12, 0:6] = 1.0  # five of 12 pixels
+    found = examine(specks)
+    assert found.flags == ()
+    assert np.array_equal(found.masks, examine(clean).masks)
 
 
 @pytest.mark.parametrize(

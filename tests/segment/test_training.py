@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_a_run_that_was_cut_ends_as_the_whole_one(method, data, config, tmp_path
     def power_cut(*arguments):
         nonlocal calls
         calls += 1
-        if calls == 8:  # within the third epoch of three steps
+        if calls == (15 if method == "mean teacher" else 8):  # within the third epoch of three steps
             raise OSError("power cut")
         return original(*arguments)
 
@@ -95,8 +96,8 @@ def test_dice_in_training_is_that_of_the_evaluation(segmenter, data):
         dice = watcher._validation_dice(prepared, masks)
     segmenter.eval()
     measured = evaluate_segmenter(segmenter, data)
-    # the evaluation also keeps one part of each organ and fills its holes
-    assert dice == pytest.approx([measured[organ]["Dice"] for organ in ORGANS], abs=0.03)
+    # the evaluation also looks twice, keeps one part of each organ and fills its holes
+    assert dice == pytest.approx([measured[organ]["Dice"] for organ in ORGANS], abs=0.05)
 
 
 def test_background_is_taught_by_the_cross_entropy(segmenter):
@@ -156,6 +157,31 @@ def test_bad_options_get_one_sentence(data, config, options, words):
         fit_segmenter(data, **{"config": config, "progress": False, **options})
 
 
+def test_init_gives_the_weights_at_any_size(segmenter, data, config):
+    wider = replace(config, size=96)
+    found = fit_segmenter(data, config=wider, init=segmenter, lr=1e-12, ema=0.0, epochs=1, progress=False)
+    assert found.config.size == 96
+    for (name, value), begun in zip(found.named_parameters(), segmenter.parameters(), strict=True):
+        torch.testing.assert_close(value, begun, msg=name)
+    assert found is not segmenter
+
+
+def test_init_of_another_architecture_is_refused(segmenter, data, config):
+    with pytest.raises(ValueError, match=r"init has channels \(8, 16, 32, 32\), expected \(8, 16, 32\) as in config"):
+        fit_segmenter(data, config=replace(config, channels=(8, 16, 32)), init=segmenter)
+    with pytest.raises(ValueError, match="init has residual_units 1, expected 2 as in config"):
+        fit_segmenter(data, config=replace(config, residual_units=2), init=segmenter)
+
+
+def test_a_run_resumes_only_from_the_weights_that_it_began_with(segmenter, data, config, tmp_path):
+    options = {"config": config, "progress": False, "batch_size": 6, "out": tmp_path}
+    fit_segmenter(data, epochs=1, init=segmenter, **options)
+    with pytest.raises(ValueError, match=r"is of a run with init [0-9a-f]{16}, expected None"):
+        fit_segmenter(data, epochs=2, resume=True, **options)
+    fit_segmenter(data, epochs=2, init=segmenter, resume=True, **options)
+    assert state(tmp_path)["global_step"] == 4
+
+
 def test_an_empty_training_set_gets_one_sentence(config):
     with pytest.raises(ValueError, match="train is empty, expected images with organ masks"):
         fit_segmenter(PhantomXray(0), config=config)
@@ -196,6 +222,23 @@ def test_consistency_grows_over_the_first_quarter(config, monkeypatch):
         monkeypatch.setattr(Learner, "global_step", step)
         weights.append(watcher._ramp())
     assert weights == pytest.approx([2.0 * math.exp(-5), 2.0 * math.exp(-1.25), 2.0, 2.0])
+
+
+def test_labelled_images_are_changed_less_where_asked(data, config, monkeypatch):
+    seen = []
+    original = learner.augment
+
+    def watched(image, mask, mirror=0.0, strength=1.0):
+        seen.append((len(image), mirror, strength))
+        return original(image, mask, mirror, strength)
+
+    monkeypatch.setattr(learner, "augment", watched)
+    others = PhantomXray(4, size=64, split="val").materialize()
+    options = {"config": config, "max_steps": 1, "batch_size": 5, "progress": False}
+    fit_segmenter(data, None, others, mirror=0.5, strength=0.2, **options)
+    assert seen == [(5, 0.1, 0.2), (5, 0.5, 1.0)]
+    with pytest.raises(ValueError, match=r"strength is 1.2, expected a number from 0 to 1"):
+        fit_segmenter(data, strength=1.2, **options)
 
 
 def test_every_step_shows_as_many_unlabelled_images_as_labelled(data, config, monkeypatch):
