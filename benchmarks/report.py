@@ -47,12 +47,12 @@ def speed() -> str:
     lines = [
         "How many times faster than the other form: geometric mean (least) over the shapes and both layouts.",
         "",
-        "| float32, CPU | | eager PyTorch | torch.compile | published form |",
-        "|---|---|---|---|---|",
+        "| float32, CPU | | eager PyTorch | torch.compile | torch.compile, axnet too | published form |",
+        "|---|---|---|---|---|---|",
     ]
     for task, title in TASKS.items():
         for mode in ("eval", "training"):
-            cells = [ratio.get((task, mode, form)) for form in ("eager", "compile", "peers")]
+            cells = [ratio.get((task, mode, form)) for form in ("eager", "compile", "compile, both", "peers")]
             shown = ["" if c is None else f"{c['mean']:.1f} ({c['least']:.1f})" for c in cells]
             lines.append(f"| {title} | {'forward' if mode == 'eval' else 'forward + backward'} | {' | '.join(shown)} |")
     lines += ["", f"Shapes {', '.join(shapes)}; {origin(record['environment'])}."]

@@ -22,8 +22,9 @@ LAYOUTS = ("NCHW", "channels_last")
 TASKS = ("a3", "a3+mlp", "pwap1", "pwap14")
 """a3: moments, gate and normalisation with a gate of no weights; a3+mlp: the module; pwapK: K probability maps."""
 MODES = ("eval", "training")
-FORMS = ("axnet", "eager", "compile", "peers")
-"""eager: axnet.reference; compile: torch.compile of the same; peers: the published op-by-op form."""
+FORMS = ("axnet", "axnet-compile", "eager", "compile", "peers")
+"""axnet-compile: torch.compile of axnet; eager: axnet.reference; compile: torch.compile of the same; peers: the
+published op-by-op form."""
 
 Call = Callable[[], Any]
 Form = Callable[[Tensor], tuple[Tensor, ...]]
@@ -80,9 +81,10 @@ def forms_of(case: Case, forms: tuple[str, ...] = FORMS, device: str = "cpu", co
         grad = grad.contiguous(memory_format=torch.channels_last)
     calls: dict[str, Call] = {}
     for form in forms:
-        compiled, _, compile_mode = form.partition(":")
-        function = functions["eager" if compiled == "compile" else form]
-        if compiled == "compile":
+        name, _, compile_mode = form.partition(":")
+        compiled = {"compile": "eager", "axnet-compile": "axnet"}.get(name)
+        function = functions[compiled or name]
+        if compiled:
             function = torch.compile(function, fullgraph=True, dynamic=False, mode=compile_mode or None)
         calls[form] = _evaluation(function, xs) if case.mode == "eval" else _training(function, xs, grad)
     return calls

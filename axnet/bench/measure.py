@@ -126,13 +126,18 @@ def run_all(
 
 
 def summary(records: Iterable[Record]) -> dict[tuple[str, str, str], dict[str, float]]:
-    """Speed-up of axnet over every other form: (task, mode, form) to its geometric mean and its least value."""
+    """Speed-up of axnet over every other form: (task, mode, form) to its geometric mean and its least value.
+
+    The form "compile, both" compares the two under torch.compile.
+    """
     times = {(r.task, r.mode, r.shape, r.layout, r.form): r.median for r in records}
     ratios: dict[tuple[str, str, str], list[float]] = {}
     for (task, mode, shape, layout, form), median in times.items():
-        own = times.get((task, mode, shape, layout, "axnet"))
-        if form != "axnet" and own is not None:
-            ratios.setdefault((task, mode, form), []).append(median / own)
+        rivals = {"compile": (("axnet", form), ("axnet-compile", "compile, both"))}.get(form, (("axnet", form),))
+        for rival, title in rivals if not form.startswith("axnet") else ():
+            own = times.get((task, mode, shape, layout, rival))
+            if own is not None:
+                ratios.setdefault((task, mode, title), []).append(median / own)
     return {
         key: {"mean": math.exp(sum(map(math.log, values)) / len(values)), "least": min(values)}
         for key, values in ratios.items()

@@ -39,7 +39,7 @@ def bench(
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Shapes N,C,H,W of the features; may be repeated."),
     ] = None,
-    form: Annotated[str, typer.Option(help="Forms, comma-separated: axnet, eager, compile, peers.")] = (
+    form: Annotated[str, typer.Option(help="Forms, comma-separated: axnet, axnet-compile, eager, compile, peers.")] = (
         "axnet,eager,peers"
     ),
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for each form of each case.")] = 0.5,
@@ -70,7 +70,7 @@ def bench(
     def show(r: Record) -> None:
         size = "x".join(map(str, r.shape))
         typer.echo(
-            f"{r.task:7} {r.mode:9} {size:14} {r.layout:14} {r.form:8} {r.median:10.3f} "
+            f"{r.task:7} {r.mode:9} {size:14} {r.layout:14} {r.form:13} {r.median:10.3f} "
             f"{r.gigabytes_per_second:7.1f} {r.floor_share:6.0%}"
         )
 
@@ -92,15 +92,15 @@ def bench(
             for name, shares in extra[title].items():
                 typer.echo(f"  {name:17} " + "  ".join(f"{layout} {share:.0%}" for layout, share in shares.items()))
     typer.echo(
-        f"{'task':7} {'mode':9} {'shape':14} {'layout':14} {'form':8} {'median ms':>10} {'GB/s':>7} {'floor':>6}"
+        f"{'task':7} {'mode':9} {'shape':14} {'layout':14} {'form':13} {'median ms':>10} {'GB/s':>7} {'floor':>6}"
     )
     options: dict[str, Any] = {"shapes": shapes, "forms": forms, "seconds": seconds, "say": show}
     options |= {"device": place, "dtype": kind}
     records = list(run_all(tasks=_chosen("task", task, TASKS), modes=_chosen("mode", mode, MODES), **options))
     table = summary(records)
-    typer.echo("\naxnet is faster than          mean  least")
+    typer.echo("\naxnet is faster than               mean  least")
     for (name, way, other), ratio in table.items():
-        typer.echo(f"  {name:7} {way:9} {other:8} {ratio['mean']:6.2f}x {ratio['least']:5.2f}x")
+        typer.echo(f"  {name:7} {way:9} {other:13} {ratio['mean']:6.2f}x {ratio['least']:5.2f}x")
     if out is None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)

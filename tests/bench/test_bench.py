@@ -54,7 +54,12 @@ def test_summary_is_the_geometric_mean_and_the_least():
 
     records = [record("axnet", (1,), 1.0), record("eager", (1,), 2.0), record("axnet", (2,), 1.0)]
     records.append(record("eager", (2,), 8.0))
-    assert summary(records) == {("a3", "eval", "eager"): {"mean": pytest.approx(4.0), "least": 2.0}}
+    expected = {("a3", "eval", "eager"): {"mean": pytest.approx(4.0), "least": 2.0}}
+    assert summary(records) == expected
+    records += [record("compile", (1,), 3.0), record("axnet-compile", (1,), 0.5)]
+    expected["a3", "eval", "compile"] = {"mean": pytest.approx(3.0), "least": 3.0}
+    expected["a3", "eval", "compile, both"] = {"mean": pytest.approx(6.0), "least": 6.0}
+    assert summary(records) == expected
 
 
 def test_saved_share_counts_x_itself():
