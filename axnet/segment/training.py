@@ -58,7 +58,7 @@ def fit_segmenter(
     unlabelled: data set whose items hold image [1, H, W] in [0, 1]; as many of its images as labelled ones are shown in
     every step, and the network has to draw on them what the mean of its weights draws (Learner describes the method).
     consistency: weight of that part of the loss. ema: decay of the mean of the weights, which is what is returned.
-    init: segmenter whose weights the run begins with, of the same channels and residual units but any size: most of a
+    init: segmenter whose weights the run begins with, of the same architecture but any size: most of a
     run can so be done at half the size, at a quarter of the cost, and films of one's own can follow ours.
     max_steps: ends the run before epochs do. augment: whether training images are moved and changed; mirror: chance
     of a left-right mirror among that; strength: how much of it, mirror too, the labelled images get. Those without
@@ -162,7 +162,7 @@ def _begin(config: SegmenterConfig, init: Segmenter | None) -> Segmenter:
     """A new network, with the weights of `init` where there is one."""
     segmenter = Segmenter(config)
     if init is not None:
-        for name in ("channels", "residual_units"):
+        for name in ("channels", "residual_units", "norm"):
             wanted, given = getattr(config, name), getattr(init.config, name)
             if wanted != given:
                 raise ValueError(f"init has {name} {given}, expected {wanted} as in config.")

@@ -171,6 +171,8 @@ def test_init_of_another_architecture_is_refused(segmenter, data, config):
         fit_segmenter(data, config=replace(config, channels=(8, 16, 32)), init=segmenter)
     with pytest.raises(ValueError, match="init has residual_units 1, expected 2 as in config"):
         fit_segmenter(data, config=replace(config, residual_units=2), init=segmenter)
+    with pytest.raises(ValueError, match="init has norm batch, expected instance as in config"):
+        fit_segmenter(data, config=replace(config, norm="instance"), init=segmenter)
 
 
 def test_a_run_resumes_only_from_the_weights_that_it_began_with(segmenter, data, config, tmp_path):
