@@ -374,8 +374,9 @@ def main() -> None:
     report = Report(arguments.out, arguments.device, arguments.minutes)
     if "build" in steps:
         build(report)
-    sys.path.insert(0, str(ROOT))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    if list((ROOT / "axnet").glob("_C*")):  # compiled in place; else the installed axnet
+        sys.path.insert(0, str(ROOT))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     report.put("environment", facts(arguments.device))
     import axnet
 

@@ -95,8 +95,8 @@ def test_files_and_arrays_batches_and_both_ways_to_predict_agree(segmenter, tmp_
         assert (a.masks != b.masks).mean() < 1e-3
         assert b.probabilities is None
         assert a.probabilities.shape == (3, 64, 64)
-        # predict stretches the grey values twice, before and after the resize: nearly, not exactly, the same
-        assert np.abs(a.probabilities - p).mean() < 0.01
+        # predict stretches the grey values twice, before and after the resize, and looks twice: nearly the same
+        assert np.abs(a.probabilities - p).mean() < 0.03
 
 
 def test_any_real_type_of_pixels(segmenter):
