@@ -103,15 +103,14 @@ class Segmenter(nn.Module):
     atlas: Tensor
 
     def plausible_batch(self, images: Tensor) -> Tensor:
-        """As predict_batch, but with the atlas for films whose organs predict would flag."""
-        probabilities = self.predict_batch(images)
-        anatomies = self.predict(
-            [image.numpy() for image in images[:, 0].float().cpu()], batch_size=max(1, len(images))
-        )
-        flagged = [index for index, anatomy in enumerate(anatomies) if anatomy.flags]
-        if flagged:
-            atlas = F.interpolate(self.atlas[None], size=images.shape[2:], mode="bilinear", align_corners=False)
-            probabilities[flagged] = atlas.to(probabilities)
+        """What predict finds for images [N, 1, H, W], as probabilities [N, 3, H, W]; the atlas for flagged films."""
+        pixels = [image.numpy() for image in images[:, 0].float().cpu()]
+        anatomies = self.predict(pixels, batch_size=max(1, len(pixels)), keep_probabilities=True)
+        atlas = self.atlas.cpu().numpy()
+        chosen = [atlas if a.flags or a.probabilities is None else a.probabilities for a in anatomies]
+        probabilities = images.new_empty((len(chosen), len(ORGANS), *images.shape[2:]), dtype=torch.float32)
+        for target, planes in zip(probabilities, chosen, strict=True):
+            target.copy_(torch.from_numpy(resize(planes, (images.shape[2], images.shape[3]))))
         return probabilities
 
     def _logits(self, images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from PIL import Image
 from axnet import checkpoint
 from axnet.data import ORGANS, OrganMaskSet, PhantomXray
 from axnet.segment import Segmenter, SegmenterConfig, evaluate_segmenter, examine
+from axnet.segment import segmenter as segmenter_module
 from axnet.segment.anatomy import compare
 from axnet.segment.segmenter import _moved
 
@@ -81,7 +82,8 @@ def test_a_file_of_an_earlier_or_later_axnet_loads_or_is_refused_in_words(segmen
         Segmenter.load(tmp_path / "later.safetensors")
 
 
-def test_files_and_arrays_batches_and_both_ways_to_predict_agree(segmenter, tmp_path):
+def test_files_and_arrays_batches_and_both_ways_to_predict_agree(segmenter, tmp_path, monkeypatch):
+    monkeypatch.setattr(segmenter_module, "_moved", lambda planes, back=False: planes)  # predict_batch looks once
     samples = [PhantomXray(4, size=64, split="test").sample(k).image for k in range(4)]
     for k, image in enumerate(samples):
         Image.fromarray(image).save(tmp_path / f"{k}.png")
@@ -95,8 +97,8 @@ def test_files_and_arrays_batches_and_both_ways_to_predict_agree(segmenter, tmp_
         assert (a.masks != b.masks).mean() < 1e-3
         assert b.probabilities is None
         assert a.probabilities.shape == (3, 64, 64)
-        # predict stretches the grey values twice, before and after the resize, and looks twice: nearly the same
-        assert np.abs(a.probabilities - p).mean() < 0.03
+        # predict stretches the grey values twice, before and after the resize: nearly, not exactly, the same
+        assert np.abs(a.probabilities - p).mean() < 0.01
 
 
 def test_any_real_type_of_pixels(segmenter):

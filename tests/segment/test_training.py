@@ -9,6 +9,7 @@ import torch
 
 from axnet.data import ORGANS, PhantomXray
 from axnet.segment import Segmenter, evaluate_segmenter, fit_segmenter, learner
+from axnet.segment import segmenter as segmenter_module
 from axnet.segment.learner import Learner
 
 
@@ -88,7 +89,8 @@ def test_the_best_weights_on_validation_are_kept(data, config, monkeypatch):
     assert all(torch.equal(value, states[1][name]) for name, value in found.state_dict().items())
 
 
-def test_dice_in_training_is_that_of_the_evaluation(segmenter, data):
+def test_dice_in_training_is_that_of_the_evaluation(segmenter, data, monkeypatch):
+    monkeypatch.setattr(segmenter_module, "_moved", lambda planes, back=False: planes)  # training looks once
     images, masks = data.images, data.organ_masks.to(torch.uint8) * 255
     watcher = Learner(segmenter, steps=1, lr=1.0, mirror=None, seed=0, val=None, run={})
     with torch.no_grad():
@@ -96,8 +98,8 @@ def test_dice_in_training_is_that_of_the_evaluation(segmenter, data):
         dice = watcher._validation_dice(prepared, masks)
     segmenter.eval()
     measured = evaluate_segmenter(segmenter, data)
-    # the evaluation also looks twice, keeps one part of each organ and fills its holes
-    assert dice == pytest.approx([measured[organ]["Dice"] for organ in ORGANS], abs=0.05)
+    # the evaluation also keeps one part of each organ and fills its holes
+    assert dice == pytest.approx([measured[organ]["Dice"] for organ in ORGANS], abs=0.03)
 
 
 def test_background_is_taught_by_the_cross_entropy(segmenter):
