@@ -172,6 +172,7 @@ class MaskWriter:
         for part in self._parts():
             self.ids.update(pq.read_table(part, columns=["image"]).column(0).to_pylist())
         self._waiting: list[Mapping[str, Any]] = []
+        self._number = max((int(part.stem) for part in self.folder.glob("*.parquet")), default=0)
 
     def _parts(self) -> Iterator[Path]:
         if self.path.is_file():
@@ -179,7 +180,7 @@ class MaskWriter:
         yield from sorted(self.folder.glob("*.parquet"))
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take a row (the columns of SCHEMA); it is safe once flush has returned, which happens every 128 rows."""
+        """Take a row (the columns of SCHEMA); it is safe once flush has returned, which 128 rows bring about too."""
         self._waiting.append(row)
         self.ids.add(row["image"])
         if len(self._waiting) >= ROWS_PER_GROUP:
@@ -189,10 +190,10 @@ class MaskWriter:
         """Write the waiting rows to a part file of their own."""
         if not self._waiting:
             return
-        number = 1 + max((int(part.stem) for part in self.folder.glob("*.parquet")), default=0)
-        partial = self.folder / f".{number:06d}.part"
+        self._number += 1
+        partial = self.folder / f".{self._number:06d}.part"
         pq.write_table(pa.Table.from_pylist(list(self._waiting), schema=SCHEMA), partial, compression="zstd")
-        partial.replace(self.folder / f"{number:06d}.parquet")
+        partial.replace(self.folder / f"{self._number:06d}.parquet")
         self._waiting.clear()
 
     def finish(self) -> None:
@@ -200,6 +201,7 @@ class MaskWriter:
         self.flush()
         partial = self.path.with_name(f".{self.path.name}.part")
         seen: set[str] = set()
+        held = SCHEMA.empty_table()  # parts are as small as a batch: put together to groups
         with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
             for part in self._parts():
                 file = pq.ParquetFile(part)
@@ -208,7 +210,12 @@ class MaskWriter:
                     continue
                 seen.update(names)
                 for index in range(file.num_row_groups):
-                    writer.write_table(file.read_row_group(index))
+                    held = pa.concat_tables([held, file.read_row_group(index)])
+                    while len(held) >= ROWS_PER_GROUP:
+                        writer.write_table(held.slice(0, ROWS_PER_GROUP))
+                        held = held.slice(ROWS_PER_GROUP)
+            if len(held):
+                writer.write_table(held)
         partial.replace(self.path)
         shutil.rmtree(self.folder)
 

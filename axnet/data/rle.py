@@ -32,11 +32,11 @@ def runs(text: str, height: int, width: int) -> tuple[npt.NDArray[np.int64], npt
 
 def decode(text: str, height: int, width: int) -> npt.NDArray[np.bool_]:
     """Mask [height, width] of a text. Raises ValueError as runs does."""
-    steps = np.zeros(height * width + 1, dtype=np.int8)
+    mask = np.zeros(height * width, dtype=bool)
     starts, ends = runs(text, height, width)
-    np.add.at(steps, starts, 1)
-    np.add.at(steps, ends, -1)
-    return np.asarray(np.cumsum(steps[:-1], dtype=np.int8).reshape(height, width) > 0)
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        mask[start:end] = True
+    return mask.reshape(height, width)
 
 
 def coverage(text: str, height: int, width: int, size: tuple[int, int]) -> npt.NDArray[np.float32]:

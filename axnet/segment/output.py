@@ -59,7 +59,8 @@ class TableSink:
         self.writer.add(to_row(name, anatomy.masks, anatomy.ctr, anatomy.quality, anatomy.flags))
 
     def flush(self) -> None:
-        """Nothing: parts are written whenever they are full, and with the last image."""
+        """Write what was added to a part of its own."""
+        self.writer.flush()
 
     def finish(self) -> None:
         """Write the one file."""

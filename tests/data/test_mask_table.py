@@ -4,6 +4,7 @@ import csv
 import math
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from axnet.data import MaskTable, MaskWriter, rle
@@ -52,6 +53,17 @@ def test_a_killed_run_loses_nothing_that_was_flushed(tmp_path):
     fill(third, range(9, 11))
     third.finish()
     assert MaskTable(path).ids == [f"{seed:05d}.png" for seed in range(11)]
+
+
+def test_small_parts_become_whole_groups(tmp_path):
+    writer, count = MaskWriter(tmp_path / "m.parquet"), 2 * ROWS_PER_GROUP + 5
+    for start in range(0, count, 9):
+        fill(writer, range(start, min(start + 9, count)))
+        writer.flush()
+    writer.finish()
+    found = pq.ParquetFile(tmp_path / "m.parquet").metadata
+    assert [found.row_group(i).num_rows for i in range(found.num_row_groups)] == [ROWS_PER_GROUP, ROWS_PER_GROUP, 5]
+    assert MaskTable(tmp_path / "m.parquet").ids == [f"{seed:05d}.png" for seed in range(count)]
 
 
 def test_parts_that_outlived_their_merge_are_not_taken_twice(tmp_path):

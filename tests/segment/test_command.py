@@ -129,6 +129,25 @@ def test_predict_command_writes_a_table_and_goes_on_with_it(run):
     np.testing.assert_array_equal(found.masks(names[0])[2], png)
 
 
+def test_a_killed_run_keeps_every_batch_in_the_table(run, monkeypatch):
+    predict, _, out = run
+    table, drawn = out.with_name("anatomy.parquet"), Segmenter.predict
+    batches = []
+
+    def killed(self, images, **options):
+        batches.append(len(images))
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return drawn(self, images, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segmenter, "predict", killed)
+        predict("--out", str(table), "--batch-size", "2")
+    assert batches == [2, 2]
+    assert counts(predict("--out", str(table)).output) == (4, 2, 0)
+    assert len(MaskTable(table)) == 6
+
+
 def test_the_sheet_shows_the_least_certain_films(run):
     predict, _, out = run
     sheet = out.with_name("sheet.html")
