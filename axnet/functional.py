@@ -280,8 +280,8 @@ def attention_pwap(
 ) -> tuple[Tensor, Tensor]:
     """PWAP of anatomy_attention's Z under running statistics, for inference (docs/method.md, "A3 before PWAP").
 
-    The CUDA kernels hold Z in a tile and never write it; the other backends, and every backend where gradients are
-    recorded, compute Z and pool it.
+    The CUDA and Triton kernels make Z in a tile and never write it; on a CPU, in the reference, and wherever gradients
+    are recorded, Z is computed and pooled.
 
     Args:
         x, mask, gate, eps, backend: as in anatomy_attention, with fusion "mean".

@@ -37,7 +37,7 @@ STABLE_TORCH_LIBRARY(axnet, m) {
   m.def(
       "pwap_backward(Tensor grad_pooled, Tensor? grad_prob, Tensor x, Tensor weight, Tensor logits, Tensor norm, "
       "Tensor pooled, bool input_grad) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
-  // gate_norm under given statistics and pwap of its result, which is never written; CUDA only.
+  // gate_norm under given statistics and pwap of its result, which is never written; on CUDA alone.
   m.def(
       "gated_pwap(Tensor x, Tensor mask, Tensor gate, Tensor? norm_weight, Tensor? norm_bias, Tensor mean, "
       "Tensor var, float eps, Tensor weight, Tensor? bias) -> (Tensor pooled, Tensor prob)");

@@ -15,6 +15,44 @@ from axnet.kernels.tiles import load_masks, load_rows, repeat, tile_offsets
 
 
 @triton.jit
+def gated_norm(
+    x,
+    gate_ptr,
+    mask_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean,
+    var,
+    c,
+    s,
+    valid,
+    inside,
+    C,
+    S,
+    B: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    EPS: tl.constexpr,
+):
+    """Z of a tile x [BLOCK_C, BLOCK_S]; pointers at the image and the output block, mean and var [BLOCK_C]."""
+    scale = 1.0 / tl.sqrt(var + EPS)
+    if WEIGHT:
+        scale *= tl.load(weight_ptr + c, mask=valid, other=0.0)
+    w = load_rows(gate_ptr, c, valid, C, B)
+    m = load_masks(mask_ptr, s, inside, S, B)
+    total = tl.zeros_like(w[0])
+    for a in tl.static_range(B):
+        total += w[a]
+    gate = 1.0 - total / B + tl.zeros_like(x)
+    for a in tl.static_range(B):
+        gate += w[a] / B * m[a]
+    z = (x * gate - mean[:, None]) * scale[:, None]
+    if BIAS:
+        z += tl.load(bias_ptr + c, mask=valid, other=0.0)[:, None]
+    return z
+
+
+@triton.jit
 def apply_kernel(
     x_ptr,  # [N, C, S]
     z_ptr,  # [N, blocks C, S]
@@ -65,20 +103,25 @@ def apply_kernel(
             if (n == 0) & (task % pixel_blocks == 0):
                 tl.store(kept_mean_ptr + channel, mean, mask=valid)
                 tl.store(kept_var_ptr + channel, var, mask=valid)
-        scale = 1.0 / tl.sqrt(var + EPS)
-        if WEIGHT:
-            scale *= tl.load(weight_ptr + channel, mask=valid, other=0.0)
-        w = load_rows(gate_ptr + (n * A + o) * C, c, valid, C, B)
-        m = load_masks(mask_ptr + (n * A + o) * S, s, inside, S, B)
-        total = tl.zeros([BLOCK_C, 1], acc)
-        for a in tl.static_range(B):
-            total += w[a]
-        gate = 1.0 - total / B + tl.zeros([BLOCK_C, BLOCK_S], acc)
-        for a in tl.static_range(B):
-            gate += w[a] / B * m[a]
-        z = (x * gate - mean[:, None]) * scale[:, None]
-        if BIAS:
-            z += tl.load(bias_ptr + channel, mask=valid, other=0.0)[:, None]
+        z = gated_norm(
+            x,
+            gate_ptr + (n * A + o) * C,
+            mask_ptr + (n * A + o) * S,
+            weight_ptr + o * C,
+            bias_ptr + o * C,
+            mean,
+            var,
+            c,
+            s,
+            valid,
+            inside,
+            C,
+            S,
+            B,
+            WEIGHT,
+            BIAS,
+            EPS,
+        )
         tl.store(z_ptr + n * z_image + tile_offsets(channel, s, z_stride, LAST), z, mask=both)
 
 

@@ -3,6 +3,7 @@
     L = W X + b;  w_s = p_s / p_max,  p = sigmoid(L);  pooled = sum w X / sum w
     w = e^{min(L,0) - min(M,0)} (1 + e^{-|M|}) / (1 + e^{-|L|}),  M = the tile's largest logit
 
+What is pooled is X or, with A anatomies, A3's Z under given statistics, made in the tile from X and never written.
 The first walk makes the logits [MAPS, BLOCK_S] and reads X from memory; the second makes the numerators [MAPS, C] and
 finds X in the cache. An image of one tile is finished there; else `pool_combine_kernel` merges the tiles in order.
 
@@ -12,6 +13,7 @@ reduced once after the walk. Features of 16 bits are exact in tf32, so only the 
 
 import triton
 import triton.language as tl
+from axnet.kernels.blend import gated_norm
 from axnet.kernels.tiles import tile_offsets
 
 
@@ -64,6 +66,58 @@ def contraction_zero(
 
 
 @triton.jit
+def load_features(
+    base,
+    c,
+    s,
+    valid,
+    inside,
+    gate_ptr,
+    mask_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    mean_ptr,
+    var_ptr,
+    stride,
+    C,
+    S,
+    acc: tl.constexpr,
+    A: tl.constexpr,
+    NORM_WEIGHT: tl.constexpr,
+    NORM_BIAS: tl.constexpr,
+    EPS: tl.constexpr,
+    LAST: tl.constexpr,
+):
+    """A tile [BLOCK_C, BLOCK_S] of X, or with A anatomies of Z rounded to X's type as if it had been written."""
+    x = tl.load(base + tile_offsets(c, s, stride, LAST), mask=valid[:, None] & inside[None, :], other=0.0)
+    features = x.to(acc)
+    if A > 0:
+        mean = tl.load(mean_ptr + c, mask=valid, other=0.0)
+        var = tl.load(var_ptr + c, mask=valid, other=1.0)
+        z = gated_norm(
+            features,
+            gate_ptr,
+            mask_ptr,
+            norm_weight_ptr,
+            norm_bias_ptr,
+            mean,
+            var,
+            c,
+            s,
+            valid,
+            inside,
+            C,
+            S,
+            A,
+            NORM_WEIGHT,
+            NORM_BIAS,
+            EPS,
+        )
+        features = z.to(x.dtype).to(acc)
+    return features
+
+
+@triton.jit
 def pool_kernel(
     x_ptr,  # [N, C, S]
     weight_ptr,  # [K, C]
@@ -72,6 +126,12 @@ def pool_kernel(
     norm_ptr,  # [N, tiles, 2, K]: largest logit, sum of w
     prob_ptr,  # [N, K, S]
     logits_ptr,  # [N, K, S]
+    gate_ptr,  # [N, A, C]; this and the rest of A3's where A > 0
+    mask_ptr,  # [N, A, S]
+    norm_weight_ptr,  # [C]
+    norm_bias_ptr,
+    mean_ptr,
+    var_ptr,
     image_stride,
     stride,
     C,
@@ -79,6 +139,10 @@ def pool_kernel(
     K: tl.constexpr,
     MAPS: tl.constexpr,
     BIAS: tl.constexpr,
+    A: tl.constexpr,
+    NORM_WEIGHT: tl.constexpr,
+    NORM_BIAS: tl.constexpr,
+    EPS: tl.constexpr,
     SINGLE: tl.constexpr,
     LAST: tl.constexpr,
     DOT: tl.constexpr,
@@ -97,12 +161,35 @@ def pool_kernel(
     wanted = k < K
     both = wanted[:, None] & inside[None, :]
     base = x_ptr + n * image_stride
+    gate = gate_ptr + n * A * C
+    mask = mask_ptr + n * A * S
 
     product = contraction_zero(MAPS, BLOCK_C, BLOCK_S, acc, DOT)
     for first in tl.range(0, C, BLOCK_C, num_stages=3):
         c = first + tl.arange(0, BLOCK_C)
         valid = c < C
-        x = tl.load(base + tile_offsets(c, s, stride, LAST), mask=valid[:, None] & inside[None, :], other=0.0).to(acc)
+        x = load_features(
+            base,
+            c,
+            s,
+            valid,
+            inside,
+            gate,
+            mask,
+            norm_weight_ptr,
+            norm_bias_ptr,
+            mean_ptr,
+            var_ptr,
+            stride,
+            C,
+            S,
+            acc,
+            A,
+            NORM_WEIGHT,
+            NORM_BIAS,
+            EPS,
+            LAST,
+        )
         weight = tl.load(
             weight_ptr + k[:, None] * C + c[None, :], mask=wanted[:, None] & valid[None, :], other=0.0
         )  # [MAPS, BLOCK_C]
@@ -127,7 +214,28 @@ def pool_kernel(
     for first in tl.range(0, C, BLOCK_C, num_stages=3):
         c = first + tl.arange(0, BLOCK_C)
         valid = c < C
-        x = tl.load(base + tile_offsets(c, s, stride, LAST), mask=valid[:, None] & inside[None, :], other=0.0).to(acc)
+        x = load_features(
+            base,
+            c,
+            s,
+            valid,
+            inside,
+            gate,
+            mask,
+            norm_weight_ptr,
+            norm_bias_ptr,
+            mean_ptr,
+            var_ptr,
+            stride,
+            C,
+            S,
+            acc,
+            A,
+            NORM_WEIGHT,
+            NORM_BIAS,
+            EPS,
+            LAST,
+        )
         numerator = contract_pixels(w, x, DOT, PRECISION)  # [MAPS, BLOCK_C]
         where = (task * K + k[:, None]) * C + c[None, :]
         tl.store(numerator_ptr + where, numerator, mask=wanted[:, None] & valid[None, :])

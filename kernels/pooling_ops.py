@@ -1,6 +1,6 @@
 """pwap as Triton ops: the contract of csrc/ops.cpp, in the namespace axnet_triton.
 
-Launches (N > 0): pwap 1, and 1 more where an image has several tiles; pwap_backward 2.
+Launches (N > 0): pwap and gated_pwap 1, and 1 more where an image has several tiles; pwap_backward 2.
 """
 
 from typing import Any
@@ -42,10 +42,10 @@ def _tile(x: Tensor, maps: int) -> dict[str, Any]:
     }
 
 
-@register("pwap")
-@on_its_device
-def pwap(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Probability-weighted average pooling in one read of X."""
+def _pool(
+    x: Tensor, weight: Tensor, bias: Tensor | None, attention: tuple[Tensor | None, ...] = (), eps: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """pwap of X, or of Z = A3 of X; attention: gate, mask, and weight, bias, mean and variance of its normalisation."""
     x = walkable(x)
     n, c, h, w = x.shape
     k, s, acc = weight.shape[0], h * w, accumulator(x.dtype)
@@ -58,6 +58,7 @@ def pwap(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor
     numerator, part_norm = pooled, norm
     if tiles > 1:
         numerator, part_norm = x.new_empty((n, tiles, k, c), dtype=acc), x.new_empty((n, tiles, 2, k), dtype=acc)
+    gate, mask, norm_weight, norm_bias, mean, var = attention or (None,) * 6
     wrap_triton(pooling.pool_kernel)[(n * tiles,)](
         x,
         weight,
@@ -66,11 +67,16 @@ def pwap(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor
         part_norm,
         prob,
         logits,
+        *(weight if t is None else t for t in (gate, mask, norm_weight, norm_bias, mean, var)),
         *strides(x),
         c,
         s,
         K=k,
         BIAS=bias is not None,
+        A=0 if mask is None else mask.shape[1],
+        NORM_WEIGHT=norm_weight is not None,
+        NORM_BIAS=norm_bias is not None,
+        EPS=eps,
         SINGLE=tiles == 1,
         LAST=channels_last(x),
         **tile,
@@ -81,6 +87,32 @@ def pwap(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor
             numerator, part_norm, pooled, norm, c, tiles, K=k, BLOCK_C=block
         )
     return pooled, prob, logits, norm
+
+
+@register("pwap")
+@on_its_device
+def pwap(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Probability-weighted average pooling in one read of X."""
+    return _pool(x, weight, bias)
+
+
+@register("gated_pwap")
+@on_its_device
+def gated_pwap(
+    x: Tensor,
+    mask: Tensor,
+    gate: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """gate_norm under given statistics and pwap of its result, which is never written."""
+    pooled, prob, _, _ = _pool(x, weight, bias, (gate.contiguous(), mask, norm_weight, norm_bias, mean, var), eps)
+    return pooled, prob
 
 
 @register("pwap_backward")

@@ -55,7 +55,7 @@ _GATED_PWAP = tuple(device for device in ("cpu", "cuda") if _REASON is None and 
 
 def has_gated_pwap(backend: str, device: str) -> bool:
     """Whether a backend pools the attended features on a device of this type without writing them."""
-    return backend == "native" and device in _GATED_PWAP
+    return backend == "triton" or (backend == "native" and device in _GATED_PWAP)
 
 
 def unavailable(device: str = "cpu") -> str | None:

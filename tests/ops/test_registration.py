@@ -13,7 +13,7 @@ from opcases import FUSED, assert_close, draw, draw_mask, lay_out
 
 import axnet
 from axnet import nn as axnn
-from axnet.ops import fused_ops
+from axnet.ops import fused_ops, has_gated_pwap
 
 needs_native = pytest.mark.skipif("native" not in FUSED, reason="the native kernels are not built")
 needs_compiler = pytest.mark.skipif(sys.platform == "win32", reason="torch.compile needs a C++ compiler")
@@ -48,12 +48,16 @@ def test_opcheck_attention(backend, layout):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_opcheck_pooling(backend, layout):
     ops = fused_ops(backend)
-    x, _ = moments_inputs(layout)
+    x, mask = moments_inputs(layout)
     weight, bias = draw((3, 5), torch.float32).requires_grad_(), draw((3,), torch.float32).requires_grad_()
     torch.library.opcheck(ops.pwap.default, (x, weight, bias))
     pooled, prob, logits, norm = (t.detach() for t in ops.pwap(x, weight, bias))
     plain = (x.detach(), weight.detach())
     torch.library.opcheck(ops.pwap_backward.default, (pooled, prob, *plain, logits, norm, pooled, True))
+    if has_gated_pwap(backend, "cpu"):
+        vectors = (draw((5,), torch.float32, 1), None, torch.zeros(5), torch.ones(5))
+        arguments = (x.detach(), mask, torch.rand(2, 2, 5), *vectors, 1e-5, weight.detach(), bias.detach())
+        torch.library.opcheck(ops.gated_pwap.default, arguments)
 
 
 class Head(torch.nn.Module):

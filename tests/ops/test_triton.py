@@ -142,6 +142,10 @@ def test_every_kernel_compiles_for_a_gpu(compiler, architecture, dtype, layout, 
         z = AF.anatomy_attention(x, mask, gate, training=True, fusion=fusion, backend="triton")
         pooled, prob = AF.pwap(x, draw((maps, shape[1]), dtype).requires_grad_(), backend="triton")
         (z.sum() + pooled.sum() + prob.sum()).backward()
+        stats = (torch.zeros(shape[1], dtype=dtype), torch.ones(shape[1], dtype=dtype))
+        with torch.no_grad():
+            weight = draw((maps, shape[1]), dtype)
+            AF.attention_pwap(x, mask, gate, stats[1], stats[0], *stats, weight, backend="triton")
     assert len(set(used.launches)) == 12, Counter(used.launches)
 
 
@@ -163,6 +167,8 @@ def test_number_of_launches(compiler):
         assert count(lambda: AF.pwap(x, torch.zeros(14, 32), backend="triton")) == 2
         assert count(lambda: AF.pwap(x[..., :5], torch.zeros(1, 32), backend="triton")) == 2
         assert count(lambda: AF.pwap(x[..., :4], torch.zeros(1, 32), backend="triton")) == 1
+        both = (mask, gate, None, None, *stats, torch.zeros(14, 32))
+        assert count(lambda: AF.attention_pwap(x, *both, backend="triton")) == 3  # descriptors; tiles; merge
     leaf = x.clone().requires_grad_()
     outputs = []
     assert count(lambda: outputs.append(AF.anatomy_attention(leaf, mask, gate, training=True, backend="triton"))) == 3
