@@ -41,6 +41,8 @@ STABLE_TORCH_LIBRARY(axnet, m) {
   m.def(
       "gated_pwap(Tensor x, Tensor mask, Tensor gate, Tensor? norm_weight, Tensor? norm_bias, Tensor mean, "
       "Tensor var, float eps, Tensor weight, Tensor? bias) -> (Tensor pooled, Tensor prob)");
+  // out[g] = x[g] W[g]^T + bias[g]; x [G, N, I] in the accumulation type, weight [G, O, I], bias [G, O]; CPU, N <= 8.
+  m.def("grouped_linear(Tensor x, Tensor weight, Tensor bias) -> Tensor");
   m.def("cpu_instruction_set() -> str");
 }
 

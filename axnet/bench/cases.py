@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,8 +117,10 @@ def _training(function: Form, xs: list[Tensor], grad: Tensor) -> Call:
 def _attention(case: Case, mask: Tensor, draw: Callable[..., Tensor]) -> dict[str, Form]:
     module = AnatomyAwareAttention(case.shape[1], 2, dropout=0.0).to(mask.device, case.dtype)
     module.train(case.mode == "training")
+    plain = copy.copy(module)  # the same parameters
+    plain.backend = "reference"
     norm = module.norm
-    gate = module.gate if case.task == "a3+mlp" else weightless_gate
+    gate, plain_gate = (module.gate, plain.gate) if case.task == "a3+mlp" else (weightless_gate, weightless_gate)
 
     def peers(x: Tensor) -> tuple[Tensor, ...]:
         published = (lambda pool: published_gate(module, pool)) if case.task == "a3+mlp" else weightless_gate
@@ -125,7 +128,7 @@ def _attention(case: Case, mask: Tensor, draw: Callable[..., Tensor]) -> dict[st
 
     return {
         "axnet": lambda x: (gated_norm(norm, x, mask, gate),),
-        "eager": lambda x: (gated_norm(norm, x, mask, gate, backend="reference"),),
+        "eager": lambda x: (gated_norm(norm, x, mask, plain_gate, backend="reference"),),
         "peers": peers,
     }
 

@@ -88,9 +88,10 @@ class AnatomyAwareAttention(nn.Module):
         # one product for the A*4 first layers: at small N their weights are the floor
         flat = torch.stack([entry for pair in masked for entry in (pool.avg, pool.max, *pair)])  # [A*4, N, C]
         flat = flat.to(gate_type(flat, self.hidden_weight))
-        first = grouped_linear(flat, self.hidden_weight.flatten(0, 1), self.hidden_bias.flatten(0, 1))
+        weight, bias = self.hidden_weight.flatten(0, 1), self.hidden_bias.flatten(0, 1)
+        first = grouped_linear(flat, weight, bias, self.backend)
         summed = F.leaky_relu(first, 0.2).unflatten(0, (a, 4)).sum(1)  # [A, N, hidden]
-        second = grouped_linear(summed, self.gate_weight, self.gate_bias)
+        second = grouped_linear(summed, self.gate_weight, self.gate_bias, self.backend)
         return F.dropout(second.sigmoid(), self.dropout, self.training).transpose(0, 1)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ reference backend for that).
 
 from __future__ import annotations
 
-from axnet.ops import attention, pooling
+from axnet.ops import attention, linear, pooling
 from axnet.ops.library import fused_ops, has_gated_pwap, triton_unavailable, unavailable
 
 if unavailable() is None:
     attention.register("axnet", "native")
     pooling.register("axnet", "native")
+    linear.register()
 
 __all__ = ["fused_ops", "has_gated_pwap", "triton_unavailable", "unavailable"]

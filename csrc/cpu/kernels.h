@@ -162,6 +162,18 @@ struct PwapBackwardArgs {
   int64_t tile, tiles;
 };
 
+constexpr int64_t kLinearRows = 8;      // rows of x that grouped_linear takes, at most (axnet/nn/grouped.py)
+constexpr int64_t kLinearOutputs = 16;  // outputs of one of its tasks
+
+struct LinearArgs {
+  Type type;  // of weight, bias and out
+  int64_t N, I, O;
+  const void* x;       // acc [G, N, I]
+  const void* weight;  // [G, O, I]
+  const void* bias;    // [G, O]
+  void* out;           // [G, N, O]
+};
+
 struct Kernels {
   const char* name;
   void (*moments)(const MomentsArgs&, int64_t begin, int64_t end);  // NCHW: rows (n, c); else (n, channel block)
@@ -177,6 +189,7 @@ struct Kernels {
   void (*pwap_prepare)(const PwapBackwardArgs&, int64_t begin, int64_t end);   // images, and the weights as task N
   void (*pwap_backward)(const PwapBackwardArgs&, int64_t begin, int64_t end);  // (n, tile)
   void (*pwap_gather)(const PwapBackwardArgs&, int64_t begin, int64_t end);    // kCombineChannels channels
+  void (*linear)(const LinearArgs&, int64_t begin, int64_t end);  // (group, kLinearOutputs outputs)
 };
 
 const Kernels& kernels();  // of the best instruction set here; AXNET_CPU_ISA names another
