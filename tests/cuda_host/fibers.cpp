@@ -30,7 +30,7 @@ struct Fiber {
 };
 
 struct Warp {
-  unsigned char slots[kLanes][16];
+  Slot slots[kLanes];
   unsigned arrived = 0, generation = 0;
 };
 
@@ -123,7 +123,7 @@ void barrier() {
     yield();
 }
 
-void exchange(const void* mine, void* theirs, size_t bytes, unsigned from) {
+void gather(const void* mine, size_t bytes, const std::function<void(const Slot*)>& read) {
   Warp& warp = warps[current / kLanes];
   const unsigned lane = current % kLanes;
   auto wait = [&] {
@@ -135,7 +135,7 @@ void exchange(const void* mine, void* theirs, size_t bytes, unsigned from) {
   };
   std::memcpy(warp.slots[lane], mine, bytes);
   wait();
-  std::memcpy(theirs, warp.slots[from], bytes);
+  read(warp.slots);
   wait();
 }
 

@@ -50,8 +50,47 @@ def test_numbers_of_maps(backend, layout, maps):
 
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("maps", [2, 5, 16, 17, 64])
+def test_numbers_of_maps_in_16_bits(backend, layout, dtype, maps):
+    compare(backend, dtype, (2, 37, 7, 7), maps, layout=layout)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("channels", [3, 100, 1024, 1030, 2048, 5000])
+def test_numbers_of_channels_in_16_bits(backend, layout, dtype, channels):
+    compare(backend, dtype, (1, channels, 4, 5), 14, layout=layout)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_many_tiles(backend, layout):
     compare(backend, torch.float32, (3, 24, 40, 41), 14, layout=layout)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_many_images(backend, dtype, layout):  # so many that a block takes several tiles
+    compare(backend, dtype, (133, 8, 5, 8), 14, layout=layout, scale=8.0)
+
+
+@pytest.mark.skipif("native" not in FUSED, reason="the logits are outputs of the C++ op")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_weights_of_16_bit_features_are_float(layout, dtype, scale):
+    x, weight = lay_out(draw((1, 200, 9, 8), dtype), layout), draw((14, 200), torch.float32, 2) * scale
+    _, _, logits, norm = torch.ops.axnet.pwap(x, weight, None)
+    expected = torch.nn.functional.conv2d(x.double(), weight.double()[..., None, None])
+    assert_close("logits", logits, expected, 2e-5)
+    rise = (
+        torch.nn.functional.logsigmoid(logits.double())
+        - torch.nn.functional.logsigmoid(norm[:, 0].double())[..., None, None]
+    )
+    assert_close("mass", norm[:, 1], rise.exp().sum((2, 3)), 2e-5)
 
 
 @pytest.mark.parametrize("backend", ["reference", *FUSED])
@@ -78,12 +117,27 @@ def test_gradcheck(backend, maps, layout):
 
 
 @pytest.mark.parametrize("backend", FUSED)
-def test_nan_shows(backend):
-    x = draw((1, 4, 5, 5), torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_nan_shows(backend, dtype):
+    x = draw((1, 4, 5, 5), dtype)
     x[0, 2, 3, 1] = float("nan")
-    pooled, prob = AF.pwap(x, draw((2, 4), torch.float32), backend=backend)
+    pooled, prob = AF.pwap(x, draw((2, 4), dtype), backend=backend)
     assert pooled.isnan().all()
     assert prob.isnan().sum() == 2
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_infinity_stays_in_its_channel(backend, dtype, layout):
+    x, weight = lay_out(draw((1, 20, 5, 8), dtype), layout), draw((6, 20), dtype, 2)
+    x[0, 2, 3, 1] = float("inf")
+    pooled, prob = AF.pwap(x, weight, backend=backend)
+    up = weight[:, 2] > 0  # the logit at this pixel is inf or -inf
+    assert torch.equal(prob[0, :, 3, 1], up.to(dtype))
+    assert torch.equal(pooled[0, :, 2] == float("inf"), up)
+    assert pooled[0, ~up, 2].isnan().all()
+    assert torch.isfinite(pooled[0][:, [c for c in range(20) if c != 2]]).all()
 
 
 @pytest.mark.parametrize("backend", FUSED)

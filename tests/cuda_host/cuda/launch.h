@@ -38,8 +38,9 @@ namespace axnet::host {
 
 unsigned char* shared();
 void barrier();
-// Gives every lane of the warp the 16 bytes that lane `from` gave.
-void exchange(const void* mine, void* theirs, size_t bytes, unsigned from);
+using Slot = unsigned char[32];
+// Calls read(slots) once every lane of the warp has put its bytes into slots[lane].
+void gather(const void* mine, size_t bytes, const std::function<void(const Slot*)>& read);
 void run(int64_t blocks, int groups, int threads, size_t shared_bytes, const std::function<void()>& kernel);
 
 }  // namespace axnet::host
@@ -49,7 +50,9 @@ inline void __syncthreads() { axnet::host::barrier(); }
 template <class T>
 T __shfl_xor_sync(unsigned, T v, int mask) {
   T other;
-  axnet::host::exchange(&v, &other, sizeof(T), (threadIdx.x % 32) ^ static_cast<unsigned>(mask));
+  axnet::host::gather(&v, sizeof(T), [&](const axnet::host::Slot* slots) {
+    std::memcpy(&other, slots[(threadIdx.x % 32) ^ static_cast<unsigned>(mask)], sizeof(T));
+  });
   return other;
 }
 

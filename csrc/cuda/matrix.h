@@ -1,0 +1,76 @@
+// Instructions of the matrix units and of the copy to shared memory (sm_80). tests/cuda_host has a header of this name
+// that does the same on the CPU.
+//
+// Lane 4 g + t of a warp holds, as pairs of 16-bit numbers in a register (the first in the lower half):
+//   a  16 x 16: (g, 2t..), (g + 8, 2t..), (g, 2t + 8..), (g + 8, 2t + 8..)
+//   b  16 x 8:  (2t.., g), (2t + 8.., g)
+//   c  16 x 8 in float: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
+// and of tf32, a number in a register:
+//   a  16 x 8: (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4);   b  8 x 8: (t, g), (t + 4, g)
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "cuda/launch.h"
+
+namespace axnet::cuda {
+
+// threadIdx.x, read again: what follows from it is computed where it is used instead of kept in registers over a loop.
+__device__ inline int thread_again() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
+// c += a b
+template <class T>
+__device__ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<T, c10::BFloat16>)
+    asm(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else
+    asm(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ inline unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
+
+// Four 8 x 8 matrices of 16-bit numbers in shared memory; lane 8 m + r gives row r of matrix m. A lane gets (g, 2t..) of
+// each, or with ACROSS (2t.., g).
+template <bool ACROSS>
+__device__ inline void load_matrices(const void* row, uint32_t (&r)[4]) {
+  if constexpr (ACROSS)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// 16 bytes to shared memory, which are there after copies_arrived() of the same thread.
+__device__ inline void copy_async(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+
+__device__ inline void copies_arrived() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+}  // namespace axnet::cuda
