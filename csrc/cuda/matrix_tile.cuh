@@ -13,8 +13,8 @@
 
 namespace axnet::cuda {
 
-constexpr int kMaps = 16;         // rows of a product
-constexpr int kWave = 264;        // blocks that a large GPU holds at once
+constexpr int kMaps = 16;   // rows of a product
+constexpr int kWave = 264;  // blocks that a large GPU holds at once
 constexpr int kMatrixChannels = 2048;
 
 template <class T>
@@ -80,31 +80,41 @@ struct Left<T, T> {
 };
 
 template <>
-struct Left<BFloat16, float> {
+struct alignas(16) Left<BFloat16, float> {
   uint32_t high[4], low[4];
 
   __device__ explicit Left(const float (&v)[8]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      uint32_t first, second;
-      float rest[2];
-      split(v[2 * i], 0xffff0000u, first, rest[0]);
-      split(v[2 * i + 1], 0xffff0000u, second, rest[1]);
-      high[i] = first >> 16 | second;
-      const BFloat16 pair[2] = {BFloat16(rest[0]), BFloat16(rest[1])};
-      memcpy(&low[i], pair, sizeof(pair));
-    }
+    for (int i = 0; i < 4; ++i)
+      split_pair(v[2 * i], v[2 * i + 1], high[i], low[i]);
+  }
+  __device__ static void split_pair(float v0, float v1, uint32_t& big, uint32_t& small) {
+    uint32_t first, second;
+    float rest[2];
+    split(v0, 0xffff0000u, first, rest[0]);
+    split(v1, 0xffff0000u, second, rest[1]);
+    big = first >> 16 | second;
+    const BFloat16 pair[2] = {BFloat16(rest[0]), BFloat16(rest[1])};
+    memcpy(&small, pair, sizeof(pair));
   }
   __device__ void times(uint32_t b0, uint32_t b1, float (&c)[4]) const {
     multiply_add<BFloat16>(c, low, b0, b1);
     multiply_add<BFloat16>(c, high, b0, b1);
+  }
+  // Of float numbers b: the lane's four of a right operand of 16 x 8.
+  __device__ void times(const float (&b)[4], float (&c)[4]) const {
+    uint32_t big[2], small[2];
+    split_pair(b[0], b[1], big[0], small[0]);
+    split_pair(b[2], b[3], big[1], small[1]);
+    multiply_add<BFloat16>(c, high, small[0], small[1]);
+    times(big[0], big[1], c);
   }
 };
 
 // float16 has too few exponents for parts of a float: products in tf32, which holds every float16. The depth k of its
 // two halves is 2t for t and 2t + 1 for t + 4, so that the pairs stay in their lanes.
 template <>
-struct Left<Half, float> {
+struct alignas(16) Left<Half, float> {
   uint32_t high[2][4], low[2][4];
 
   __device__ explicit Left(const float (&v)[8]) {
@@ -126,10 +136,23 @@ struct Left<Half, float> {
       multiply_add_tf32(c, high[half], first, second);
     }
   }
+  __device__ void times(const float (&b)[4], float (&c)[4]) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t big[2];
+      float small[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        split(b[2 * half + i], 0xffffe000u, big[i], small[i]);
+      multiply_add_tf32(c, high[half], bits_of(small[0]) & 0xffffe000u, bits_of(small[1]) & 0xffffe000u);
+      multiply_add_tf32(c, low[half], big[0], big[1]);
+      multiply_add_tf32(c, high[half], big[0], big[1]);
+    }
+  }
 };
 
-// 16 x 16 of weights [K, C] as a lane holds them. from: the lane's first; rows, columns: what there is from it on; zeros
-// beyond.
+// 16 x 16 of weights [K, C] as a lane holds them. from: the lane's first; rows, columns: what there is from it on;
+// zeros beyond.
 template <class W>
 __device__ inline void load_left(const W* from, int rows, int columns, int C, W (&v)[8]) {
 #pragma unroll
@@ -150,7 +173,8 @@ struct MatrixTile {
     const int turn = P == 32 ? c / 2 % 4 : c / 4 % 2;
     return at + c * P + ((s / 8) ^ turn) * 8 + s % 8;
   }
-  // The lane's row for load_matrices of the 16 x 16 numbers from (c, s) on, as right operands: two of 16 x 8, side by side.
+  // The lane's row for load_matrices of the 16 x 16 numbers from (c, s) on, as right operands: two of 16 x 8, side by
+  // side.
   static constexpr bool kChannelsAcross = !LAST, kPixelsAcross = LAST;
   __device__ T* channels_down(int c, int s) const {
     const int lane = thread_again() % kWarp;
@@ -166,7 +190,8 @@ struct MatrixTile {
   __device__ void load(const MatrixPlan& p, const T* x, int pixels) const {
     const int rows = LAST ? (pixels + 15) / 16 * 16 : (static_cast<int>(p.C) + 15) / 16 * 16;
     const int real_rows = LAST ? pixels : static_cast<int>(p.C), length = LAST ? static_cast<int>(p.C) : pixels;
-    const int thread = thread_again(), step = kThreads >> p.shift, row0 = thread >> p.shift, first = (thread - row0 * (1 << p.shift)) * 8;
+    const int thread = thread_again(), step = kThreads >> p.shift, row0 = thread >> p.shift,
+              first = (thread - row0 * (1 << p.shift)) * 8;
     const int64_t stride = LAST ? p.view.s : p.view.c;
     const int count = length - first < 8 ? length - first : 8;
     if (first < p.length) {
@@ -187,6 +212,23 @@ struct MatrixTile {
       }
     }
     copies_arrived();
+  }
+
+  // The way back: the tile to x.
+  __device__ void store(const MatrixPlan& p, const View& view, T* x, int pixels) const {
+    const int rows = LAST ? pixels : static_cast<int>(p.C), length = LAST ? static_cast<int>(p.C) : pixels;
+    const int thread = thread_again(), step = kThreads >> p.shift, row0 = thread >> p.shift;
+    const int first = (thread - (row0 << p.shift)) * 8, count = length - first < 8 ? length - first : 8;
+    if (count <= 0) return;
+    const int64_t stride = LAST ? view.s : view.c;
+    const T* from = LAST ? place(first, row0) : place(row0, first);
+    T* to = x + row0 * stride + first;
+#pragma unroll 1
+    for (int row = row0; row < rows; row += step) {
+      const Vector<T> v = *reinterpret_cast<const Vector<T>*>(from);
+      store_some(to, v, count, is_aligned(to));
+      from += step * (LAST ? pitch : P), to += step * stride;
+    }
   }
 };
 

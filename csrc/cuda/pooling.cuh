@@ -175,9 +175,10 @@ template <class T, class F>
 void with_maps(int64_t K, const F& f) {
   if constexpr (!std::is_same_v<T, double>) {
     if (K == 1) return f(std::integral_constant<int, 1>{});
-    if (K > 4) return f(std::integral_constant<int, 8>{});
+    // of 16 bits only what the matrix units do not take (matrix_tile.cuh)
+    if (K > 4 || sizeof(T) == 2) return f(std::integral_constant<int, 8>{});
   }
-  f(std::integral_constant<int, 4>{});
+  if constexpr (sizeof(T) > 2) f(std::integral_constant<int, 4>{});
 }
 
 }  // namespace axnet::cuda

@@ -3,6 +3,8 @@
 //
 //   tile     L = W X + b;  w_s = p_s / p_top, p = sigmoid(L), top the tile's largest logit;  sum w X and sum w
 //   combine  tiles in their order: pooled = sum w X / sum w, relative to the image's largest logit
+//
+// Several maps of 16-bit types take the matrix units, and there a block takes several tiles (matrix_tile.cuh).
 #include "cuda/algebra.cuh"
 #include "cuda/matrix_tile.cuh"
 #include "cuda/pooling.cuh"
