@@ -115,7 +115,9 @@ def _training(function: Form, xs: list[Tensor], grad: Tensor) -> Call:
 
 
 def _attention(case: Case, mask: Tensor, draw: Callable[..., Tensor]) -> dict[str, Form]:
-    module = AnatomyAwareAttention(case.shape[1], 2, dropout=0.0).to(mask.device, case.dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = AnatomyAwareAttention(case.shape[1], 2, dropout=0.0).to(mask.device, case.dtype)
     module.train(case.mode == "training")
     plain = copy.copy(module)  # the same parameters
     plain.backend = "reference"

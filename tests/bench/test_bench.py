@@ -39,6 +39,22 @@ def test_a_wrong_form_is_not_timed():
         check(case, calls)
 
 
+def test_one_wrong_number_of_an_output_is_enough():
+    case = Case("a3+mlp", "training", SHAPE, "NCHW")
+    calls = forms_of(case, ("axnet", "eager"))
+    right = calls["axnet"]
+
+    def wrong(place: int, share: float) -> tuple[torch.Tensor, ...]:
+        outputs = [t.clone() for t in right()]
+        outputs[place].view(-1)[: max(1, int(share * outputs[place].numel()))] += 1
+        return tuple(outputs)
+
+    for place, share in ((0, 0.0), (1, 0.01)):  # the output; the gradient, where a kink may change a few numbers
+        calls["axnet"] = lambda place=place, share=share: wrong(place, share)
+        with pytest.raises(RuntimeError, match="axnet differs from eager by"):
+            check(case, calls)
+
+
 def test_floor_counts_every_pass_once():
     x = 2 * 24 * 30 * 4
     assert Case("a3", "eval", SHAPE, "NCHW").floor_bytes == 3 * x
