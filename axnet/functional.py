@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 
 from axnet import backends, checks, reference
 from axnet.ops import fused_ops, has_gated_pwap
+from axnet.ops.attention import keeps_rows
 from axnet.ops.layouts import accumulator
 from axnet.reference import GateFunction
 from axnet.types import Fusion, MaskedPool
@@ -126,7 +127,8 @@ def anatomy_attention(
 
     ops, acc = fused_ops(name), accumulator(x.dtype)
     grad = torch.is_grad_enabled()
-    second = batch_statistics or grad
+    keep = grad and keeps_rows(x, m)
+    second = batch_statistics or keep
     blocks = m.shape[1] if fusion == "concat" else 1
     concat = fusion == "concat" and blocks > 1
     descriptors, moments, _, mass, link, coef_link = _call(
@@ -146,7 +148,7 @@ def anatomy_attention(
         None if batch_statistics else _as(running_var, acc),
         eps,
         concat,
-        grad,
+        keep,
         link,
         coef_link,
     )

@@ -29,6 +29,7 @@ STABLE_TORCH_LIBRARY(axnet, m) {
       "gate_norm(Tensor x, Tensor mask, Tensor gate, Tensor? moments, Tensor mass, Tensor? weight, Tensor? bias, "
       "Tensor? running_mean, Tensor? running_var, float eps, bool concat, bool save, Tensor link, Tensor coef_link) "
       "-> (Tensor z, Tensor mean, Tensor var, Tensor saved)");
+  // saved may be empty: x is then read once more for its moments.
   m.def(
       "gate_norm_backward(Tensor grad_z, Tensor x, Tensor mask, Tensor gate, Tensor mass, Tensor? weight, "
       "Tensor mean, Tensor var, Tensor saved, float eps, bool batch_statistics, bool concat) -> (Tensor coef, "

@@ -1,7 +1,8 @@
 """masked_moments and gate_norm as Triton ops: the contract of csrc/ops.cpp, in the namespace axnet_triton.
 
 Launches (N > 0): masked_moments 1, and 1 more where an image has several strips; gate_norm 1, and 1 more with batch
-statistics or saved rows; gate_norm_backward 2; masked_moments_backward 1, and 1 more for the gradient of the masks.
+statistics or saved rows; gate_norm_backward 2, and masked_moments' and 1 more without saved rows;
+masked_moments_backward 1, and 1 more for the gradient of the masks.
 """
 
 import torch
@@ -132,6 +133,31 @@ def masked_moments_backward(
     return dx, dmask
 
 
+def _statistics(
+    gate: Tensor, moments: Tensor, mass: Tensor, mean: Tensor, var: Tensor, saved: Tensor, pixels: int, batch: bool
+) -> None:
+    """Fill mean and var where batch says so, and saved where it has rows to fill."""
+    n, a, c = gate.shape
+    blocks = saved.shape[1]
+    wrap_triton(statistics.statistics_kernel)[(triton.cdiv(c, CHANNELS), blocks)](
+        gate,
+        moments,
+        mass,
+        mean,
+        var,
+        saved,
+        n,
+        c,
+        pixels,
+        A=a,
+        B=a // blocks,
+        BATCH=batch,
+        SAVE=saved.shape[0] > 0,
+        BLOCK_N=IMAGES,
+        BLOCK_C=CHANNELS,
+    )
+
+
 @register("gate_norm")
 @on_its_device
 def gate_norm(
@@ -164,23 +190,7 @@ def gate_norm(
     if batch or save:
         if moments is None or moments.shape[0] == 0:
             raise ValueError("gate_norm: moments are needed for batch statistics.")
-        wrap_triton(statistics.statistics_kernel)[(triton.cdiv(c, CHANNELS), blocks)](
-            gate,
-            moments,
-            mass,
-            mean,
-            var,
-            saved,
-            n,
-            c,
-            s,
-            A=a,
-            B=a // blocks,
-            BATCH=batch,
-            SAVE=save,
-            BLOCK_N=IMAGES,
-            BLOCK_C=CHANNELS,
-        )
+        _statistics(gate, moments, mass, mean, var, saved, s, batch)
     wrap_triton(_apply)[tiles_of(n, c, s, last)](
         x,
         z,
@@ -234,6 +244,10 @@ def gate_norm_backward(
     if n == 0:
         return coef, grad_gate, grad_weight.zero_(), grad_bias.zero_()
     d, gate = walkable(grad_z, last), gate.contiguous()
+    if saved.shape[0] == 0:
+        moments = masked_moments(x, mask, True, False, 0)[1]
+        saved = mask.new_empty((n, blocks, 4 + 3 * b, c))
+        _statistics(gate, moments, mass, mean, var, saved, s, False)
     sides = tile_sides(a, last)
     strips, strip = strips_of(n, c, s, sides["BLOCK_C"])
     sums = mask.new_empty((n, strips, blocks, 2 + 2 * b, c))

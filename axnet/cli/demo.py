@@ -9,7 +9,7 @@ import typer
 
 from axnet.cli.options import Data, DataName, OrganRoot, Quiet, Root, Seed, SegmenterFile, Workers
 
-STEPS_PER_MINUTE = 250
+STEPS_PER_MINUTE = 400
 """Of each classifier, on 2 cores, when the demo as a whole takes that many minutes."""
 
 
@@ -22,7 +22,7 @@ def demo(
     minutes: Annotated[float, typer.Option(min=0.01, help="About how long to take on 2 cores.")] = 4.0,
     size: Annotated[int, typer.Option(min=32, help="Side of the images in pixels.")] = 96,
     train_images: Annotated[int, typer.Option(min=32, help="Phantoms to train on.")] = 2500,
-    test_images: Annotated[int, typer.Option(min=8, help="Phantoms to test on.")] = 1000,
+    test_images: Annotated[int, typer.Option(min=8, help="Phantoms to test on.")] = 2000,
     seed: Seed = 0,
     workers: Workers = 2,
     quiet: Quiet = False,

@@ -20,7 +20,7 @@ def evaluate(
     root: Root = None,
     segmenter: SegmenterFile = None,
     out: Annotated[Path, typer.Option(help="Folder for report.html and metrics.json.")] = Path("axnet-report"),
-    test_images: Annotated[int, typer.Option(min=2, help="Phantoms to test on (--data phantom).")] = 1000,
+    test_images: Annotated[int, typer.Option(min=2, help="Phantoms to test on (--data phantom).")] = 2000,
     cache: Cache = None,
     workers: Workers = 2,
     seed: Seed = 0,

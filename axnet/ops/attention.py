@@ -21,6 +21,21 @@ def _pairs(anatomies: int) -> int:
     return anatomies * (anatomies + 1) // 2
 
 
+def keeps_rows(x: Tensor, mask: Tensor) -> bool:
+    """Whether gate_norm saves its rows for the backward pass: where all numbers per (n, c) are at most a tenth of X.
+
+    Of 7x7 pixels they would be a third. There, on a CPU, the backward pass takes the moments of x again, and positions
+    of maxima are kept in 16 bits. On a GPU small maps are bound by launches, not by memory; and a size that is only a
+    symbol must not be compared, or torch.compile would compile again at the bound.
+    """
+    pixels = x.shape[2] * x.shape[3]
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(pixels, torch.SymInt):
+        return True
+    a = mask.shape[1]
+    rows, positions, gates = 4 + 3 * a, 1 + a, a
+    return 10 * (rows + positions + gates) <= pixels
+
+
 def _fake_masked_moments(x: Tensor, mask: Tensor, second: bool, positions: bool, blocks: int) -> tuple[Tensor, ...]:
     n, c, h, w = x.shape
     a = mask.shape[1]
@@ -114,11 +129,12 @@ def _moments_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
     _, moments, argmax, mass, _, _ = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(moments, argmax, mass)
-    ctx.save_for_backward(x, mask, argmax)
+    ctx.save_for_backward(x, mask, argmax if keeps_rows(x, mask) else argmax.to(torch.int16))
 
 
 def _moments_backward(ops: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     x, mask, argmax = ctx.saved_tensors
+    argmax = argmax.to(torch.int32)
     grad_descriptors, grad_z, grad_coef = grads[0], grads[4], grads[5]
     if grad_descriptors is None:
         n, c, a = x.shape[0], x.shape[1], mask.shape[1]

@@ -40,7 +40,7 @@ class DemoConfig:
     out: str = "axnet-demo"
     data: DataConfig = field(default_factory=DataConfig)
     size: int = 96
-    steps: int = 1000
+    steps: int = 1600
     batch_size: int = 32
     lr: float = 1e-2
     seed: int = 0
@@ -86,7 +86,11 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResu
     say(f"{len(train)} images to train on, {len(test)} to test on")
     fits = {}
     for name, architecture, options in (
-        (ANATOMY_XNET, "anatomy-xnet", {"backbone": "tiny", "fusion": "concat", "reduction": 0.25}),
+        (
+            ANATOMY_XNET,
+            "anatomy-xnet",
+            {"backbone": "tiny", "fusion": "concat", "reduction": 0.25, "num_maps": "classes"},
+        ),
         (BASELINE, "densenet-gap", {"backbone": "tiny"}),
     ):
         with part(name):

@@ -33,7 +33,7 @@ class DataConfig:
     root: str | None = None
     seed: int = 0
     train_images: int = 2500
-    test_images: int = 1000
+    test_images: int = 2000
     findings: tuple[str, ...] = NIH_FINDINGS
     workers: int = 2
     cache: str | None = None

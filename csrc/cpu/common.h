@@ -56,6 +56,10 @@ inline int64_t channel_block(int64_t N, int64_t C) {
   return block;
 }
 
+// The op of csrc/ops.cpp; gate_norm's backward pass calls it too.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor x, Tensor mask, bool second,
+                                                                          bool positions, int64_t blocks);
+
 // Maps beyond this size are written past the caches.
 bool stream_output(int64_t bytes);
 

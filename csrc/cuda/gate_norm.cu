@@ -263,6 +263,24 @@ Tensor fold_given(const Queue& queue, const Tensor& x, const Tensor& gate, const
   return fold;
 }
 
+Tensor rows_again(const Queue& queue, const Tensor& x, const Tensor& mask, const Tensor& gate, const Tensor& mass,
+                  const Tensor& mean, const Tensor& var, bool concat) {
+  const int64_t N = x.size(0), C = x.size(1), A = mask.size(1), blocks = concat ? A : 1;
+  const int B = concat ? 1 : static_cast<int>(A);
+  const Tensor moments = std::get<1>(masked_moments(x, mask, true, false, 0));
+  const ScalarType acc = accumulator(x);
+  Tensor rows = empty({N, blocks, saved_rows(B), C}, acc, device_of(x));
+  Tensor fold = empty({N, blocks, fold_rows(B), C}, acc, device_of(x));
+  FoldPlan plan{};
+  const double eps = 1;  // of the fold, which is not used
+  plan.gate = {N, C, x.size(2) * x.size(3), static_cast<int>(A), static_cast<int>(blocks), B, concat, false, eps,
+               data(gate), static_cast<const double*>(data(mass))};
+  plan.moments = data(moments), plan.given_mean = data(mean), plan.given_var = data(var);
+  plan.fold = data(fold), plan.saved = data(rows);
+  launch_fold(plan, acc, queue.stream());
+  return rows;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm(Tensor x_in, Tensor mask, Tensor gate_in,
                                                      std::optional<Tensor> moments, Tensor mass,
                                                      std::optional<Tensor> weight, std::optional<Tensor> bias,

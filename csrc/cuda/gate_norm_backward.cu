@@ -178,7 +178,7 @@ void launch_reduce(const ReducePlan& p, cudaStream_t stream) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Tensor x_in, Tensor mask, Tensor gate_in,
                                                               Tensor mass, std::optional<Tensor> weight, Tensor mean,
-                                                              Tensor var, Tensor saved, double eps,
+                                                              Tensor var, Tensor kept, double eps,
                                                               bool batch_statistics, bool concat) {
   const Queue queue(x_in);
   const Tensor x = dense(x_in);
@@ -195,6 +195,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
     return {coef, gate_grad, weight_grad, bias_grad};
   }
   const Tensor d = dense(grad_z, is_channels_last(x)), gate = torch::stable::contiguous(gate_in);
+  const Tensor saved = kept.size(0) ? kept : rows_again(queue, x, mask, gate, mass, mean, var, concat);
   Tensor sums = empty({N, blocks, sum_rows(B), C}, acc, device);
   with_type(x, [&](auto type) {
     using T = decltype(type);

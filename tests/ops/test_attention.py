@@ -219,9 +219,11 @@ def test_same_bits_every_run_and_for_any_number_of_threads(backend):
 
 
 @pytest.mark.parametrize("backend", FUSED)
-def test_what_is_saved_for_backward(backend):
+@pytest.mark.parametrize("side", [7, 14, 32])
+def test_what_is_saved_for_backward(backend, side):
     # X itself, the masks and numbers per (n, c): no second map of X's size
-    x, mask = draw((2, 64, 32, 32), torch.float32).requires_grad_(), draw_mask((2, 2, 32, 32), torch.float32)
+    x = draw((8, 64, side, side), torch.float32).requires_grad_()
+    mask = draw_mask((8, 2, side, side), torch.float32)
     kept = {}
 
     def keep(t):
@@ -229,7 +231,8 @@ def test_what_is_saved_for_backward(backend):
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        AF.anatomy_attention(x, mask, plain_gate(2, 64, torch.float32), training=True, backend=backend)
+        gate = torch.full((8, 2, 64), 0.5)
+        AF.anatomy_attention(x, mask, lambda pool: gate, training=True, backend=backend)
     bytes_x, bytes_mask = x.numel() * 4, mask.numel() * 4
     assert bytes_x <= sum(kept.values()) <= 1.1 * bytes_x + bytes_mask
 

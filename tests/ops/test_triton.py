@@ -169,7 +169,7 @@ def test_number_of_launches(compiler):
         assert count(lambda: AF.pwap(x[..., :4], torch.zeros(1, 32), backend="triton")) == 1
         both = (mask, gate, None, None, *stats, torch.zeros(14, 32))
         assert count(lambda: AF.attention_pwap(x, *both, backend="triton")) == 3  # descriptors; tiles; merge
-    leaf = x.clone().requires_grad_()
+    leaf = draw((2, 32, 13, 13), torch.float32).requires_grad_()  # smaller maps are summed again, on a CPU
     outputs = []
     assert count(lambda: outputs.append(AF.anatomy_attention(leaf, mask, gate, training=True, backend="triton"))) == 3
     assert count(lambda: outputs[0].sum().backward()) == 3
