@@ -53,6 +53,7 @@ STABLE_TORCH_LIBRARY_IMPL(axnet, CompositeExplicitAutograd, m) {
 
 // Importing axnet._C loads the library, whose initialisers register the ops.
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C(void) {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

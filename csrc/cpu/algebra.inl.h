@@ -13,7 +13,9 @@
 using D = VectorOf<double>::type;
 constexpr int kDoubles = VectorOf<double>::width;
 
-AXNET_INLINE D load_doubles(const double* p, int n) { return n >= kDoubles ? Lanes<double>::load(p) : Lanes<double>::load_n(p, n); }
+AXNET_INLINE D load_doubles(const double* p, int n) {
+  return n >= kDoubles ? Lanes<double>::load(p) : Lanes<double>::load_n(p, n);
+}
 AXNET_INLINE D load_doubles(const float* p, int n) {
   D v = {};
   if (n >= kDoubles) {
@@ -22,7 +24,8 @@ AXNET_INLINE D load_doubles(const float* p, int n) {
     __builtin_memcpy(&narrow, p, sizeof(narrow));
     return __builtin_convertvector(narrow, D);
   }
-  for (int i = 0; i < n; ++i) v[i] = p[i];
+  for (int i = 0; i < n; ++i)
+    v[i] = p[i];
   return v;
 }
 AXNET_INLINE void store_doubles(double* p, D v, int n) {
@@ -35,10 +38,12 @@ AXNET_INLINE void store_doubles(float* p, D v, int n) {
     __builtin_memcpy(p, &narrow, sizeof(narrow));
     return;
   }
-  for (int i = 0; i < n; ++i) p[i] = static_cast<float>(v[i]);
+  for (int i = 0; i < n; ++i)
+    p[i] = static_cast<float>(v[i]);
 }
 AXNET_INLINE D square_root(D v) {
-  for (int i = 0; i < kDoubles; ++i) v[i] = __builtin_sqrt(v[i]);
+  for (int i = 0; i < kDoubles; ++i)
+    v[i] = __builtin_sqrt(v[i]);
   return v;
 }
 
@@ -75,7 +80,8 @@ void gate_forward_typed(const GateArgs& g, int64_t begin, int64_t end) {
           const Acc* m = static_cast<const Acc*>(g.moments) + n * rows * C + c;
           const double* mass = g.mass + n * (g.A + P);
           auto row = [&](int k) { return load_doubles(m + k * C, lanes); };
-          Gate<B> gate = load_gate<B>(static_cast<const Acc*>(g.gate) + (n * g.A + o) * C + c, count, C, g.concat, lanes);
+          Gate<B> gate =
+              load_gate<B>(static_cast<const Acc*>(g.gate) + (n * g.A + o) * C + c, count, C, g.concat, lanes);
           const D shift = row(0), s1 = row(1), s2 = row(2);
           D sum_g = gate.b * S, wt = {}, wt2 = {}, wm = {}, wwm = {}, wwq1 = {}, wwq2 = {};
           D q[B ? B : kMaxAnatomies], e[B ? B : kMaxAnatomies];
@@ -110,11 +116,14 @@ void gate_forward_typed(const GateArgs& g, int64_t begin, int64_t end) {
             auto keep = [&](D v) { store_doubles(out + (k++) * C, v, lanes); };
             keep(shift);
             keep(s1);
-            for (int a = 0; a < (B ? B : count); ++a) keep(row(3 + o + a));
+            for (int a = 0; a < (B ? B : count); ++a)
+              keep(row(3 + o + a));
             keep(q0);
-            for (int a = 0; a < (B ? B : count); ++a) keep(q[a]);
+            for (int a = 0; a < (B ? B : count); ++a)
+              keep(q[a]);
             keep(shift * q0 + gate.b * s2 + wt2);
-            for (int a = 0; a < (B ? B : count); ++a) keep(e[a]);
+            for (int a = 0; a < (B ? B : count); ++a)
+              keep(e[a]);
           }
         }
       }
@@ -136,7 +145,8 @@ void gate_forward_typed(const GateArgs& g, int64_t begin, int64_t end) {
         Gate<B> gate = load_gate<B>(static_cast<const Acc*>(g.gate) + (n * g.A + o) * C + c, count, C, g.concat, lanes);
         Acc* out = static_cast<Acc*>(g.fold) + (n * blocks + o) * fold_rows(count) * C + c;
         store_doubles(out, gate.b * scale, lanes);
-        for (int a = 0; a < (B ? B : count); ++a) store_doubles(out + (1 + a) * C, gate.w[a] * scale, lanes);
+        for (int a = 0; a < (B ? B : count); ++a)
+          store_doubles(out + (1 + a) * C, gate.w[a] * scale, lanes);
         store_doubles(out + (1 + count) * C, offset, lanes);
       }
     }
@@ -194,7 +204,8 @@ void gate_backward_typed(const GateBackwardArgs& g, int64_t begin, int64_t end) 
         auto sum = [&](int k) { return load_doubles(e + k * C, lanes); };
         const D shift = row(0), s1 = row(1), q0 = row(2 + count), e0 = row(3 + 2 * count);
         D sum_g = gate.b * S;
-        for (int a = 0; a < (B ? B : count); ++a) sum_g += gate.w[a] * mass[o + a];
+        for (int a = 0; a < (B ? B : count); ++a)
+          sum_g += gate.w[a] * mass[o + a];
         const D sum_dy = k1 * sum(0) + k2 * S + k3 * (shift * sum_g + q0);
         const D db = shift * sum_dy + k1 * sum(1) + k2 * s1 + k3 * e0;
         Acc* out = static_cast<Acc*>(g.coef) + (n * blocks + o) * coef_rows(count) * C + c;
@@ -206,7 +217,8 @@ void gate_backward_typed(const GateBackwardArgs& g, int64_t begin, int64_t end) 
         for (int a = 0; a < (B ? B : count); ++a) {
           store_doubles(out + (4 + a) * C, gate.w[a], lanes);
           D sum_gm = gate.b * mass[o + a];
-          for (int b = 0; b < (B ? B : count); ++b) sum_gm += gate.w[b] * mass[g.A + pair_index(g.A, o + a, o + b)];
+          for (int b = 0; b < (B ? B : count); ++b)
+            sum_gm += gate.w[b] * mass[g.A + pair_index(g.A, o + a, o + b)];
           const D sum_dym = k1 * sum(2 + a) + k2 * mass[o + a] + k3 * (shift * sum_gm + row(3 + count + a));
           const D dw = shift * sum_dym + k1 * sum(2 + count + a) + k2 * row(2 + a) + k3 * row(4 + 2 * count + a);
           store_doubles(dg + a * C, (dw - db) * (g.concat ? 1.0 : 1.0 / count), lanes);

@@ -4,13 +4,15 @@
 //   reduce  e0 = sum D, e1 = sum D x', h_a = sum D m_a, f_a = sum D m_a x'      two reads
 //
 // NCHW: a task is a row of pixels (n, c), coefficients broadcast, masks loaded as vectors.
-// channels_last: vectors of channels; apply keeps the coefficients of a vector over kPixelGroup pixels, reduce keeps the
-// sums of kChannelBlock channels over all pixels; masks are broadcast.
+// channels_last: vectors of channels; apply keeps the coefficients of a vector over kPixelGroup pixels, reduce keeps
+// the sums of kChannelBlock channels over all pixels; masks are broadcast.
 
 template <class T, int B>
-AXNET_INLINE typename Lanes<T>::V scaled(typename Lanes<T>::V x, const typename Lanes<T>::V* w, const typename Lanes<T>::V* m,
-                                         typename Lanes<T>::V b, typename Lanes<T>::V h, int count) {
-  for (int a = 0; a < (B ? B : count); ++a) b += w[a] * m[a];
+AXNET_INLINE typename Lanes<T>::V scaled(typename Lanes<T>::V x, const typename Lanes<T>::V* w,
+                                         const typename Lanes<T>::V* m, typename Lanes<T>::V b, typename Lanes<T>::V h,
+                                         int count) {
+  for (int a = 0; a < (B ? B : count); ++a)
+    b += w[a] * m[a];
   return x * b + h;
 }
 
@@ -28,9 +30,11 @@ void apply_rows(const ApplyArgs& g, int64_t begin, int64_t end) {
     const Acc* fold = static_cast<const Acc*>(g.fold) + n * g.fold_stride + c;
     const V b = splat<Acc>(fold[0]), h = splat<Acc>(fold[(1 + count) * g.C]);
     V w[B ? B : kMaxAnatomies], m[B ? B : kMaxAnatomies];
-    for (int a = 0; a < count; ++a) w[a] = splat<Acc>(fold[(1 + a) * g.C]);
+    for (int a = 0; a < count; ++a)
+      w[a] = splat<Acc>(fold[(1 + a) * g.C]);
     auto part = [&](int64_t s, int n_lanes) {
-      for (int a = 0; a < count; ++a) m[a] = Lanes<Acc>::load_n(mask + a * g.S + s, n_lanes);
+      for (int a = 0; a < count; ++a)
+        m[a] = Lanes<Acc>::load_n(mask + a * g.S + s, n_lanes);
       L::store_n(z + s, scaled<T, B>(L::load_n(x + s, n_lanes), w, m, b, h, count), n_lanes);
     };
     int64_t s = 0;
@@ -38,12 +42,14 @@ void apply_rows(const ApplyArgs& g, int64_t begin, int64_t end) {
       const int64_t head = L::to_aligned(z) < g.S ? L::to_aligned(z) : g.S;
       if (head) part(0, static_cast<int>(head));
       for (s = head; s + L::W <= g.S; s += L::W) {
-        for (int a = 0; a < count; ++a) m[a] = Lanes<Acc>::load(mask + a * g.S + s);
+        for (int a = 0; a < count; ++a)
+          m[a] = Lanes<Acc>::load(mask + a * g.S + s);
         L::stream(z + s, scaled<T, B>(L::load(x + s), w, m, b, h, count));
       }
     } else {
       for (; s + L::W <= g.S; s += L::W) {
-        for (int a = 0; a < count; ++a) m[a] = Lanes<Acc>::load(mask + a * g.S + s);
+        for (int a = 0; a < count; ++a)
+          m[a] = Lanes<Acc>::load(mask + a * g.S + s);
         L::store(z + s, scaled<T, B>(L::load(x + s), w, m, b, h, count));
       }
     }
@@ -74,9 +80,11 @@ void apply_channels_last(const ApplyArgs& g, int64_t begin, int64_t end) {
       };
       const V b = coefficients(0), h = coefficients(1 + count);
       V w[B ? B : kMaxAnatomies], m[B ? B : kMaxAnatomies];
-      for (int a = 0; a < count; ++a) w[a] = coefficients(1 + a);
+      for (int a = 0; a < count; ++a)
+        w[a] = coefficients(1 + a);
       for (int p = 0; p < pixels; ++p) {
-        for (int a = 0; a < count; ++a) m[a] = splat<Acc>(mask[a * g.S + p]);
+        for (int a = 0; a < count; ++a)
+          m[a] = splat<Acc>(mask[a * g.S + p]);
         const T* from = x + p * g.x.s + c;
         T* to = z + p * g.z.s + c;
         if (lanes < L::W) L::store_n(to, scaled<T, B>(L::load_n(from, lanes), w, m, b, h, count), lanes);
@@ -119,19 +127,23 @@ void reduce_rows_of(const ReduceArgs& g, int64_t begin, int64_t end) {
       V sum[sums] = {}, m[cap];
       int64_t s = first;
       for (; s + L::W <= last; s += L::W) {
-        for (int a = 0; a < count; ++a) m[a] = Lanes<Acc>::load(mask + a * g.S + s);
+        for (int a = 0; a < count; ++a)
+          m[a] = Lanes<Acc>::load(mask + a * g.S + s);
         add_products<B>(count, L::load(d + s), L::load(x + s) - shift, m, sum);
       }
       if (s < last) {  // the missing lanes of d are zero, and with them every product
         const int rest = static_cast<int>(last - s);
-        for (int a = 0; a < count; ++a) m[a] = Lanes<Acc>::load_n(mask + a * g.S + s, rest);
+        for (int a = 0; a < count; ++a)
+          m[a] = Lanes<Acc>::load_n(mask + a * g.S + s, rest);
         add_products<B>(count, L::load_n(d + s, rest), L::load_n(x + s, rest) - shift, m, sum);
       }
       reduce_to<Acc, false, sums>(sum, lanes);
-      for (int k = 0; k < sums; ++k) total[k] += lanes[k];
+      for (int k = 0; k < sums; ++k)
+        total[k] += lanes[k];
     }
     Acc* out = static_cast<Acc*>(g.sums) + n * g.sums_stride + c;
-    for (int k = 0; k < sum_rows(count); ++k) out[k * g.C] = static_cast<Acc>(total[k]);
+    for (int k = 0; k < sum_rows(count); ++k)
+      out[k * g.C] = static_cast<Acc>(total[k]);
   }
 }
 
@@ -154,24 +166,28 @@ void reduce_channels_last(const ReduceArgs& g, int64_t begin, int64_t end) {
     const Acc* mask = static_cast<const Acc*>(g.mask) + n * g.mask_stride;
     const Acc* shift = static_cast<const Acc*>(g.shift) + n * g.shift_stride + c0;
     for (int v = 0; v * L::W < width; ++v)
-      for (int k = 0; k < sums; ++k) sum[v][k] = V{};
+      for (int k = 0; k < sums; ++k)
+        sum[v][k] = V{};
     for (int64_t first = 0; first < g.S; first += tile) {
       const int64_t last = first + tile < g.S ? first + tile : g.S;
       for (int v = 0; v * L::W < width; ++v) {
         const int rest = width - v * L::W;
         V local[sums], m[cap];
-        for (int k = 0; k < sums; ++k) local[k] = sum[v][k];
+        for (int k = 0; k < sums; ++k)
+          local[k] = sum[v][k];
         const V c = rest >= L::W ? Lanes<Acc>::load(shift + v * L::W) : Lanes<Acc>::load_n(shift + v * L::W, rest);
         for (int64_t s = first; s < last; ++s) {
           const T* xp = x + s * g.x.s + v * L::W;
           const T* dp = d + s * g.d.s + v * L::W;
           __builtin_prefetch(xp + tile * g.x.s, 0, 2);
           __builtin_prefetch(dp + tile * g.d.s, 0, 2);
-          for (int a = 0; a < count; ++a) m[a] = splat<Acc>(mask[a * g.S + s]);
+          for (int a = 0; a < count; ++a)
+            m[a] = splat<Acc>(mask[a * g.S + s]);
           if (rest >= L::W) add_products<B>(count, L::load(dp), L::load(xp) - c, m, local);
           else add_products<B>(count, L::load_n(dp, rest), L::load_n(xp, rest) - c, m, local);
         }
-        for (int k = 0; k < sums; ++k) sum[v][k] = local[k];
+        for (int k = 0; k < sums; ++k)
+          sum[v][k] = local[k];
       }
     }
     Acc* out = static_cast<Acc*>(g.sums) + n * g.sums_stride + c0;

@@ -24,7 +24,8 @@ AXNET_INLINE void load_coef(InputCoef<V, CAP>& q, const Load& coef, int count) {
   q.k2 = coef(1);
   q.k3 = coef(2);
   q.b = coef(3);
-  for (int a = 0; a < count; ++a) q.w[a] = coef(4 + a);
+  for (int a = 0; a < count; ++a)
+    q.w[a] = coef(4 + a);
 }
 
 // One pixel of one channel, in full; the sum over the blocks and the pixels of the maxima included.
@@ -38,12 +39,14 @@ inline acc_t<T> input_at(const InputArgs& g, int64_t n, int64_t c, int64_t s) {
   const int32_t* at = g.argmax + n * (1 + g.A) * g.C + c;
   const Acc inverse = Acc(1) / static_cast<Acc>(g.S);
   Acc total = delta[0] * inverse;
-  for (int a = 0; a < g.A; ++a) total += delta[(2 + a) * g.C] * inverse * mask[a * g.S];
+  for (int a = 0; a < g.A; ++a)
+    total += delta[(2 + a) * g.C] * inverse * mask[a * g.S];
   for (int o = 0; o < g.blocks; ++o) {
     const Acc* q = static_cast<const Acc*>(g.coef) + (n * g.blocks + o) * coef_rows(B) * g.C + c;
     const Acc d = static_cast<Acc>(static_cast<const T*>(g.d_data)[n * g.d.n + (o * g.C + c) * g.d.c + s * g.d.s]);
     Acc gate = q[3 * g.C];
-    for (int a = 0; a < B; ++a) gate += q[(4 + a) * g.C] * mask[(o + a) * g.S];
+    for (int a = 0; a < B; ++a)
+      gate += q[(4 + a) * g.C] * mask[(o + a) * g.S];
     total += blend_grad(x, d, gate, q[0], q[g.C], q[2 * g.C]);
   }
   if (at[0] == s) total += delta[g.C];
@@ -63,8 +66,7 @@ AXNET_INLINE void fix_maxima(const InputArgs& g, int64_t n, int64_t c, int64_t f
     if (s < first || s >= last) continue;
     if constexpr (sizeof(T) == sizeof(acc_t<T>))
       dx[s * g.dx.s] += k ? delta[(1 + g.A + k) * g.C] * mask[(k - 1) * g.S + s] : delta[g.C];
-    else
-      dx[s * g.dx.s] = T(input_at<T>(g, n, c, s));
+    else dx[s * g.dx.s] = T(input_at<T>(g, n, c, s));
   }
 }
 
@@ -87,7 +89,8 @@ void input_rows_single(const InputArgs& g, int64_t begin, int64_t end) {
     InputCoef<V, cap> q;
     load_coef<Acc>(q, [&](int k) { return splat<Acc>(coef[k * g.C]); }, count);
     q.flat = splat<Acc>(delta[0] * inverse);
-    for (int a = 0; a < count; ++a) q.slope[a] = splat<Acc>(delta[(2 + a) * g.C] * inverse);
+    for (int a = 0; a < count; ++a)
+      q.slope[a] = splat<Acc>(delta[(2 + a) * g.C] * inverse);
     auto value = [&](V xv, V dv, const V* m) {
       V gate = q.b, rest = q.flat;
       for (int a = 0; a < count; ++a) {
@@ -98,7 +101,8 @@ void input_rows_single(const InputArgs& g, int64_t begin, int64_t end) {
     };
     V m[cap];
     auto part = [&](int64_t s, int lanes) {
-      for (int a = 0; a < count; ++a) m[a] = Lanes<Acc>::load_n(mask + a * g.S + s, lanes);
+      for (int a = 0; a < count; ++a)
+        m[a] = Lanes<Acc>::load_n(mask + a * g.S + s, lanes);
       L::store_n(dx + s, value(L::load_n(x + s, lanes), L::load_n(d + s, lanes), m), lanes);
     };
     int64_t s = 0;
@@ -106,12 +110,14 @@ void input_rows_single(const InputArgs& g, int64_t begin, int64_t end) {
       s = L::to_aligned(dx) < g.S ? L::to_aligned(dx) : g.S;
       if (s) part(0, static_cast<int>(s));
       for (; s + L::W <= g.S; s += L::W) {
-        for (int a = 0; a < count; ++a) m[a] = Lanes<Acc>::load(mask + a * g.S + s);
+        for (int a = 0; a < count; ++a)
+          m[a] = Lanes<Acc>::load(mask + a * g.S + s);
         L::stream(dx + s, value(L::load(x + s), L::load(d + s), m));
       }
     } else {
       for (; s + L::W <= g.S; s += L::W) {
-        for (int a = 0; a < count; ++a) m[a] = Lanes<Acc>::load(mask + a * g.S + s);
+        for (int a = 0; a < count; ++a)
+          m[a] = Lanes<Acc>::load(mask + a * g.S + s);
         L::store(dx + s, value(L::load(x + s), L::load(d + s), m));
       }
     }
@@ -149,7 +155,8 @@ void input_channels_last_single(const InputArgs& g, int64_t begin, int64_t end) 
       InputCoef<V, cap> q;
       load_coef<Acc>(q, [&](int k) { return load(coef + k * g.C); }, count);
       q.flat = load(delta) * inverse;
-      for (int a = 0; a < count; ++a) q.slope[a] = load(delta + (2 + a) * g.C) * inverse;
+      for (int a = 0; a < count; ++a)
+        q.slope[a] = load(delta + (2 + a) * g.C) * inverse;
       Index at[1 + cap];  // of the maxima, where one lies in this group of pixels
       bool any = false;
       for (int k = 0; k <= count; ++k) {
@@ -161,7 +168,8 @@ void input_channels_last_single(const InputArgs& g, int64_t begin, int64_t end) 
       V share[1 + cap];
       if (any) {
         share[0] = load(delta + g.C);
-        for (int a = 0; a < count; ++a) share[1 + a] = load(delta + (2 + count + a) * g.C);
+        for (int a = 0; a < count; ++a)
+          share[1 + a] = load(delta + (2 + count + a) * g.C);
       }
       auto walk = [&](auto with_maxima) {
         for (int p = 0; p < pixels; ++p) {
@@ -188,8 +196,8 @@ void input_channels_last_single(const InputArgs& g, int64_t begin, int64_t end) 
   }
 }
 
-// Any number of blocks: a strip of one row (NCHW: pixels of a channel; channels_last: channels of a pixel) is held in an
-// accumulator while the blocks are added.
+// Any number of blocks: a strip of one row (NCHW: pixels of a channel; channels_last: channels of a pixel) is held in
+// an accumulator while the blocks are added.
 template <class T>
 void input_rows_general(const InputArgs& g, int64_t begin, int64_t end) {
   using L = Lanes<T>;
@@ -216,8 +224,10 @@ void input_rows_general(const InputArgs& g, int64_t begin, int64_t end) {
           const Acc* q = static_cast<const Acc*>(g.coef) + (n * g.blocks + o) * coef_rows(B) * g.C + c;
           const T* d = static_cast<const T*>(g.d_data) + n * g.d.n + (o * g.C + c) * g.d.c;
           V gate = splat<Acc>(q[3 * g.C]);
-          for (int a = 0; a < B; ++a) gate += q[(4 + a) * g.C] * Lanes<Acc>::load_n(mask + (o + a) * g.S + s, lanes);
-          total += blend_grad(xv, L::load_n(d + s, lanes), gate, splat<Acc>(q[0]), splat<Acc>(q[g.C]), splat<Acc>(q[2 * g.C]));
+          for (int a = 0; a < B; ++a)
+            gate += q[(4 + a) * g.C] * Lanes<Acc>::load_n(mask + (o + a) * g.S + s, lanes);
+          total += blend_grad(xv, L::load_n(d + s, lanes), gate, splat<Acc>(q[0]), splat<Acc>(q[g.C]),
+                              splat<Acc>(q[2 * g.C]));
         }
         L::store_n(dx + s, total, lanes);
       }
@@ -243,18 +253,21 @@ void input_channels_last_general(const InputArgs& g, int64_t begin, int64_t end)
         const int lanes = g.C - c < L::W ? static_cast<int>(g.C - c) : L::W;
         auto load = [&](const Acc* p) { return Lanes<Acc>::load_n(p + c, lanes); };
         V total = load(delta) * inverse;
-        for (int a = 0; a < g.A; ++a) total += load(delta + (2 + a) * g.C) * (inverse * mask[a * g.S + s]);
+        for (int a = 0; a < g.A; ++a)
+          total += load(delta + (2 + a) * g.C) * (inverse * mask[a * g.S + s]);
         const V xv = L::load_n(static_cast<const T*>(g.x_data) + n * g.x.n + s * g.x.s + c, lanes);
         for (int o = 0; o < g.blocks; ++o) {
           const Acc* q = static_cast<const Acc*>(g.coef) + (n * g.blocks + o) * coef_rows(B) * g.C;
           V gate = load(q + 3 * g.C);
-          for (int a = 0; a < B; ++a) gate += load(q + (4 + a) * g.C) * mask[(o + a) * g.S + s];
+          for (int a = 0; a < B; ++a)
+            gate += load(q + (4 + a) * g.C) * mask[(o + a) * g.S + s];
           const V dv = L::load_n(static_cast<const T*>(g.d_data) + n * g.d.n + s * g.d.s + o * g.C + c, lanes);
           total += blend_grad(xv, dv, gate, load(q), load(q + g.C), load(q + 2 * g.C));
         }
         L::store_n(static_cast<T*>(g.dx_data) + n * g.dx.n + s * g.dx.s + c, total, lanes);
       }
-    for (int64_t c = 0; c < g.C; ++c) fix_maxima<T>(g, n, c, first, last);
+    for (int64_t c = 0; c < g.C; ++c)
+      fix_maxima<T>(g, n, c, first, last);
   }
 }
 
@@ -283,7 +296,8 @@ void input_mask_typed(const InputArgs& g, int64_t begin, int64_t end) {
     const Acc* delta = static_cast<const Acc*>(g.delta) + n * (2 + 2 * g.A) * g.C;
     const int32_t* at = g.argmax + n * (1 + g.A) * g.C;
     Acc* out = static_cast<Acc*>(g.mask_grad) + n * g.A * g.S;
-    for (int64_t i = 0; i < g.A * g.S; ++i) out[i] = 0;
+    for (int64_t i = 0; i < g.A * g.S; ++i)
+      out[i] = 0;
     for (int64_t c = 0; c < g.C; ++c) {
       const T* x = static_cast<const T*>(g.x_data) + n * g.x.n + c * g.x.c;
       for (int o = 0; o < g.blocks; ++o) {
@@ -292,15 +306,18 @@ void input_mask_typed(const InputArgs& g, int64_t begin, int64_t end) {
         for (int64_t s = 0; s < g.S; ++s) {
           const Acc xv = static_cast<Acc>(x[s * g.x.s]);
           Acc gate = q[3 * g.C];
-          for (int a = 0; a < B; ++a) gate += q[(4 + a) * g.C] * mask[(o + a) * g.S + s];
+          for (int a = 0; a < B; ++a)
+            gate += q[(4 + a) * g.C] * mask[(o + a) * g.S + s];
           const Acc dy = q[0] * static_cast<Acc>(d[s * g.d.s]) + q[g.C] + q[2 * g.C] * (xv * gate);
-          for (int a = 0; a < B; ++a) out[(o + a) * g.S + s] += dy * xv * q[(4 + a) * g.C];
+          for (int a = 0; a < B; ++a)
+            out[(o + a) * g.S + s] += dy * xv * q[(4 + a) * g.C];
         }
       }
       for (int a = 0; a < g.A; ++a) {
         const Acc slope = delta[(2 + a) * g.C + c] * inverse;
         if (slope != 0)
-          for (int64_t s = 0; s < g.S; ++s) out[a * g.S + s] += slope * static_cast<Acc>(x[s * g.x.s]);
+          for (int64_t s = 0; s < g.S; ++s)
+            out[a * g.S + s] += slope * static_cast<Acc>(x[s * g.x.s]);
         const int64_t top = at[(1 + a) * g.C + c];
         out[a * g.S + top] += delta[(2 + g.A + a) * g.C + c] * static_cast<Acc>(x[top * g.x.s]);
       }

@@ -36,7 +36,9 @@ inline Tensor empty_features(int64_t N, int64_t C, int64_t H, int64_t W, bool ch
 }
 
 // Tasks per thread below which a second thread costs more than it brings.
-inline int64_t grain_of(int64_t elements_per_task) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, elements_per_task)); }
+inline int64_t grain_of(int64_t elements_per_task) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, elements_per_task));
+}
 
 template <class F>
 void parallel(int64_t tasks, int64_t grain, const F& f) {
@@ -47,12 +49,13 @@ void parallel(int64_t tasks, int64_t grain, const F& f) {
   torch::stable::parallel_for(0, tasks, grain, f);
 }
 
-// Channels of one channels_last task that reduces over the pixels: wide, as long as every thread has two tasks. The sums
-// of a channel do not depend on it.
+// Channels of one channels_last task that reduces over the pixels: wide, as long as every thread has two tasks. The
+// sums of a channel do not depend on it.
 inline int64_t channel_block(int64_t N, int64_t C) {
   const int64_t wanted = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
   int64_t block = kWideChannelBlock;
-  while (block > kChannelBlock && N * ceil_div(C, block) < wanted) block /= 2;
+  while (block > kChannelBlock && N * ceil_div(C, block) < wanted)
+    block /= 2;
   return block;
 }
 

@@ -66,7 +66,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm(Tensor x_in, Tensor mask, T
   args.mass = static_cast<const double*>(mass.data_ptr());
   args.weight = data(weight), args.bias = data(bias), args.mean = data(mean), args.var = data(var);
   args.fold = data(fold), args.saved = save ? data(saved) : nullptr;
-  STD_TORCH_CHECK(args.moments || !(args.batch_statistics || save), "gate_norm: moments are needed for batch statistics");
+  STD_TORCH_CHECK(args.moments || !(args.batch_statistics || save),
+                  "gate_norm: moments are needed for batch statistics");
   parallel(ceil_div(C, kGateChannels), grain_of(N * kGateChannels * 8),
            [&](int64_t begin, int64_t end) { kernels().gate_forward(args, begin, end); });
 

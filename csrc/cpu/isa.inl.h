@@ -54,8 +54,20 @@ inline void with_anatomies(int a, const F& f) {
 
 extern const Kernels table;
 const Kernels table = {
-    AXNET_STRING(AXNET_ISA), moments,      gate_forward, apply,        reduce,        gate_backward, input,
-    input_mask,              pwap,         pwap_combine, pack_maps,    pwap_prepare,  pwap_backward, pwap_gather,
+    AXNET_STRING(AXNET_ISA),
+    moments,
+    gate_forward,
+    apply,
+    reduce,
+    gate_backward,
+    input,
+    input_mask,
+    pwap,
+    pwap_combine,
+    pack_maps,
+    pwap_prepare,
+    pwap_backward,
+    pwap_gather,
     linear,
 };
 

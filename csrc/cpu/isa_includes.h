@@ -25,8 +25,7 @@
 
 #define AXNET_PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
-#define AXNET_TARGET_BEGIN(isa) \
-  AXNET_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define AXNET_TARGET_BEGIN(isa) AXNET_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
 #define AXNET_TARGET_END AXNET_PRAGMA(clang attribute pop)
 #else
 #define AXNET_TARGET_BEGIN(isa) AXNET_PRAGMA(GCC push_options) AXNET_PRAGMA(GCC target(isa))

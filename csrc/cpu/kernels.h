@@ -1,7 +1,8 @@
 // What the CPU wrappers hand to the kernels of the instruction set that this machine has.
 //
 // Shapes are row-major; "acc" is the accumulation type (float, or double for double). N images, C channels, S pixels,
-// A anatomies. Fusion "concat" has A output blocks of one anatomy each, "mean" has one block of all: B anatomies a block.
+// A anatomies. Fusion "concat" has A output blocks of one anatomy each, "mean" has one block of all: B anatomies a
+// block.
 #pragma once
 
 #include <cstdint>
@@ -14,15 +15,15 @@ enum class Type : int { f32, f64, bf16, f16 };
 
 constexpr int64_t kChannelBlock = 64;       // channels that one channels_last task reduces, at least
 constexpr int64_t kWideChannelBlock = 512;  // and at most: more in a row read faster, fewer make more tasks
-constexpr int64_t kPixelGroup = 4;     // pixels that one channels_last task maps
-constexpr int64_t kGateChannels = 16;  // channels that one task of the gate's algebra holds
+constexpr int64_t kPixelGroup = 4;          // pixels that one channels_last task maps
+constexpr int64_t kGateChannels = 16;       // channels that one task of the gate's algebra holds
 
 struct MomentsArgs {
   Type type;
   int64_t N, C, S;
   int A;
   View x;
-  int64_t block;            // channels of a channels_last task
+  int64_t block;  // channels of a channels_last task
   const void* x_data;
   const void* mask;         // acc [N, A, S]
   const double* mask_sums;  // [N, A]: sum_s m_a
@@ -60,11 +61,11 @@ struct GateBackwardArgs {
   const void* mean;
   const void* var;
   const void* saved;
-  const void* sums;  // acc [N, blocks, sum_rows(B), C]
-  void* coef;        // acc [N, blocks, coef_rows(B), C]
-  void* gate_grad;   // acc [N, A, C]
-  void* weight_grad; // acc [blocks*C]
-  void* bias_grad;   // acc [blocks*C]
+  const void* sums;   // acc [N, blocks, sum_rows(B), C]
+  void* coef;         // acc [N, blocks, coef_rows(B), C]
+  void* gate_grad;    // acc [N, A, C]
+  void* weight_grad;  // acc [blocks*C]
+  void* bias_grad;    // acc [blocks*C]
 };
 
 // Z = X (b + sum_a w_a m_a) + h, one block.
@@ -110,11 +111,11 @@ struct InputArgs {
   const void* x_data;
   const void* d_data;
   void* dx_data;
-  const void* mask;    // acc [N, A, S]
-  const void* coef;    // acc [N, blocks, coef_rows(B), C]
-  const void* delta;   // acc [N, 2+2A, C]: gradient of the descriptors
+  const void* mask;   // acc [N, A, S]
+  const void* coef;   // acc [N, blocks, coef_rows(B), C]
+  const void* delta;  // acc [N, 2+2A, C]: gradient of the descriptors
   const int32_t* argmax;
-  void* mask_grad;     // acc [N, A, S]; of input_mask only
+  void* mask_grad;  // acc [N, A, S]; of input_mask only
   bool stream;
 };
 
@@ -146,19 +147,19 @@ struct PwapBackwardArgs {
   int K;
   View x, dx;
   const void* x_data;
-  void* dx_data;            // or null
-  const void* logits;       // acc [N, K, S]
-  const void* norm;         // acc [N, 2, K]
-  const void* grad;         // acc [N, K, C]: gradient of pooled
-  const void* pooled;       // acc [N, K, C]
-  const void* weight;       // acc [K, C]
-  void* grad_packed;        // acc [N, C, P]: the gradient by channel, padded with zeros
-  void* weight_packed;      // acc [C, P]: the weights by channel
-  void* mean_grad;          // acc [N, K]: <grad_pooled_k, pooled_k>
-  const void* grad_prob;    // acc [N, K, S] or null
-  void* partial;            // acc [N, tiles, P*C + K]: of the weight's and the bias's gradient
-  void* weight_grad;        // acc [K, C]
-  void* bias_grad;          // acc [K]
+  void* dx_data;          // or null
+  const void* logits;     // acc [N, K, S]
+  const void* norm;       // acc [N, 2, K]
+  const void* grad;       // acc [N, K, C]: gradient of pooled
+  const void* pooled;     // acc [N, K, C]
+  const void* weight;     // acc [K, C]
+  void* grad_packed;      // acc [N, C, P]: the gradient by channel, padded with zeros
+  void* weight_packed;    // acc [C, P]: the weights by channel
+  void* mean_grad;        // acc [N, K]: <grad_pooled_k, pooled_k>
+  const void* grad_prob;  // acc [N, K, S] or null
+  void* partial;          // acc [N, tiles, P*C + K]: of the weight's and the bias's gradient
+  void* weight_grad;      // acc [K, C]
+  void* bias_grad;        // acc [K]
   int64_t tile, tiles;
 };
 
@@ -176,20 +177,20 @@ struct LinearArgs {
 
 struct Kernels {
   const char* name;
-  void (*moments)(const MomentsArgs&, int64_t begin, int64_t end);  // NCHW: rows (n, c); else (n, channel block)
+  void (*moments)(const MomentsArgs&, int64_t begin, int64_t end);    // NCHW: rows (n, c); else (n, channel block)
   void (*gate_forward)(const GateArgs&, int64_t begin, int64_t end);  // groups of kGateChannels
   void (*apply)(const ApplyArgs&, int64_t begin, int64_t end);        // NCHW: rows; else (n, pixel group)
   void (*reduce)(const ReduceArgs&, int64_t begin, int64_t end);      // as moments
   void (*gate_backward)(const GateBackwardArgs&, int64_t begin, int64_t end);
-  void (*input)(const InputArgs&, int64_t begin, int64_t end);        // as apply
-  void (*input_mask)(const InputArgs&, int64_t begin, int64_t end);   // images
-  void (*pwap)(const PwapArgs&, int64_t begin, int64_t end);          // (n, tile)
-  void (*pwap_combine)(const PwapArgs&, int64_t begin, int64_t end);  // (n, kCombineChannels channels)
-  void (*pack_maps)(Type, const void* rows, int K, int64_t C, void* out);  // acc [K, C] -> [C, P]
+  void (*input)(const InputArgs&, int64_t begin, int64_t end);                 // as apply
+  void (*input_mask)(const InputArgs&, int64_t begin, int64_t end);            // images
+  void (*pwap)(const PwapArgs&, int64_t begin, int64_t end);                   // (n, tile)
+  void (*pwap_combine)(const PwapArgs&, int64_t begin, int64_t end);           // (n, kCombineChannels channels)
+  void (*pack_maps)(Type, const void* rows, int K, int64_t C, void* out);      // acc [K, C] -> [C, P]
   void (*pwap_prepare)(const PwapBackwardArgs&, int64_t begin, int64_t end);   // images, and the weights as task N
   void (*pwap_backward)(const PwapBackwardArgs&, int64_t begin, int64_t end);  // (n, tile)
   void (*pwap_gather)(const PwapBackwardArgs&, int64_t begin, int64_t end);    // kCombineChannels channels
-  void (*linear)(const LinearArgs&, int64_t begin, int64_t end);  // (group, kLinearOutputs outputs)
+  void (*linear)(const LinearArgs&, int64_t begin, int64_t end);               // (group, kLinearOutputs outputs)
 };
 
 const Kernels& kernels();  // of the best instruction set here; AXNET_CPU_ISA names another

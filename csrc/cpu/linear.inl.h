@@ -12,12 +12,14 @@ void linear_typed(const LinearArgs& g, int64_t begin, int64_t end) {
     const int outputs = static_cast<int>(g.O - first < kLinearOutputs ? g.O - first : kLinearOutputs);
     const T* bias = static_cast<const T*>(g.bias) + group * g.O + first;
     for (int o = 0; o < outputs; ++o)
-      for (int n = 0; n < N; ++n) part[o * N + n] = static_cast<Acc>(bias[o]);
+      for (int n = 0; n < N; ++n)
+        part[o * N + n] = static_cast<Acc>(bias[o]);
     contract_along<T>(static_cast<const T*>(g.weight) + (group * g.O + first) * g.I, g.I, outputs, g.I,
                       static_cast<const Acc*>(g.x) + group * g.N * g.I, g.I, N, part, N);
     T* out = static_cast<T*>(g.out) + group * g.N * g.O + first;
     for (int n = 0; n < N; ++n)
-      for (int o = 0; o < outputs; ++o) out[n * g.O + o] = T(part[o * N + n]);
+      for (int o = 0; o < outputs; ++o)
+        out[n * g.O + o] = T(part[o * N + n]);
   }
 }
 

@@ -10,8 +10,10 @@ double product_sum(const Acc* a, const Acc* b, int64_t S) {  // b null: sum of a
   double part[8] = {};
   int64_t s = 0;
   for (; s + 8 <= S; s += 8)
-    for (int i = 0; i < 8; ++i) part[i] += b ? static_cast<double>(a[s + i]) * b[s + i] : a[s + i];
-  for (; s < S; ++s) part[s % 8] += b ? static_cast<double>(a[s]) * b[s] : a[s];
+    for (int i = 0; i < 8; ++i)
+      part[i] += b ? static_cast<double>(a[s + i]) * b[s + i] : a[s + i];
+  for (; s < S; ++s)
+    part[s % 8] += b ? static_cast<double>(a[s]) * b[s] : a[s];
   return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
 }
 
@@ -23,7 +25,8 @@ void mask_mass(const Acc* mask, int64_t N, int64_t A, int64_t S, double* out) {
     int64_t ab = A;
     for (int64_t a = 0; a < A; ++a) {
       row[a] = product_sum<Acc>(m + a * S, nullptr, S);
-      for (int64_t b = a; b < A; ++b, ++ab) row[ab] = product_sum(m + a * S, m + b * S, S);
+      for (int64_t b = a; b < A; ++b, ++ab)
+        row[ab] = product_sum(m + a * S, m + b * S, S);
     }
   }
 }
@@ -47,7 +50,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor
   else mask_mass(static_cast<const float*>(mask.data_ptr()), N, A, S, mass_data);
   std::vector<double> sums(N * A);
   for (int64_t n = 0; n < N; ++n)
-    for (int64_t k = 0; k < A; ++k) sums[n * A + k] = mass_data[n * (A + pairs(a)) + k];
+    for (int64_t k = 0; k < A; ++k)
+      sums[n * A + k] = mass_data[n * (A + pairs(a)) + k];
 
   MomentsArgs args{type_of(x),
                    N,
@@ -99,8 +103,7 @@ std::tuple<Tensor, Tensor> masked_moments_backward(Tensor x_in, Tensor mask, Ten
   if (input_grad)
     parallel(by_channels ? N * ceil_div(S, kPixelGroup) : N * C, grain_of(by_channels ? C * kPixelGroup : S),
              [&](int64_t begin, int64_t end) { kernels().input(args, begin, end); });
-  if (mask_grad)
-    parallel(N, 1, [&](int64_t begin, int64_t end) { kernels().input_mask(args, begin, end); });
+  if (mask_grad) parallel(N, 1, [&](int64_t begin, int64_t end) { kernels().input_mask(args, begin, end); });
   return {dx, dmask};
 }
 

@@ -24,10 +24,14 @@ struct Maps {
 template <class F>
 AXNET_INLINE void for_map_blocks(int K, const F& f) {
   int k = 0;
-  for (; K - k >= 14; k += 14) f(Maps<14>{}, k);
-  for (; K - k >= 8; k += 8) f(Maps<8>{}, k);
-  for (; K - k >= 4; k += 4) f(Maps<4>{}, k);
-  for (; K - k >= 2; k += 2) f(Maps<2>{}, k);
+  for (; K - k >= 14; k += 14)
+    f(Maps<14>{}, k);
+  for (; K - k >= 8; k += 8)
+    f(Maps<8>{}, k);
+  for (; K - k >= 4; k += 4)
+    f(Maps<4>{}, k);
+  for (; K - k >= 2; k += 2)
+    f(Maps<2>{}, k);
   if (K - k == 1) f(Maps<1>{}, k);
 }
 
@@ -42,9 +46,9 @@ AXNET_INLINE void project_strip(const T* x, int64_t stride, int64_t rows, const 
   V sum[K][U];
   for (int k = 0; k < K; ++k)
     for (int u = 0; u < U; ++u)
-      sum[k][u] = first ? V{}
-                        : (U == 1 && lanes < L::W) ? Lanes<Acc>::load_n(out + k * out_stride, lanes)
-                                                   : Lanes<Acc>::load(out + k * out_stride + u * L::W);
+      sum[k][u] = first                      ? V{}
+                  : (U == 1 && lanes < L::W) ? Lanes<Acc>::load_n(out + k * out_stride, lanes)
+                                             : Lanes<Acc>::load(out + k * out_stride + u * L::W);
   for (int64_t r = 0; r < rows; ++r) {
     V v[U];
     for (int u = 0; u < U; ++u)
@@ -53,7 +57,8 @@ AXNET_INLINE void project_strip(const T* x, int64_t stride, int64_t rows, const 
     if constexpr (U * sizeof(V) > 64) __builtin_prefetch(x + (r + kRowChunk) * stride + 64 / sizeof(T));
     for (int k = 0; k < K; ++k) {
       const V weight = splat<Acc>(w[r * w_stride + k]);
-      for (int u = 0; u < U; ++u) sum[k][u] += weight * v[u];
+      for (int u = 0; u < U; ++u)
+        sum[k][u] += weight * v[u];
     }
   }
   for (int k = 0; k < K; ++k)
@@ -95,36 +100,42 @@ AXNET_INLINE void contract_rows(const T* x, int64_t stride, int64_t length, cons
   int64_t l = 0;
   for (; l + L::W <= length; l += L::W) {
     V v[U];
-    for (int u = 0; u < U; ++u) v[u] = L::load(x + u * stride + l);
+    for (int u = 0; u < U; ++u)
+      v[u] = L::load(x + u * stride + l);
     for (int k = 0; k < K; ++k) {
       const V share = Lanes<Acc>::load(p + k * p_stride + l);
-      for (int u = 0; u < U; ++u) sum[k * U + u] += share * v[u];
+      for (int u = 0; u < U; ++u)
+        sum[k * U + u] += share * v[u];
     }
   }
   if (l < length) {
     const int rest = static_cast<int>(length - l);
     for (int k = 0; k < K; ++k) {
       const V share = Lanes<Acc>::load_n(p + k * p_stride + l, rest);
-      for (int u = 0; u < U; ++u) sum[k * U + u] += share * L::load_n(x + u * stride + l, rest);
+      for (int u = 0; u < U; ++u)
+        sum[k * U + u] += share * L::load_n(x + u * stride + l, rest);
     }
   }
   Acc lanes[K * U];
   reduce_to<Acc, false, K * U>(sum, lanes);
   for (int k = 0; k < K; ++k)
-    for (int u = 0; u < U; ++u) out[u * out_stride + k] += lanes[k * U + u];
+    for (int u = 0; u < U; ++u)
+      out[u * out_stride + k] += lanes[k * U + u];
 }
 
 // Few maps: P [K, p_stride] by vectors along l. out [rows, out_stride].
 template <class T>
-void contract_along(const T* x, int64_t stride, int64_t rows, int64_t length, const acc_t<T>* p, int64_t p_stride, int K,
-                    acc_t<T>* out, int64_t out_stride) {
+void contract_along(const T* x, int64_t stride, int64_t rows, int64_t length, const acc_t<T>* p, int64_t p_stride,
+                    int K, acc_t<T>* out, int64_t out_stride) {
   for_map_blocks(K, [&](auto block, int k) {
     constexpr int B = decltype(block)::value, U = Panel<B>::beside;
     int64_t r = 0;
     for (; r + U <= rows; r += U)
-      contract_rows<T, B, U>(x + r * stride, stride, length, p + k * p_stride, p_stride, out + r * out_stride + k, out_stride);
+      contract_rows<T, B, U>(x + r * stride, stride, length, p + k * p_stride, p_stride, out + r * out_stride + k,
+                             out_stride);
     for (; r < rows; ++r)
-      contract_rows<T, B, 1>(x + r * stride, stride, length, p + k * p_stride, p_stride, out + r * out_stride + k, out_stride);
+      contract_rows<T, B, 1>(x + r * stride, stride, length, p + k * p_stride, p_stride, out + r * out_stride + k,
+                             out_stride);
   });
 }
 
@@ -143,21 +154,25 @@ AXNET_INLINE void contract_block(const T* x, int64_t stride, int64_t length, con
       for (int r = 0; r < R; ++r)
         for (int64_t l = 0; l < span; l += LA::W) {
           const T* from = x + r * stride + l0 + l;
-          LA::store(wide[r] + l, span - l < LA::W ? Lanes<T>::load_n(from, static_cast<int>(span - l)) : Lanes<T>::load(from));
+          LA::store(wide[r] + l,
+                    span - l < LA::W ? Lanes<T>::load_n(from, static_cast<int>(span - l)) : Lanes<T>::load(from));
         }
     for (int64_t l = 0; l < span; ++l) {
       V v[U];
-      for (int u = 0; u < U; ++u) v[u] = LA::load(q + (l0 + l) * q_stride + u * LA::W);
+      for (int u = 0; u < U; ++u)
+        v[u] = LA::load(q + (l0 + l) * q_stride + u * LA::W);
       for (int r = 0; r < R; ++r) {
         Acc element;
         if constexpr (sizeof(T) == sizeof(Acc)) element = x[r * stride + l0 + l];
         else element = wide[r][l];
-        for (int u = 0; u < U; ++u) sum[r][u] += splat<Acc>(element) * v[u];
+        for (int u = 0; u < U; ++u)
+          sum[r][u] += splat<Acc>(element) * v[u];
       }
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int u = 0; u < U; ++u) LA::store(out + r * out_stride + u * LA::W, LA::load(out + r * out_stride + u * LA::W) + sum[r][u]);
+    for (int u = 0; u < U; ++u)
+      LA::store(out + r * out_stride + u * LA::W, LA::load(out + r * out_stride + u * LA::W) + sum[r][u]);
 }
 
 // Many maps: Q [length, q_stride] and out [rows, out_stride] hold the maps in the lanes, padded to `padded` columns, so
@@ -193,7 +208,8 @@ AXNET_INLINE void expand_block(const acc_t<T>* b0, const acc_t<T>* b1, int64_t b
                                         : Lanes<Acc>::load(q + j * q_stride + u * L::W);
       for (int r = 0; r < R; ++r) {
         const V weight = splat<Acc>(b[r * b_stride + j]);
-        for (int u = 0; u < U; ++u) sum[r][u] += weight * v[u];
+        for (int u = 0; u < U; ++u)
+          sum[r][u] += weight * v[u];
       }
     }
   }
@@ -215,12 +231,15 @@ void expand(const acc_t<T>* b0, const acc_t<T>* b1, int64_t b_stride, const acc_
     constexpr int H = decltype(height)::value;
     int64_t l = 0;
     for (; l + U * L::W <= length; l += U * L::W)
-      expand_block<T, H, U>(b0 + r * b_stride, b1 + r * b_stride, b_stride, q0 + l, q1 + l, q_stride, K, dx + r * stride + l, stride, L::W);
+      expand_block<T, H, U>(b0 + r * b_stride, b1 + r * b_stride, b_stride, q0 + l, q1 + l, q_stride, K,
+                            dx + r * stride + l, stride, L::W);
     for (; l < length; l += L::W)
-      expand_block<T, H, 1>(b0 + r * b_stride, b1 + r * b_stride, b_stride, q0 + l, q1 + l, q_stride, K, dx + r * stride + l, stride,
-                            length - l < L::W ? static_cast<int>(length - l) : L::W);
+      expand_block<T, H, 1>(b0 + r * b_stride, b1 + r * b_stride, b_stride, q0 + l, q1 + l, q_stride, K,
+                            dx + r * stride + l, stride, length - l < L::W ? static_cast<int>(length - l) : L::W);
     r += H;
   };
-  while (r + R <= rows) strip(Maps<R>{});
-  while (r < rows) strip(Maps<1>{});
+  while (r + R <= rows)
+    strip(Maps<R>{});
+  while (r < rows)
+    strip(Maps<1>{});
 }

@@ -55,7 +55,8 @@ AXNET_INLINE void accumulate(int count, V x, V shift, const V* m, V* sum, V* top
   }
 }
 
-// First position in the granule from `from` on where m x equals its maximum, without a branch that could be guessed wrong.
+// First position in the granule from `from` on where m x equals its maximum, without a branch that could be guessed
+// wrong.
 template <class T, class Acc>
 AXNET_INLINE int32_t first_position(const T* x, const Acc* mask, int64_t from, int64_t S, Acc top) {
   using L = Lanes<T>;
@@ -74,7 +75,8 @@ AXNET_INLINE acc_t<T> sample_mean(const T* x, int64_t stride, int64_t S) {
   using Acc = acc_t<T>;
   if (S < 4) return static_cast<Acc>(x[0]);
   Acc total = 0;
-  for (int i = 0; i < 4; ++i) total += static_cast<Acc>(x[((2 * i + 1) * S / 8) * stride]);
+  for (int i = 0; i < 4; ++i)
+    total += static_cast<Acc>(x[((2 * i + 1) * S / 8) * stride]);
   total *= Acc(0.25);
   return total - total == 0 ? total : Acc(0);  // inf or NaN: let it show in the sums, not in the shift
 }
@@ -85,8 +87,8 @@ AXNET_INLINE typename LaneIndex<Acc>::type far_from_zero(V s1, V s2, Acc S) {
   return s1 * s1 > Acc(0.9375) * S * s2;
 }
 
-// The maxima of a row and their positions, plainly: NaN counts as the largest value, as in torch.max. Called where a sum is
-// not finite.
+// The maxima of a row and their positions, plainly: NaN counts as the largest value, as in torch.max. Called where a
+// sum is not finite.
 template <class T, class Acc>
 void maxima_with_nan(const T* x, int64_t stride, const Acc* mask, int64_t S, Acc* top, int32_t* at) {
   *top = -__builtin_inf();
@@ -122,7 +124,8 @@ AXNET_INLINE void finish_channels(const MomentsArgs& g, int64_t n, int64_t c, in
   if constexpr (SECOND) {
     Acc* out = static_cast<Acc*>(g.moments) + n * moment_rows(anatomies) * g.C + c;
     store(out, shift);
-    for (int k = 0; k < sums; ++k) store(out + (1 + k) * g.C, total[k]);
+    for (int k = 0; k < sums; ++k)
+      store(out + (1 + k) * g.C, total[k]);
   }
 }
 
@@ -153,17 +156,20 @@ void sum_row(const T* x, const acc_t<T>* mask, int64_t S, int anatomies, acc_t<T
   V sum[sums], peak[maxima], before[maxima], m[MomentSet<A, SECOND>::cap];
   using Stamp = typename RowStatistics<T, A, SECOND>::Stamp;
   Stamp stamp[maxima] = {};
-  for (int k = 0; k < maxima; ++k) before[k] = peak[k] = splat<Acc>(lowest);
+  for (int k = 0; k < maxima; ++k)
+    before[k] = peak[k] = splat<Acc>(lowest);
   for (int64_t first = 0; first < S; first += block) {
     const int64_t last = first + block < S ? first + block : S;
-    for (int k = 0; k < sums; ++k) sum[k] = V{};
+    for (int k = 0; k < sums; ++k)
+      sum[k] = V{};
     int64_t s = first;
     while (s + L::W <= last) {
       const int64_t stop = s + step < last ? s + step : last;
       const int64_t granule = s / step;
       for (; s + L::W <= stop; s += L::W) {
         __builtin_prefetch(x + s + 1024 / sizeof(T));
-        for (int a = 0; a < (A ? A : anatomies); ++a) m[a] = Lanes<Acc>::load(mask + a * S + s);
+        for (int a = 0; a < (A ? A : anatomies); ++a)
+          m[a] = Lanes<Acc>::load(mask + a * S + s);
         accumulate<A, SECOND, SHIFTED>(anatomies, L::load(x + s), shift, m, sum, peak);
       }
       if (positions)
@@ -180,16 +186,19 @@ void sum_row(const T* x, const acc_t<T>* mask, int64_t S, int anatomies, acc_t<T
       for (int a = 0; a < (A ? A : anatomies); ++a)
         m[a] = L::first_n(Lanes<Acc>::load_n(mask + a * S + s, rest), mask[a * S + s], rest);
       accumulate<A, SECOND, SHIFTED>(anatomies, v, shift, m, bare, peak);
-      for (int k = 0; k < sums; ++k) sum[k] += L::first_n(bare[k], Acc(0), rest);
+      for (int k = 0; k < sums; ++k)
+        sum[k] += L::first_n(bare[k], Acc(0), rest);
       for (int k = 0; k < (A ? maxima : 1 + anatomies); ++k)
         stamp[k] = peak[k] > before[k] ? Stamp{} + static_cast<int32_t>(s / step) : stamp[k];
     }
     if (S > block) {
       reduce_to<Acc, false, sums>(sum, lanes);
-      for (int k = 0; k < sums; ++k) total[k] += lanes[k];
+      for (int k = 0; k < sums; ++k)
+        total[k] += lanes[k];
     }
   }
-  for (int k = 0; k < sums; ++k) row->sum[k] = S > block ? L::first_n(splat(static_cast<Acc>(total[k])), Acc(0), 1) : sum[k];
+  for (int k = 0; k < sums; ++k)
+    row->sum[k] = S > block ? L::first_n(splat(static_cast<Acc>(total[k])), Acc(0), 1) : sum[k];
   for (int k = 0; k < maxima; ++k) {
     row->peak[k] = peak[k];
     row->stamp[k] = stamp[k];
@@ -208,7 +217,8 @@ void moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
   Row rows[R];
   Acc shift[L::W];
   typename LaneIndex<Acc>::type lane;
-  for (int i = 0; i < L::W; ++i) lane[i] = i;
+  for (int i = 0; i < L::W; ++i)
+    lane[i] = i;
   for (int64_t row = begin; row < end;) {
     const int64_t n = row / g.C, c = row % g.C;
     int count = R;
@@ -220,10 +230,12 @@ void moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
       sum_row<T, A, SECOND, false>(x + i * g.x.c, mask, g.S, anatomies, Acc(0), g.argmax != nullptr, rows + i);
     V total[Row::sums], top[Row::maxima], column[R];
     auto sum_of = [&](int k) {  // lane i: sum k of row i
-      for (int i = 0; i < R; ++i) column[i] = rows[i < count ? i : 0].sum[k];
+      for (int i = 0; i < R; ++i)
+        column[i] = rows[i < count ? i : 0].sum[k];
       return reduce_lanes<Acc, false, R>(column);
     };
-    for (int i = 0; i < L::W; ++i) shift[i] = 0;
+    for (int i = 0; i < L::W; ++i)
+      shift[i] = 0;
     total[0] = sum_of(0);
     if constexpr (SECOND) {
       uint32_t again = bits_of<Acc>(far_from_zero(total[0], sum_of(1), static_cast<Acc>(g.S))) & ((1u << count) - 1u);
@@ -233,9 +245,11 @@ void moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
         sum_row<T, A, SECOND, true>(x + i * g.x.c, mask, g.S, anatomies, shift[i], g.argmax != nullptr, rows + i);
       }
     }
-    for (int k = 0; k < sums; ++k) total[k] = sum_of(k);
+    for (int k = 0; k < sums; ++k)
+      total[k] = sum_of(k);
     for (int k = 0; k <= anatomies; ++k) {
-      for (int i = 0; i < R; ++i) column[i] = rows[i < count ? i : 0].peak[k];
+      for (int i = 0; i < R; ++i)
+        column[i] = rows[i < count ? i : 0].peak[k];
       top[k] = reduce_lanes<Acc, true, R>(column);
     }
     const bool brief = g.S <= kGranule * L::W;
@@ -247,7 +261,8 @@ void moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
           column[i] = r.peak[k] == splat<Acc>(top[k][i]) ? -place : splat<Acc>(-__builtin_inf());
         }
         const V first = -reduce_lanes<Acc, true, R>(column);
-        for (int i = 0; i < count; ++i) g.argmax[(n * (1 + anatomies) + k) * g.C + c + i] = static_cast<int32_t>(first[i]);
+        for (int i = 0; i < count; ++i)
+          g.argmax[(n * (1 + anatomies) + k) * g.C + c + i] = static_cast<int32_t>(first[i]);
       }
     for (int i = 0; i < count; ++i) {
       const T* own = x + i * g.x.c;
@@ -300,7 +315,8 @@ void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
     const T* x = static_cast<const T*>(g.x_data) + n * g.x.n + c0;
     const Acc* mask = static_cast<const Acc*>(g.mask) + n * anatomies * g.S;
     auto clear = [&](Column& column) {
-      for (int k = 0; k < sums; ++k) column.sum[k] = V{};
+      for (int k = 0; k < sums; ++k)
+        column.sum[k] = V{};
       for (int k = 0; k < maxima; ++k) {
         column.peak[k] = splat<Acc>(lowest);
         column.at[k] = Stamp{};
@@ -310,15 +326,19 @@ void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
       constexpr bool SHIFTED = decltype(shifted)::value;
       const int rest = width - v * L::W;
       V local[sums], top[maxima], before[maxima], m[MomentSet<A, SECOND>::cap];
-      for (int k = 0; k < sums; ++k) local[k] = column.sum[k];
-      for (int k = 0; k < maxima; ++k) before[k] = top[k] = column.peak[k];
+      for (int k = 0; k < sums; ++k)
+        local[k] = column.sum[k];
+      for (int k = 0; k < maxima; ++k)
+        before[k] = top[k] = column.peak[k];
       Stamp at[maxima];
-      for (int k = 0; k < maxima; ++k) at[k] = column.at[k];
+      for (int k = 0; k < maxima; ++k)
+        at[k] = column.at[k];
       const T* p = x + first * g.x.s + v * L::W;
       for (int64_t s = first; s < last; ++s, p += g.x.s) {
         __builtin_prefetch(p + tile * g.x.s, 0, 2);
         const V value = rest >= L::W ? L::load(p) : L::load_n(p, rest);
-        for (int a = 0; a < (A ? A : anatomies); ++a) m[a] = splat<Acc>(mask[a * g.S + s]);
+        for (int a = 0; a < (A ? A : anatomies); ++a)
+          m[a] = splat<Acc>(mask[a * g.S + s]);
         accumulate<A, SECOND, SHIFTED>(anatomies, value, shift, m, local, top);
         if constexpr (POSITIONS)
           for (int k = 0; k < (A ? maxima : 1 + anatomies); ++k) {
@@ -326,16 +346,19 @@ void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
             before[k] = top[k];
           }
       }
-      for (int k = 0; k < sums; ++k) column.sum[k] = local[k];
+      for (int k = 0; k < sums; ++k)
+        column.sum[k] = local[k];
       for (int k = 0; k < maxima; ++k) {
         column.peak[k] = top[k];
         column.at[k] = at[k];
       }
     };
-    for (int v = 0; v * L::W < width; ++v) clear(columns[v]);
+    for (int v = 0; v * L::W < width; ++v)
+      clear(columns[v]);
     for (int64_t first = 0; first < g.S; first += tile) {
       const int64_t last = first + tile < g.S ? first + tile : g.S;
-      for (int v = 0; v * L::W < width; ++v) walk(columns[v], v, first, last, V{}, std::false_type{});
+      for (int v = 0; v * L::W < width; ++v)
+        walk(columns[v], v, first, last, V{}, std::false_type{});
     }
     for (int v = 0; v * L::W < width; ++v) {
       const int lanes = width - v * L::W < L::W ? width - v * L::W : L::W;
@@ -374,11 +397,11 @@ void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
 template <class T, int A>
 void moments_typed(const MomentsArgs& g, int64_t begin, int64_t end) {
   if (g.x.channels_last)
-    g.argmax    ? (g.moments ? moments_channels_last<T, A, true, true> : moments_channels_last<T, A, false, true>)(g, begin, end)
+    g.argmax    ? (g.moments ? moments_channels_last<T, A, true, true>
+                             : moments_channels_last<T, A, false, true>)(g, begin, end)
     : g.moments ? moments_channels_last<T, A, true, false>(g, begin, end)
                 : moments_channels_last<T, A, false, false>(g, begin, end);
-  else
-    g.moments ? moments_rows<T, A, true>(g, begin, end) : moments_rows<T, A, false>(g, begin, end);
+  else g.moments ? moments_rows<T, A, true>(g, begin, end) : moments_rows<T, A, false>(g, begin, end);
 }
 
 void moments(const MomentsArgs& g, int64_t begin, int64_t end) {

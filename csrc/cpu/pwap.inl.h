@@ -27,9 +27,11 @@ constexpr int64_t kMaxTile = 256;
 constexpr int kMaxMaps = 64;
 
 template <class Acc>
-AXNET_INLINE void transpose(const Acc* from, int64_t rows, int64_t columns, int64_t from_stride, Acc* to, int64_t to_stride) {
+AXNET_INLINE void transpose(const Acc* from, int64_t rows, int64_t columns, int64_t from_stride, Acc* to,
+                            int64_t to_stride) {
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) to[c * to_stride + r] = from[r * from_stride + c];
+    for (int64_t c = 0; c < columns; ++c)
+      to[c * to_stride + r] = from[r * from_stride + c];
 }
 
 // value of the logits' sigmoid p and of w relative to the largest logit, a vector at a time
@@ -64,7 +66,8 @@ void pwap_typed(const PwapArgs& g, int64_t begin, int64_t end) {
     Acc* part = static_cast<Acc*>(g.partial) + task * size;
     const Acc* packed = static_cast<const Acc*>(g.packed);
     if (g.x.channels_last) {
-      for (int64_t i = 0; i < t.pixels * P; ++i) turned[i] = 0;
+      for (int64_t i = 0; i < t.pixels * P; ++i)
+        turned[i] = 0;
       if (across) contract_across<T>(x, g.x.s, t.pixels, g.C, packed, P, P, turned, P);
       else contract_along<T>(x, g.x.s, t.pixels, g.C, static_cast<const Acc*>(g.weight), g.C, K, turned, P);
       transpose(turned, t.pixels, static_cast<int64_t>(K), static_cast<int64_t>(P), logits, g.S);
@@ -99,9 +102,11 @@ void pwap_typed(const PwapArgs& g, int64_t begin, int64_t end) {
       transpose(share, static_cast<int64_t>(K), t.pixels, kMaxTile, turned, static_cast<int64_t>(P));
       project<T>(x, g.x.s, t.pixels, g.C, turned, P, K, part, g.C, true);
     } else {  // [C, P]
-      for (int64_t i = 0; i < P * g.C; ++i) part[i] = 0;
+      for (int64_t i = 0; i < P * g.C; ++i)
+        part[i] = 0;
       if (across) {
-        for (int64_t i = 0; i < t.pixels * P; ++i) turned[i] = 0;
+        for (int64_t i = 0; i < t.pixels * P; ++i)
+          turned[i] = 0;
         transpose(share, static_cast<int64_t>(K), t.pixels, kMaxTile, turned, static_cast<int64_t>(P));
         contract_across<T>(x, g.x.c, g.C, t.pixels, turned, P, P, part, P);
       } else {
@@ -141,9 +146,11 @@ void pwap_combine_typed(const PwapArgs& g, int64_t begin, int64_t end) {
     V top[most], mass[most];
     for (int v = 0; v < vectors; ++v) {
       top[v] = of_tile(0, 0, v);
-      for (int64_t i = 1; i < g.tiles; ++i) top[v] = vmax(of_tile(i, 0, v), top[v]);
+      for (int64_t i = 1; i < g.tiles; ++i)
+        top[v] = vmax(of_tile(i, 0, v), top[v]);
       mass[v] = V{};
-      for (int64_t i = 0; i < g.tiles; ++i) mass[v] += relative_weight(of_tile(i, 0, v), top[v]) * of_tile(i, 1, v);
+      for (int64_t i = 0; i < g.tiles; ++i)
+        mass[v] += relative_weight(of_tile(i, 0, v), top[v]) * of_tile(i, 1, v);
       if (c0 == 0) {
         const int lanes = K - v * LA::W < LA::W ? K - v * LA::W : LA::W;
         Acc* norm = static_cast<Acc*>(g.norm) + n * 2 * K + v * LA::W;
@@ -151,25 +158,31 @@ void pwap_combine_typed(const PwapArgs& g, int64_t begin, int64_t end) {
         LA::store_n(norm + K, mass[v], lanes);
       }
     }
-    for (int64_t j = 0; j < width * P; ++j) total[j] = 0;  // channels_last: [K, width]; NCHW: [width, P]
+    for (int64_t j = 0; j < width * P; ++j)
+      total[j] = 0;  // channels_last: [K, width]; NCHW: [width, P]
     for (int64_t i = 0; i < g.tiles; ++i) {
-      for (int v = 0; v < vectors; ++v) LA::store(scale + v * LA::W, relative_weight(of_tile(i, 0, v), top[v]) / mass[v]);
-      for (int k = K; k < P; ++k) scale[k] = 0;
+      for (int v = 0; v < vectors; ++v)
+        LA::store(scale + v * LA::W, relative_weight(of_tile(i, 0, v), top[v]) / mass[v]);
+      for (int k = K; k < P; ++k)
+        scale[k] = 0;
       if (g.x.channels_last) {
         for (int k = 0; k < K; ++k) {
           const Acc* from = part + i * size + k * g.C + c0;
-          for (int64_t c = 0; c < width; ++c) total[k * width + c] += scale[k] * from[c];
+          for (int64_t c = 0; c < width; ++c)
+            total[k * width + c] += scale[k] * from[c];
         }
       } else {
         const Acc* from = part + i * size + c0 * P;
         for (int64_t c = 0; c < width; ++c)
-          for (int k = 0; k < P; ++k) total[c * P + k] += scale[k] * from[c * P + k];
+          for (int k = 0; k < P; ++k)
+            total[c * P + k] += scale[k] * from[c * P + k];
       }
     }
     const int64_t row = g.x.channels_last ? width : 1, column = g.x.channels_last ? 1 : P;
     for (int k = 0; k < K; ++k) {
       T* pooled = static_cast<T*>(g.pooled) + (n * K + k) * g.C + c0;
-      for (int64_t c = 0; c < width; ++c) pooled[c] = T(total[k * row + c * column]);
+      for (int64_t c = 0; c < width; ++c)
+        pooled[c] = T(total[k * row + c * column]);
     }
   }
 }
@@ -183,10 +196,13 @@ void pack_maps_typed(const Acc* rows, int K, int64_t C, Acc* out) {
   for (int64_t c0 = 0; c0 < C; c0 += width) {
     const int count = C - c0 < width ? static_cast<int>(C - c0) : width;
     for (int k = 0; k < K; ++k)
-      for (int c = 0; c < count; ++c) held[k][c] = rows[k * C + c0 + c];
+      for (int c = 0; c < count; ++c)
+        held[k][c] = rows[k * C + c0 + c];
     for (int c = 0; c < count; ++c, out += P) {
-      for (int k = 0; k < K; ++k) out[k] = held[k][c];
-      for (int k = K; k < P; ++k) out[k] = 0;
+      for (int k = 0; k < K; ++k)
+        out[k] = held[k][c];
+      for (int k = K; k < P; ++k)
+        out[k] = 0;
     }
   }
 }
@@ -238,7 +254,8 @@ void pwap_backward_typed(const PwapBackwardArgs& g, int64_t begin, int64_t end) 
     const Acc* norm = static_cast<const Acc*>(g.norm) + t.n * 2 * K;
     Acc* part = static_cast<Acc*>(g.partial) + task * size;
     if (g.x.channels_last) {
-      for (int64_t i = 0; i < t.pixels * P; ++i) turned[i] = 0;
+      for (int64_t i = 0; i < t.pixels * P; ++i)
+        turned[i] = 0;
       if (across) contract_across<T>(x, g.x.s, t.pixels, g.C, grad_packed, P, P, turned, P);
       else contract_along<T>(x, g.x.s, t.pixels, g.C, grad, g.C, K, turned, P);
       transpose(turned, t.pixels, static_cast<int64_t>(K), static_cast<int64_t>(P), q, kMaxTile);
@@ -247,7 +264,8 @@ void pwap_backward_typed(const PwapBackwardArgs& g, int64_t begin, int64_t end) 
     }
     for (int k = 0; k < K; ++k) {
       const Acc* logits = static_cast<const Acc*>(g.logits) + (t.n * K + k) * g.S + t.first;
-      const Acc* grad_prob = g.grad_prob ? static_cast<const Acc*>(g.grad_prob) + (t.n * K + k) * g.S + t.first : nullptr;
+      const Acc* grad_prob =
+          g.grad_prob ? static_cast<const Acc*>(g.grad_prob) + (t.n * K + k) * g.S + t.first : nullptr;
       const Acc top = norm[k];
       const Acc factor = Acc(1) + static_cast<Acc>(__builtin_exp(-static_cast<double>(top < 0 ? -top : top)));
       const Acc inverse = Acc(1) / norm[K + k], mean = static_cast<const Acc*>(g.mean_grad)[t.n * K + k];
@@ -273,9 +291,11 @@ void pwap_backward_typed(const PwapBackwardArgs& g, int64_t begin, int64_t end) 
       project<T>(x, g.x.s, t.pixels, g.C, turned + P, 2 * P, K, part, g.C, true);
       if (dx) expand<T>(turned, turned + P, 2 * P, grad, weight, g.C, K, dx, g.dx.s, t.pixels, g.C);
     } else {
-      for (int64_t i = 0; i < P * g.C; ++i) part[i] = 0;
+      for (int64_t i = 0; i < P * g.C; ++i)
+        part[i] = 0;
       if (across) {
-        for (int64_t i = 0; i < t.pixels * P; ++i) turned[i] = 0;
+        for (int64_t i = 0; i < t.pixels * P; ++i)
+          turned[i] = 0;
         transpose(q + K * kMaxTile, static_cast<int64_t>(K), t.pixels, kMaxTile, turned, static_cast<int64_t>(P));
         contract_across<T>(x, g.x.c, g.C, t.pixels, turned, P, P, part, P);
       } else {
@@ -286,7 +306,8 @@ void pwap_backward_typed(const PwapBackwardArgs& g, int64_t begin, int64_t end) 
   }
 }
 
-// A task adds the tiles' parts of kCombineChannels channels of the weight's gradient in their order; task 0 the bias's too.
+// A task adds the tiles' parts of kCombineChannels channels of the weight's gradient in their order; task 0 the bias's
+// too.
 template <class Acc>
 void pwap_gather_typed(const PwapBackwardArgs& g, int64_t begin, int64_t end) {
   const int K = g.K, P = padded_maps(K);
@@ -296,13 +317,16 @@ void pwap_gather_typed(const PwapBackwardArgs& g, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const int64_t c0 = task * kCombineChannels;
     const int64_t width = g.C - c0 < kCombineChannels ? g.C - c0 : kCombineChannels;
-    for (int64_t j = 0; j < width * P; ++j) total[j] = 0;
+    for (int64_t j = 0; j < width * P; ++j)
+      total[j] = 0;
     for (int64_t i = 0; i < tasks; ++i) {
       if (g.x.channels_last) {
         for (int k = 0; k < K; ++k)
-          for (int64_t c = 0; c < width; ++c) total[k * width + c] += part[i * size + k * g.C + c0 + c];
+          for (int64_t c = 0; c < width; ++c)
+            total[k * width + c] += part[i * size + k * g.C + c0 + c];
       } else {
-        for (int64_t j = 0; j < width * P; ++j) total[j] += part[i * size + c0 * P + j];
+        for (int64_t j = 0; j < width * P; ++j)
+          total[j] += part[i * size + c0 * P + j];
       }
     }
     const int64_t row = g.x.channels_last ? width : 1, column = g.x.channels_last ? 1 : P;
@@ -311,7 +335,8 @@ void pwap_gather_typed(const PwapBackwardArgs& g, int64_t begin, int64_t end) {
         static_cast<Acc*>(g.weight_grad)[k * g.C + c0 + c] = static_cast<Acc>(total[k * row + c * column]);
     for (int k = 0; c0 == 0 && k < K; ++k) {
       double bias = 0;
-      for (int64_t i = 0; i < tasks; ++i) bias += part[i * size + P * g.C + k];
+      for (int64_t i = 0; i < tasks; ++i)
+        bias += part[i * size + P * g.C + k];
       static_cast<Acc*>(g.bias_grad)[k] = static_cast<Acc>(bias);
     }
   }

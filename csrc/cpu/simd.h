@@ -82,7 +82,8 @@ AXNET_INLINE uint32_t bits_of(typename LaneIndex<A>::type hit) {
   return static_cast<uint32_t>(sizeof(A) == 4 ? _mm_movemask_ps((__m128)hit) : _mm_movemask_pd((__m128d)hit));
 #else
   uint32_t bits = 0;
-  for (int i = 0; i < VectorOf<A>::width; ++i) bits |= (hit[i] ? 1u : 0u) << i;
+  for (int i = 0; i < VectorOf<A>::width; ++i)
+    bits |= (hit[i] ? 1u : 0u) << i;
   return bits;
 #endif
 }
@@ -121,7 +122,8 @@ struct Lanes {
 #elif defined(__x86_64__) && AXNET_VECTOR_BYTES == 32
       v = (V)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
-      for (int i = 0; i < W; ++i) v[i] = static_cast<float>(p[i]);
+      for (int i = 0; i < W; ++i)
+        v[i] = static_cast<float>(p[i]);
 #endif
     }
     return v;
@@ -146,7 +148,8 @@ struct Lanes {
 #elif defined(__x86_64__) && AXNET_VECTOR_BYTES == 32
       _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 #else
-      for (int i = 0; i < W; ++i) p[i] = T(static_cast<float>(v[i]));
+      for (int i = 0; i < W; ++i)
+        p[i] = T(static_cast<float>(v[i]));
 #endif
     }
   }
@@ -157,7 +160,8 @@ struct Lanes {
 #endif
     T buffer[W];
     __builtin_memset(static_cast<void*>(buffer), 0, sizeof(buffer));
-    for (int i = 0; i < n; ++i) buffer[i] = p[i];
+    for (int i = 0; i < n; ++i)
+      buffer[i] = p[i];
     return load(buffer);
   }
 
@@ -170,7 +174,8 @@ struct Lanes {
 #endif
     T buffer[W];
     store(buffer, v);
-    for (int i = 0; i < n; ++i) p[i] = buffer[i];
+    for (int i = 0; i < n; ++i)
+      p[i] = buffer[i];
   }
 
   // Elements until the next address that a streaming store accepts.
@@ -196,7 +201,8 @@ struct Lanes {
   static AXNET_INLINE V first_n(V value, A other, int n) {
     using Index = typename LaneIndex<A>::type;
     Index here;
-    for (int i = 0; i < W; ++i) here[i] = i;  // a constant
+    for (int i = 0; i < W; ++i)
+      here[i] = i;  // a constant
     const Index end = Index{} + n;
     return here < end ? value : splat(other);
   }
@@ -244,7 +250,8 @@ AXNET_INLINE void reduce_to(const typename VectorOf<A>::type* v, A* out) {
   constexpr int W = VectorOf<A>::width;
   if constexpr (K <= W) {
     auto r = reduce_lanes<A, MAX, K>(v);
-    for (int i = 0; i < K; ++i) out[i] = r[i];
+    for (int i = 0; i < K; ++i)
+      out[i] = r[i];
   } else {
     reduce_to<A, MAX, W>(v, out);
     reduce_to<A, MAX, K - W>(v + W, out + W);
@@ -279,6 +286,7 @@ AXNET_INLINE VectorOf<float>::type vexp(VectorOf<float>::type x) {
   return (x != x) ? nan : result;
 }
 AXNET_INLINE VectorOf<double>::type vexp(VectorOf<double>::type x) {
-  for (int i = 0; i < VectorOf<double>::width; ++i) x[i] = __builtin_exp(x[i]);
+  for (int i = 0; i < VectorOf<double>::width; ++i)
+    x[i] = __builtin_exp(x[i]);
   return x;
 }

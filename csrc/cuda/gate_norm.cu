@@ -273,8 +273,17 @@ Tensor rows_again(const Queue& queue, const Tensor& x, const Tensor& mask, const
   Tensor fold = empty({N, blocks, fold_rows(B), C}, acc, device_of(x));
   FoldPlan plan{};
   const double eps = 1;  // of the fold, which is not used
-  plan.gate = {N, C, x.size(2) * x.size(3), static_cast<int>(A), static_cast<int>(blocks), B, concat, false, eps,
-               data(gate), static_cast<const double*>(data(mass))};
+  plan.gate = {N,
+               C,
+               x.size(2) * x.size(3),
+               static_cast<int>(A),
+               static_cast<int>(blocks),
+               B,
+               concat,
+               false,
+               eps,
+               data(gate),
+               static_cast<const double*>(data(mass))};
   plan.moments = data(moments), plan.given_mean = data(mean), plan.given_var = data(var);
   plan.fold = data(fold), plan.saved = data(rows);
   launch_fold(plan, acc, queue.stream());

@@ -52,7 +52,8 @@ inline void check(cudaError_t error) {
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
     reason = "they were built for compute capability " + built_for() + "; this GPU is " + std::to_string(major) + "." +
-             std::to_string(minor) + " (set TORCH_CUDA_ARCH_LIST to it and install axnet again, or use backend='triton')";
+             std::to_string(minor) +
+             " (set TORCH_CUDA_ARCH_LIST to it and install axnet again, or use backend='triton')";
   }
   STD_TORCH_CHECK(false, "axnet's CUDA kernels cannot run: ", reason);
 }
