@@ -45,13 +45,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps of each classifier")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/demo_seeds.json"))
     arguments = parser.parse_args()
-    runs = []
+    runs, where = [], environment()  # before the record itself changes the checkout
     for seed in arguments.seeds:
         runs.append(one(seed, arguments.steps))
         means = {name: round(value["value"], 4) for name, value in runs[-1]["mean_auc"].items()}
         print(f"seed {seed}: {means}, {runs[-1]['total_seconds']:.0f} s", flush=True)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"environment": environment(), "runs": runs}, indent=2) + "\n")
+        arguments.out.write_text(json.dumps({"environment": where, "runs": runs}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
