@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def origin(environment: dict[str, Any]) -> str:
     )
 
 
-def speed() -> str:
-    record = load("cpu.json")
+def speed(name: str = "cpu.json") -> str:
+    record = load(name)
     if record is None:
         return "Not yet measured.\n"
     ratio = {(r["task"], r["mode"], r["form"]): r for r in record["summary"]}
@@ -190,7 +191,7 @@ def main() -> None:
     check = parser.parse_args().check
     pages = {
         "README.md": {"speed": speed, "demo": demo, "real": real, "segmenter": segmenter},
-        "docs/performance.md": {"gpu": gpu, "registers": registers},
+        "docs/performance.md": {"speed-xeon": partial(speed, "cpu_xeon.json"), "gpu": gpu, "registers": registers},
         "docs/segmentation.md": {"label-efficiency": label_efficiency},
     }
     for name, blocks in pages.items():
