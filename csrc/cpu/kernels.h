@@ -15,7 +15,7 @@ enum class Type : int { f32, f64, bf16, f16 };
 
 constexpr int64_t kChannelBlock = 64;       // channels that one channels_last task reduces, at least
 constexpr int64_t kWideChannelBlock = 512;  // and at most: more in a row read faster, fewer make more tasks
-constexpr int64_t kPixelGroup = 4;          // pixels that one channels_last task maps
+constexpr int64_t kPixelGroup = 8;          // pixels that one channels_last task maps
 constexpr int64_t kGateChannels = 16;       // channels that one task of the gate's algebra holds
 
 struct MomentsArgs {
