@@ -127,9 +127,9 @@ def anatomy_attention(
 
     ops, acc = fused_ops(name), accumulator(x.dtype)
     grad = torch.is_grad_enabled()
-    keep = grad and keeps_rows(x, m)
-    second = batch_statistics or keep
     blocks = m.shape[1] if fusion == "concat" else 1
+    keep = grad and keeps_rows(x, m.shape[1], blocks)
+    second = batch_statistics or keep
     concat = fusion == "concat" and blocks > 1
     descriptors, moments, _, mass, link, coef_link = _call(
         ops.masked_moments.default, x, m, second, grad, blocks if grad else 0

@@ -21,8 +21,8 @@ def _pairs(anatomies: int) -> int:
     return anatomies * (anatomies + 1) // 2
 
 
-def keeps_rows(x: Tensor, mask: Tensor) -> bool:
-    """Whether gate_norm saves its rows for the backward pass: where all numbers per (n, c) are at most a tenth of X.
+def keeps_rows(x: Tensor, anatomies: int, blocks: int) -> bool:
+    """Whether gate_norm saves its rows for the backward pass: where ten times the numbers per (n, c) fit its pixels.
 
     Of 7x7 pixels they would be a third. There, on a CPU, the backward pass takes the moments of x again, and positions
     of maxima are kept in 16 bits. On a GPU small maps are bound by launches, not by memory; and a size that is only a
@@ -31,8 +31,7 @@ def keeps_rows(x: Tensor, mask: Tensor) -> bool:
     pixels = x.shape[2] * x.shape[3]
     if x.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(pixels, torch.SymInt):
         return True
-    a = mask.shape[1]
-    rows, positions, gates = 4 + 3 * a, 1 + a, a
+    rows, positions, gates = (7 * anatomies if blocks > 1 else 4 + 3 * anatomies), 1 + anatomies, anatomies
     return 10 * (rows + positions + gates) <= pixels
 
 
@@ -125,11 +124,12 @@ def _fake_gate_norm_backward(
 
 
 def _moments_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, mask = inputs[:2]
+    x, mask, _, _, blocks = inputs
     _, moments, argmax, mass, _, _ = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(moments, argmax, mass)
-    ctx.save_for_backward(x, mask, argmax if keeps_rows(x, mask) else argmax.to(torch.int16))
+    keep = keeps_rows(x, mask.shape[1], blocks)
+    ctx.save_for_backward(x, mask, argmax if keep else argmax.to(torch.int16))
 
 
 def _moments_backward(ops: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

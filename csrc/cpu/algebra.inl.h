@@ -127,6 +127,7 @@ void gate_forward_typed(const GateArgs& g, int64_t begin, int64_t end) {
           }
         }
       }
+      if (!g.fold) continue;
       Acc* mean_at = static_cast<Acc*>(g.mean) + o * C + c;
       Acc* var_at = static_cast<Acc*>(g.var) + o * C + c;
       if (g.batch_statistics) {

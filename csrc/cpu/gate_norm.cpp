@@ -8,20 +8,18 @@ namespace axnet::cpu {
 namespace {
 
 // The rows that gate_norm saves, from X, mask and gate alone.
-Tensor rows_again(const Tensor& x, const Tensor& mask, const Tensor& gate, const Tensor& mass, const Tensor& mean,
-                  const Tensor& var, bool concat) {
+Tensor rows_again(const Tensor& x, const Tensor& mask, const Tensor& gate, const Tensor& mass, bool concat) {
   const int64_t N = x.size(0), C = x.size(1), A = mask.size(1), blocks = concat ? A : 1;
   const int B = concat ? 1 : static_cast<int>(A);
   const Tensor moments = std::get<1>(masked_moments(x, mask, true, false, 0));
   const ScalarType acc = accumulator(x);
-  Tensor rows = empty({N, blocks, saved_rows(B), C}, acc), fold = empty({N, blocks, fold_rows(B), C}, acc);
+  Tensor rows = empty({N, blocks, saved_rows(B), C}, acc);
   GateArgs args{};
   args.type = acc == ScalarType::Double ? Type::f64 : Type::f32;
   args.N = N, args.C = C, args.S = x.size(2) * x.size(3), args.A = static_cast<int>(A);
-  args.concat = concat, args.eps = 1;  // of the fold, which is not used
-  args.gate = data(gate), args.moments = data(moments);
+  args.concat = concat, args.gate = data(gate), args.moments = data(moments);
   args.mass = static_cast<const double*>(mass.data_ptr());
-  args.mean = data(mean), args.var = data(var), args.fold = data(fold), args.saved = data(rows);
+  args.saved = data(rows);
   parallel(ceil_div(C, kGateChannels), grain_of(N * kGateChannels * 8),
            [&](int64_t begin, int64_t end) { kernels().gate_forward(args, begin, end); });
   return rows;
@@ -111,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
   }
   const bool last = is_channels_last(x);
   const Tensor d = walkable(grad_z, last), gate = torch::stable::contiguous(gate_in);
-  const Tensor saved = kept.size(0) ? kept : rows_again(x, mask, gate, mass, mean, var, concat);
+  const Tensor saved = kept.size(0) ? kept : rows_again(x, mask, gate, mass, concat);
   Tensor sums = empty({N, blocks, sum_rows(B), C}, acc);
   const int64_t acc_bytes = acc == ScalarType::Double ? 8 : 4;
   for (int64_t o = 0; o < blocks; ++o) {

@@ -45,7 +45,7 @@ struct GateArgs {
   const void* bias;     // acc [blocks*C] or null
   void* mean;           // acc [blocks*C]: written with batch statistics, read without
   void* var;            // the same; biased
-  void* fold;           // acc [N, blocks, fold_rows(B), C]
+  void* fold;           // acc [N, blocks, fold_rows(B), C]; null: only `saved` is wanted, mean and var are not touched
   void* saved;          // acc [N, blocks, saved_rows(B), C] or null
 };
 

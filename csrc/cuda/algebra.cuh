@@ -66,7 +66,7 @@ Tensor fold_given(const Queue& queue, const Tensor& x, const Tensor& gate, const
 
 // The rows that gate_norm saves, from X, mask and gate alone: one more read of X (gate_norm.cu).
 Tensor rows_again(const Queue& queue, const Tensor& x, const Tensor& mask, const Tensor& gate, const Tensor& mass,
-                  const Tensor& mean, const Tensor& var, bool concat);
+                  bool concat);
 
 // The op of csrc/ops.cpp (masked_moments.cu).
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor x, Tensor mask, bool second,

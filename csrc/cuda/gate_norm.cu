@@ -14,7 +14,7 @@ struct FoldPlan {
   const void *weight, *bias;  // acc [blocks*C] or null
   const void *given_mean, *given_var;  // acc [blocks*C]; without batch statistics
   void *mean, *var;                    // acc [blocks*C]; biased; or null
-  void* fold;                          // acc [N, blocks, fold_rows(members), C]
+  void* fold;                          // acc [N, blocks, fold_rows(members), C]; or null: only `saved` is wanted
   void* saved;                         // acc [N, blocks, saved_rows(members), C] or null
 };
 
@@ -77,6 +77,7 @@ __global__ void __launch_bounds__(kThreads, 1) fold_kernel(const FoldPlan p) {
   if (p.moments && inside)
     for (int64_t n = warp; n < g.N; n += kWarps)
       add_image<Acc>(p, n, o, c, sum_y, sum_yy);
+  if (!p.fold) return;
   double mean, var;
   if (g.batch_statistics) {
     const double total = static_cast<double>(g.S) * static_cast<double>(g.N);
@@ -264,29 +265,16 @@ Tensor fold_given(const Queue& queue, const Tensor& x, const Tensor& gate, const
 }
 
 Tensor rows_again(const Queue& queue, const Tensor& x, const Tensor& mask, const Tensor& gate, const Tensor& mass,
-                  const Tensor& mean, const Tensor& var, bool concat) {
-  const int64_t N = x.size(0), C = x.size(1), A = mask.size(1), blocks = concat ? A : 1;
-  const int B = concat ? 1 : static_cast<int>(A);
+                  bool concat) {
+  const int64_t N = x.size(0), C = x.size(1), S = x.size(2) * x.size(3), A = mask.size(1), blocks = concat ? A : 1;
+  const int a = static_cast<int>(A), B = concat ? 1 : a;
   const Tensor moments = std::get<1>(masked_moments(x, mask, true, false, 0));
-  const ScalarType acc = accumulator(x);
-  Tensor rows = empty({N, blocks, saved_rows(B), C}, acc, device_of(x));
-  Tensor fold = empty({N, blocks, fold_rows(B), C}, acc, device_of(x));
+  Tensor rows = empty({N, blocks, saved_rows(B), C}, accumulator(x), device_of(x));
   FoldPlan plan{};
-  const double eps = 1;  // of the fold, which is not used
-  plan.gate = {N,
-               C,
-               x.size(2) * x.size(3),
-               static_cast<int>(A),
-               static_cast<int>(blocks),
-               B,
-               concat,
-               false,
-               eps,
-               data(gate),
-               static_cast<const double*>(data(mass))};
-  plan.moments = data(moments), plan.given_mean = data(mean), plan.given_var = data(var);
-  plan.fold = data(fold), plan.saved = data(rows);
-  launch_fold(plan, acc, queue.stream());
+  plan.gate = {
+      N, C, S, a, static_cast<int>(blocks), B, concat, false, 0, data(gate), static_cast<const double*>(data(mass))};
+  plan.moments = data(moments), plan.saved = data(rows);
+  launch_fold(plan, accumulator(x), queue.stream());
   return rows;
 }
 

@@ -195,7 +195,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
     return {coef, gate_grad, weight_grad, bias_grad};
   }
   const Tensor d = dense(grad_z, is_channels_last(x)), gate = torch::stable::contiguous(gate_in);
-  const Tensor saved = kept.size(0) ? kept : rows_again(queue, x, mask, gate, mass, mean, var, concat);
+  const Tensor saved = kept.size(0) ? kept : rows_again(queue, x, mask, gate, mass, concat);
   Tensor sums = empty({N, blocks, sum_rows(B), C}, acc, device);
   with_type(x, [&](auto type) {
     using T = decltype(type);

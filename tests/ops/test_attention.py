@@ -219,11 +219,15 @@ def test_same_bits_every_run_and_for_any_number_of_threads(backend):
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("side", [7, 14, 32])
-def test_what_is_saved_for_backward(backend, side):
+@pytest.mark.parametrize("fusion", ["mean", "concat"])
+@pytest.mark.parametrize("side", [7, 13, 14, 32])
+def test_what_is_saved_for_backward(backend, side, fusion):
     # X itself, the masks and numbers per (n, c): no second map of X's size
-    x = draw((8, 64, side, side), torch.float32).requires_grad_()
-    mask = draw_mask((8, 2, side, side), torch.float32)
+    n = 2 if side == 32 else 16  # of small maps the numbers per channel alone count, too
+    x = draw((n, 64, side, side), torch.float32).requires_grad_()
+    mask = draw_mask((n, 2, side, side), torch.float32)
+    fixed = torch.full((n, 2, 64), 0.5)
+    gate = plain_gate(2, 64, torch.float32) if side == 32 else lambda pool: fixed
     kept = {}
 
     def keep(t):
@@ -231,8 +235,7 @@ def test_what_is_saved_for_backward(backend, side):
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        gate = torch.full((8, 2, 64), 0.5)
-        AF.anatomy_attention(x, mask, lambda pool: gate, training=True, backend=backend)
+        AF.anatomy_attention(x, mask, gate, training=True, fusion=fusion, backend=backend)
     bytes_x, bytes_mask = x.numel() * 4, mask.numel() * 4
     assert bytes_x <= sum(kept.values()) <= 1.1 * bytes_x + bytes_mask
 

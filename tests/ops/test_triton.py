@@ -151,7 +151,7 @@ def test_every_kernel_compiles_for_a_gpu(compiler, architecture, dtype, layout, 
 
 @needs_triton
 @not_interpreted
-def test_number_of_launches(compiler):
+def test_number_of_launches(compiler, monkeypatch):
     # docs/performance.md, "Triton", has these counts: small shapes cost little but their launches
     used = compiler(90)
     x, mask = draw((2, 32, 7, 7), torch.float32), draw_mask((2, 2, 7, 7), torch.float32)
@@ -169,10 +169,16 @@ def test_number_of_launches(compiler):
         assert count(lambda: AF.pwap(x[..., :4], torch.zeros(1, 32), backend="triton")) == 1
         both = (mask, gate, None, None, *stats, torch.zeros(14, 32))
         assert count(lambda: AF.attention_pwap(x, *both, backend="triton")) == 3  # descriptors; tiles; merge
-    leaf = draw((2, 32, 13, 13), torch.float32).requires_grad_()  # smaller maps are summed again, on a CPU
-    outputs = []
-    assert count(lambda: outputs.append(AF.anatomy_attention(leaf, mask, gate, training=True, backend="triton"))) == 3
-    assert count(lambda: outputs[0].sum().backward()) == 3
+
+    def training(keep: bool) -> tuple[int, int]:
+        monkeypatch.setattr(AF, "keeps_rows", lambda *_: keep)
+        leaf, outputs = x.clone().requires_grad_(), []
+        call = (leaf, mask, gate)
+        forward = count(lambda: outputs.append(AF.anatomy_attention(*call, training=True, backend="triton")))
+        return forward, count(lambda: outputs[0].sum().backward())
+
+    assert training(True) == (3, 3)  # as on a GPU
+    assert training(False) == (3, 5)  # as on a CPU, where small maps are summed again
 
 
 TRACE = """
