@@ -1,4 +1,5 @@
-"""Measures of multi-label classification with their uncertainty: AUC, intervals, calibration, experts against a curve.
+"""Measures of multi-label classification with their uncertainty: AUC, intervals, calibration, operating points,
+localisation, experts against a curve.
 
 Everything takes array-likes and returns numpy arrays or floats. Labels are 0, 1, or NaN for unknown; an unknown label
 leaves that image out of that class.
@@ -10,11 +11,15 @@ from axnet.metrics.delong import delong_test
 from axnet.metrics.evaluation import ClassEvaluation, Evaluation, evaluate
 from axnet.metrics.experts import expert_points, rads_below_curve
 from axnet.metrics.interval import Interval, auc_difference, auc_interval, mean_auc_interval
+from axnet.metrics.localisation import Localisation, localisation
+from axnet.metrics.operating import OperatingPoint, fit_temperature, operating_points
 
 __all__ = [
     "ClassEvaluation",
     "Evaluation",
     "Interval",
+    "Localisation",
+    "OperatingPoint",
     "auc_difference",
     "auc_interval",
     "brier",
@@ -22,8 +27,11 @@ __all__ = [
     "delong_test",
     "evaluate",
     "expert_points",
+    "fit_temperature",
+    "localisation",
     "mean_auc",
     "mean_auc_interval",
+    "operating_points",
     "rads_below_curve",
     "roc_auc",
     "sensitivity_at_specificity",
