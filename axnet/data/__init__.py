@@ -9,34 +9,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from axnet.data.cardiothoracic import cardiothoracic_ratio
     from axnet.data.findings import ANATOMIES, NIH_FINDINGS, ORGANS, Box, organs_to_anatomies
     from axnet.data.folder import RadiographFolder, open_unlabelled
-    from axnet.data.image import percentile_normalize, read_image, read_mask, resize
+    from axnet.data.image import read_image, read_mask
     from axnet.data.mask_table import MaskTable, MaskWriter
     from axnet.data.nih import NIHChestXray
     from axnet.data.organs import OrganMaskSet
     from axnet.data.phantom import PhantomSample, PhantomXray, render, write_nih
+    from axnet.imaging import percentile_normalize, resize
 
 _HOME = {
-    "ANATOMIES": "findings",
-    "NIH_FINDINGS": "findings",
-    "ORGANS": "findings",
-    "Box": "findings",
-    "organs_to_anatomies": "findings",
-    "RadiographFolder": "folder",
-    "open_unlabelled": "folder",
-    "percentile_normalize": "image",
-    "read_image": "image",
-    "read_mask": "image",
-    "resize": "image",
-    "MaskTable": "mask_table",
-    "MaskWriter": "mask_table",
-    "NIHChestXray": "nih",
-    "OrganMaskSet": "organs",
-    "PhantomSample": "phantom",
-    "PhantomXray": "phantom",
-    "render": "phantom",
-    "write_nih": "phantom",
+    "ANATOMIES": "axnet.data.findings",
+    "NIH_FINDINGS": "axnet.data.findings",
+    "ORGANS": "axnet.data.findings",
+    "Box": "axnet.data.findings",
+    "cardiothoracic_ratio": "axnet.data.cardiothoracic",
+    "organs_to_anatomies": "axnet.data.findings",
+    "RadiographFolder": "axnet.data.folder",
+    "open_unlabelled": "axnet.data.folder",
+    "percentile_normalize": "axnet.imaging",
+    "read_image": "axnet.data.image",
+    "read_mask": "axnet.data.image",
+    "resize": "axnet.imaging",
+    "MaskTable": "axnet.data.mask_table",
+    "MaskWriter": "axnet.data.mask_table",
+    "NIHChestXray": "axnet.data.nih",
+    "OrganMaskSet": "axnet.data.organs",
+    "PhantomSample": "axnet.data.phantom",
+    "PhantomXray": "axnet.data.phantom",
+    "render": "axnet.data.phantom",
+    "write_nih": "axnet.data.phantom",
 }
 
 __all__ = [
@@ -51,6 +54,7 @@ __all__ = [
     "PhantomSample",
     "PhantomXray",
     "RadiographFolder",
+    "cardiothoracic_ratio",
     "open_unlabelled",
     "organs_to_anatomies",
     "percentile_normalize",
@@ -64,7 +68,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(importlib.import_module(f"axnet.data.{_HOME[name]}"), name)
+        return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'axnet.data' has no attribute {name!r}")
 
 

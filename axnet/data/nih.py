@@ -16,7 +16,8 @@ import torch
 from torch.utils.data import Dataset
 
 from axnet.data.findings import NIH_FINDINGS, NO_FINDING, Box
-from axnet.data.image import StrPath, read_image, resize
+from axnet.data.image import StrPath, read_image
+from axnet.imaging import resize
 
 SPLITS = ("train_val", "test", "all")
 BOX_FRAME = 1024

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from axnet.data.findings import ORGANS
-from axnet.data.image import StrPath, read_image, read_mask, resize
+from axnet.data.image import StrPath, read_image, read_mask
+from axnet.imaging import resize
 
 SPLITS = ("train", "val", "test", "all")
 

@@ -1,8 +1,9 @@
 """Classifiers: AnatomyXNet and the plain DenseNet, on any backbone that returns feature maps."""
 
-from axnet.models.backbone import BACKBONES, Backbone, DenseNetBackbone, build_backbone, densenet121, tiny
+from axnet.models.backbone import Backbone, DenseNetBackbone
 from axnet.models.classifier import AnatomyXNet, DenseNetGAP, Output
 from axnet.models.preprocessing import Preprocessing
+from axnet.models.presets import BACKBONES, build_backbone, densenet121, tiny
 from axnet.models.pretrained import load_torchvision_densenet
 from axnet.models.storage import ARCHITECTURES, ClassifierInfo, build_classifier, load_classifier, save_classifier
 

@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from axnet.models.backbone import Backbone, DenseNetBackbone, build_backbone
+from axnet.models.backbone import Backbone, DenseNetBackbone
+from axnet.models.presets import build_backbone
 from axnet.nn import PWAP, AnatomyAwareAttention
 from axnet.types import Fusion
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from axnet.data.image import percentile_normalize, resize
+from axnet.imaging import percentile_normalize, resize
 
 
 @dataclass(frozen=True)

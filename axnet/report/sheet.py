@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axnet.data.findings import ORGANS
-from axnet.data.image import resize
+from axnet.imaging import resize
 from axnet.report.page import document, write_page
 from axnet.report.pictures import outlined
 from axnet.report.results import Example

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from axnet.data.cardiothoracic import cardiothoracic_ratio
 from axnet.data.findings import ORGANS
-from axnet.data.phantom import cardiothoracic_ratio
 
 MIRRORED_ORGANS = (1, 0, 2)
 """Channels of ORGANS after a left-right mirror: a lung is named after its side of the image."""

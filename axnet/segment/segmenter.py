@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from axnet import checkpoint
 from axnet.checkpoint import StrPath
 from axnet.data.findings import ORGANS
-from axnet.data.image import percentile_normalize, read_image, resize
+from axnet.data.image import read_image
+from axnet.imaging import percentile_normalize, resize
 from axnet.segment.anatomy import Anatomy, compare, examine
 
 KIND = "segmenter"

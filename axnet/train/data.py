@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from axnet.data.findings import organs_to_anatomies
-from axnet.data.image import StrPath, resize
+from axnet.data.image import StrPath
+from axnet.imaging import resize
 from axnet.models.preprocessing import Preprocessing
 
 _CHUNK = 32

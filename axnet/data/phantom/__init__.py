@@ -4,9 +4,10 @@ Every image is drawn from numbers (no pixel of a real radiograph is in it), so l
 known exactly. Findings lie inside the anatomy; distractors of the same look lie outside it and are not labelled.
 """
 
+from axnet.data.cardiothoracic import cardiothoracic_ratio
 from axnet.data.phantom.dataset import PhantomXray, split_seed
 from axnet.data.phantom.export import write_nih
-from axnet.data.phantom.rendering import PhantomSample, cardiothoracic_ratio, render, render_study
+from axnet.data.phantom.rendering import PhantomSample, render, render_study
 from axnet.data.phantom.study import Study, marginals, study
 
 __all__ = [

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from axnet.data.cardiothoracic import cardiothoracic_ratio
 from axnet.data.findings import NIH_FINDINGS, Box, organs_to_anatomies
 from axnet.data.image import StrPath
-from axnet.data.phantom.rendering import PhantomSample, cardiothoracic_ratio, render
+from axnet.data.phantom.rendering import PhantomSample, render
 from axnet.data.phantom.study import PREVALENCE, Study, study
 
 SPLITS = ("train", "val", "test")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from axnet.data.cardiothoracic import cardiothoracic_ratio
 from axnet.data.findings import Box
 from axnet.data.phantom.acquisition import expose
 from axnet.data.phantom.anatomy import Chest, sample_anatomy
@@ -84,12 +85,3 @@ def render_study(study: Study, size: int) -> PhantomSample:
         name=study.name,
         ctr=cardiothoracic_ratio(chest.masks),
     )
-
-
-def cardiothoracic_ratio(masks: Mask) -> float:
-    """Widest extent of the heart over that of both lungs, in columns; masks: bool [3,H,W]. nan when one is empty."""
-    heart = np.flatnonzero(masks[2].any(axis=0))
-    thorax = np.flatnonzero((masks[0] | masks[1]).any(axis=0))
-    if not len(heart) or not len(thorax):
-        return float("nan")
-    return float((heart[-1] - heart[0] + 1) / (thorax[-1] - thorax[0] + 1))

@@ -1,0 +1,48 @@
+"""Resize and normalise images as arrays: what models, segmenter and data sets share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Float32Array = npt.NDArray[np.float32]
+
+
+def resize(image: npt.NDArray[Any], size: int | tuple[int, int]) -> Float32Array:
+    """Resize with antialiasing: a triangle filter whose support grows with the reduction, as PIL's BILINEAR.
+
+    image: [..., H, W] of any real type or bool; size: side of a square, or (height, width), in pixels.
+    Returns float32 [..., height, width] within the range of the input; a bool mask becomes its area coverage.
+    Raises ValueError when image has less than two axes or size is not positive.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"size is {size}, expected positive pixels.")
+    if image.ndim < 2 or 0 in image.shape[-2:]:
+        raise ValueError(f"image has shape {image.shape}, expected [..., H, W] with pixels.")
+    source = np.ascontiguousarray(image, dtype=np.float32)
+    if source.shape[-2:] == (height, width):
+        return source
+    planes = source.reshape(-1, *source.shape[-2:])
+    target = np.empty((len(planes), height, width), dtype=np.float32)
+    for plane, out in zip(planes, target, strict=True):
+        out[...] = np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
+    return target.reshape(*source.shape[:-2], height, width)
+
+
+def percentile_normalize(image: npt.NDArray[Any], low: float = 1, high: float = 99) -> Float32Array:
+    """Stretch the grey values between two percentiles to [0,1] and clip the rest, to even out vendors and exposures.
+
+    image: [H,W]; low, high: percentiles, 0 <= low < high <= 100. Returns float32 [H,W].
+    An image with a single grey value between the percentiles has no contrast to stretch: the result is zero.
+    Raises ValueError for percentiles out of order.
+    """
+    if not 0 <= low < high <= 100:
+        raise ValueError(f"low and high are {low} and {high}, expected 0 <= low < high <= 100.")
+    bottom, top = np.percentile(image, (low, high))
+    if top <= bottom:
+        return np.zeros(image.shape, dtype=np.float32)
+    return ((image.astype(np.float32) - np.float32(bottom)) / np.float32(top - bottom)).clip(0, 1)
