@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from axnet.models.backbone import Backbone, DenseNetBackbone
+from axnet.models.backbone import Backbone, DenseNetBackbone, StrPath
 from axnet.models.presets import build_backbone
+from axnet.models.staged import StagedBackbone, TimmBackbone
 from axnet.nn import PWAP, AnatomyAwareAttention
 from axnet.types import Fusion
 
@@ -35,8 +36,10 @@ class AnatomyXNet(nn.Module):
     side, are classified by one linear layer (docs/method.md has the equations and says which are ours).
 
     num_classes: findings. num_anatomies: mask channels (default lungs, heart).
-    backbone: a name in BACKBONES, or a module of the Backbone protocol, which then decides stages and in_channels.
-    stages: dense blocks to use, counted from 1; None for the last two (3 and 4 of DenseNet-121).
+    backbone: a name (see build_backbone: "densenet121", "tiny", "efficientnet_lite0", "timm:NAME", "torchvision:NAME",
+        "monai:NAME"), or a module of the Backbone protocol, which then decides stages and in_channels.
+    pretrained: ImageNet weights of a backbone by name: True for those its package brings, or a file.
+    stages: dense blocks to use, counted from 1, or strides of a network from another package; None for the last two.
     fusion: "mean" or "concat", see AnatomyAwareAttention; reduction: width of its gates relative to the channels.
     num_maps: 1, one probability map for all findings, or "classes", one per finding, whose pooled vector alone
         decides that finding.
@@ -51,6 +54,7 @@ class AnatomyXNet(nn.Module):
         num_anatomies: int = 2,
         backbone: str | nn.Module = "densenet121",
         *,
+        pretrained: bool | StrPath = False,
         stages: Sequence[int] | None = None,
         fusion: Fusion = "mean",
         reduction: float = 1.0,
@@ -65,7 +69,7 @@ class AnatomyXNet(nn.Module):
             raise ValueError(f"num_classes is {num_classes}, expected 1 or more.")
         if num_maps not in (1, "classes"):
             raise ValueError(f"num_maps is {num_maps!r}, expected 1 or 'classes'.")
-        self.backbone, self.config = _backbone(backbone, in_channels, stages)
+        self.backbone, self.config = _backbone(backbone, in_channels, stages, pretrained)
         self.config |= {
             "num_classes": num_classes,
             "num_anatomies": num_anatomies,
@@ -118,6 +122,7 @@ class DenseNetGAP(nn.Module):
         num_classes: int = 14,
         backbone: str | nn.Module = "densenet121",
         *,
+        pretrained: bool | StrPath = False,
         stages: Sequence[int] | None = None,
         head_dropout: float = 0.0,
         in_channels: int = 1,
@@ -126,7 +131,7 @@ class DenseNetGAP(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}, expected 1 or more.")
-        self.backbone, self.config = _backbone(backbone, in_channels, stages)
+        self.backbone, self.config = _backbone(backbone, in_channels, stages, pretrained)
         self.config |= {"num_classes": num_classes, "head_dropout": head_dropout}
         self.head_dropout = nn.Dropout(head_dropout)
         self.classifier = nn.Linear(cast(Backbone, self.backbone).channels[-1], num_classes)
@@ -138,16 +143,18 @@ class DenseNetGAP(nn.Module):
 
 
 def _backbone(
-    backbone: str | nn.Module, in_channels: int, stages: Sequence[int] | None
+    backbone: str | nn.Module, in_channels: int, stages: Sequence[int] | None, pretrained: bool | StrPath
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The module, and what names it in a checkpoint."""
     module: nn.Module
     if isinstance(backbone, str):
-        module = build_backbone(backbone, in_channels=in_channels, stages=stages)
+        module = build_backbone(backbone, in_channels=in_channels, stages=stages, pretrained=pretrained)
     elif isinstance(backbone, nn.Module) and isinstance(backbone, Backbone):
+        if pretrained is not False:
+            raise ValueError(f"pretrained is {pretrained!r}, expected False with a backbone that is a module.")
         module = backbone
     else:
         raise ValueError(f"backbone is {type(backbone).__name__}, expected a name or an nn.Module with .channels.")
-    if isinstance(module, DenseNetBackbone):
+    if isinstance(module, DenseNetBackbone | StagedBackbone | TimmBackbone):
         return module, {"backbone": module.preset, "in_channels": module.in_channels, "stages": list(module.stages)}
     return module, {"backbone": CUSTOM}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from axnet.models.backbone import DenseNetBackbone, StrPath
 from axnet.models.pretrained import load_torchvision_densenet
+from axnet.models.staged import EFFICIENTNET_LITE, PACKAGES, StagedBackbone, TimmBackbone, build_staged
 
 
 def densenet121(
@@ -33,8 +34,29 @@ BACKBONES: dict[str, Callable[..., DenseNetBackbone]] = {"densenet121": densenet
 """Backbones that classifiers and checkpoints know by name."""
 
 
-def build_backbone(name: str, *, in_channels: int = 1, stages: Sequence[int] | None = None) -> DenseNetBackbone:
-    """Make a backbone by its name in BACKBONES; raises ValueError for another name."""
+def build_backbone(
+    name: str,
+    *,
+    in_channels: int = 1,
+    stages: Sequence[int] | None = None,
+    pretrained: bool | StrPath = False,
+) -> DenseNetBackbone | StagedBackbone | TimmBackbone:
+    """Make a backbone by its name.
+
+    name: one of BACKBONES, of EFFICIENTNET_LITE (extra "backbones"), or "timm:NAME", "torchvision:NAME", "monai:NAME"
+        of those packages. stages: dense blocks of the first, counted from 1, and strides of the others; None for the
+        last two. pretrained: ImageNet weights: True for those that the package brings, or a file.
+    Raises ValueError for another name, stages or weights that do not fit; ModuleNotFoundError that says what to
+    install.
+    """
+    if name in EFFICIENTNET_LITE or name.partition(":")[0] in PACKAGES:
+        return build_staged(name, in_channels=in_channels, stages=stages, pretrained=pretrained)
     if name not in BACKBONES:
-        raise ValueError(f"backbone is {name!r}, expected one of {tuple(BACKBONES)} or a module.")
-    return BACKBONES[name](in_channels=in_channels, stages=stages)
+        names = (*BACKBONES, *EFFICIENTNET_LITE, *(f"{package}:NAME" for package in PACKAGES))
+        raise ValueError(f"backbone is {name!r}, expected one of {names} or a module.")
+    if pretrained is True:
+        raise ValueError(f"pretrained is True, but no package brings weights of '{name}', expected a file with them.")
+    backbone = BACKBONES[name](in_channels=in_channels, stages=stages)
+    if pretrained is not False:
+        load_torchvision_densenet(backbone, pretrained)
+    return backbone

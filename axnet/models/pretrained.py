@@ -27,7 +27,7 @@ def load_torchvision_densenet(backbone: DenseNetBackbone, path: StrPath) -> None
     left out; batch counters, which old files lack, are left as they are.
     Raises FileNotFoundError, and ValueError that lists what is missing, left over or of another shape.
     """
-    stored = {_monai_name(name): value for name, value in _read(Path(path)).items()}
+    stored = {_monai_name(name): value for name, value in read_state(Path(path)).items()}
     wanted = {name: value for name, value in backbone.state_dict().items() if not name.endswith("num_batches_tracked")}
     first = stored.get("features.conv0.weight")
     if first is not None and first.ndim == 4 and first.shape[1] == 3 and backbone.in_channels == 1:
@@ -46,7 +46,8 @@ def load_torchvision_densenet(backbone: DenseNetBackbone, path: StrPath) -> None
     backbone.load_state_dict({name: stored[name] for name in wanted}, strict=False)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a state dict, which is read without running code in it."""
     if not path.is_file():
         raise FileNotFoundError(f"weights file '{path}' does not exist.")
     try:
