@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from nested import MATRIX, ROOT, run_pytest
 from torch.utils import cpp_extension
 
-FOLDER = Path(__file__).resolve().parent
-ROOT = FOLDER.parents[1]
 HOST = ROOT / "tests" / "cuda_host"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 needs_gcc = pytest.mark.skipif(
@@ -55,30 +53,18 @@ def build(out: Path, *flags: str) -> Path:
 
 def run_matrix(library: Path, every: int, *arguments: str, **environment: str) -> int:
     """Number of cases of the op matrix that passed; every: one case in so many of each test runs."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "cuda_host_plugin", *arguments]
     variables = {
-        **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(HOST), os.environ.get("PYTHONPATH")))),
         "AXNET_CUDA_HOST": str(library),
         "AXNET_TEST_BACKENDS": "native",
         "AXNET_TEST_EVERY": str(every),
-        "OMP_NUM_THREADS": "1",
-        **environment,
     }
-    done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False)
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
-    assert passed, done.stdout
-    return int(passed[1])
+    return run_pytest("-p", "cuda_host_plugin", *arguments, **variables, **environment)
 
 
 @needs_gcc
 def test_matrix(tmp_path):
-    files = [
-        str(FOLDER / name)
-        for name in ("test_attention.py", "test_average.py", "test_pooling.py", "test_registration.py")
-    ]
-    assert run_matrix(build(tmp_path), 5, *files) >= 140
+    assert run_matrix(build(tmp_path), 5, *MATRIX) >= 140
 
 
 @needs_gcc
@@ -90,7 +76,7 @@ def test_matrix_under_sanitizers(tmp_path):
     ]
     if not all(Path(runtime).is_file() for runtime in runtimes):
         pytest.skip("the compiler has no runtime of its address and undefined-behaviour sanitizers")
-    files = [str(FOLDER / name) for name in ("test_attention.py", "test_pooling.py")]
+    files = [file for file in MATRIX if file.endswith(("test_attention.py", "test_pooling.py"))]
     passed = run_matrix(
         build(tmp_path, *SANITIZERS),
         37,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
+from nested import MATRIX, ROOT, run_pytest
 from opcases import draw, draw_mask, lay_out, plain_gate
 
 import axnet
@@ -20,7 +19,6 @@ from axnet import backends
 from axnet import functional as AF
 from axnet.ops import library
 
-FOLDER = Path(__file__).resolve().parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 not_interpreted = pytest.mark.skipif(
@@ -33,25 +31,10 @@ not_interpreted = pytest.mark.skipif(
 def test_matrix_under_the_interpreter():
     # every eleventh case of each test (prime to the sizes of all its parameters): minutes instead of an hour; gradcheck
     # calls an op hundreds of times, and the matrix in float64 holds the same gradients to 1e-10
-    names = ("test_attention.py", "test_average.py", "test_pooling.py", "test_registration.py")
-    files = [str(FOLDER / name) for name in names]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton and not gradcheck", *files]
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "1",
-        "AXNET_TEST_BACKENDS": "triton",
-        "AXNET_TEST_EVERY": "11",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        command, env=environment, cwd=FOLDER.parents[1], capture_output=True, text=True, timeout=1200, check=False
-    )
-    if "only 0-dimensional arrays can be converted" in done.stdout:
-        pytest.skip("the interpreter of this Triton (3.6 among them) does not run on numpy 2.4 and newer")
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert passed, done.stdout
-    assert int(passed[1]) >= 60, done.stdout
+    environment = {"TRITON_INTERPRET": "1", "AXNET_TEST_BACKENDS": "triton"}
+    selected = ("-k", "triton and not gradcheck")
+    assert run_pytest(*MATRIX, *selected, timeout=1200, **environment, AXNET_TEST_EVERY="11") >= 60
+    assert run_pytest(str(ROOT / "tests" / "golden"), **environment) >= 8
 
 
 class Compiler:
