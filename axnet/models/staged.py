@@ -116,8 +116,11 @@ def build_staged(
     if package == "timm":
         return _timm(name, model, in_channels, stages, pretrained)
     network = _torchvision(name, model, pretrained) if package == "torchvision" else _monai(name, model, pretrained)
-    layers = _chain(network)
-    if in_channels == 1:
+    try:
+        layers = _chain(network)
+    except Exception as error:  # transformers of a fixed image size, networks of volumes: each says it its own way
+        raise ValueError(f"backbone '{name}' does not take an image of {_PROBE} pixels: {_sentence(error)}.") from error
+    if in_channels == 1 and layers:
         _sum_input_channels(layers)
     return StagedBackbone(name, layers, in_channels, stages)
 

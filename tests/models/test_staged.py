@@ -108,6 +108,7 @@ def test_layers_after_something_that_is_no_layer_are_left_out() -> None:
         ("resnet", {}, ValueError, "timm:NAME"),
         ("monai:Nothing", {}, ValueError, "not in monai"),
         ("monai:UNet", {}, ValueError, "monai:UNet"),
+        ("monai:ViT", {}, ValueError, "monai:ViT"),
         ("monai:resnet18", {"stages": (3,)}, ValueError, "strides out of"),
         ("monai:resnet18", {"pretrained": True}, ValueError, "a file"),
         ("monai:resnet18", {"in_channels": 2}, ValueError, "1 or 3"),
