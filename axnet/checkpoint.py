@@ -68,8 +68,10 @@ def load(path: StrPath, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not file.is_file():
         raise FileNotFoundError(f"checkpoint '{file}' does not exist.")
     with file.open("rb") as opened:
-        head = opened.read(4)
-    if head.startswith(_PICKLES):
+        head = opened.read(9)
+    # a header's length can begin like a pickle, but the header itself begins with a brace and lies within the file
+    length = int.from_bytes(head[:8], "little")
+    if head.startswith(_PICKLES) and not (head[8:] == b"{" and length <= file.stat().st_size - 8):
         raise ValueError(f"checkpoint '{file}' is a pickle, which can run code; expected a .safetensors file of axnet.")
     try:
         with safe_open(file, framework="pt") as stored:
@@ -150,5 +152,6 @@ def _summary(output: Tensor) -> list[float]:
 def _run(run: Callable[..., Tensor], shapes: Sequence[Sequence[int]], seed: int) -> Tensor:
     generator = np.random.Generator(np.random.PCG64(seed))
     inputs = [torch.from_numpy(generator.random(tuple(shape), dtype=np.float32)) for shape in shapes]
-    with torch.no_grad():
+    # the record is of full precision, also where the caller's mixed precision is on
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         return run(*inputs).detach().float().cpu()

@@ -87,6 +87,21 @@ def test_a_pickle_with_code_is_refused_unread(tmp_path, how):
     assert not os.path.exists(target)
 
 
+@pytest.mark.parametrize("length", [640, 768, 896, 1024, 1152, 1280, 1408, 640 + 65536, 1408 + 65536])
+def test_headers_as_long_as_a_pickle_begins(tmp_path, length):
+    path = tmp_path / "m.safetensors"
+    written = 0
+    padding = ""
+    for _ in range(3):  # the header is padded with spaces to a multiple of 8
+        checkpoint.save(path, STATE, {"kind": "classifier", "padding": padding})
+        written = int.from_bytes(path.read_bytes()[:8], "little")
+        padding = "x" * max(0, len(padding) + length - written)
+    assert written == length
+    state, metadata = checkpoint.load(path, "classifier")
+    assert torch.equal(state["weight"], STATE["weight"])
+    assert metadata["kind"] == "classifier"
+
+
 @pytest.mark.parametrize(
     ("prepare", "error", "words"),
     [

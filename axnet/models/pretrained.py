@@ -12,23 +12,30 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from axnet.models.backbone import DenseNetBackbone, StrPath
+from axnet.models.names import as_named_here
 
-_LAYER = re.compile(r"^(features\.denseblock\d+\.denselayer\d+)\.(norm|relu|conv)\.?([12])\.(.+)$")
 _SHOWN = 6
+_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 
 
 def load_torchvision_densenet(backbone: DenseNetBackbone, path: StrPath) -> None:
     """Load the weights of a torchvision DenseNet into a backbone, every tensor or none.
 
     path: .safetensors, or a .pth/.pt state dict (read with weights_only=True, so no code in it can run). Layer names
-        may be modern ("denselayer1.norm1.weight") or those of the files of 2017 ("denselayer1.norm.1.weight").
+        may be modern ("denselayer1.norm1.weight") or those of the files of 2017 ("denselayer1.norm.1.weight"), and
+        stand under a prefix of DataParallel, torch.compile, Lightning or a module of one's own ("module.densenet121.");
+        what stands beside that prefix is left out. The dict may be an entry ("state_dict") of a training state.
     A 3-channel first convolution is summed over its input channels for a backbone with in_channels=1: a grey image
     then gives what it gave when repeated in three channels. The classifier and blocks that the backbone lacks are
     left out; batch counters, which old files lack, are left as they are.
     Raises FileNotFoundError, and ValueError that lists what is missing, left over or of another shape.
     """
-    stored = {_monai_name(name): value for name, value in read_state(Path(path)).items()}
     wanted = {name: value for name, value in backbone.state_dict().items() if not name.endswith("num_batches_tracked")}
+    stored = read_state(Path(path))
+    try:
+        stored = as_named_here(stored, wanted)
+    except ValueError as error:
+        raise ValueError(f"weights '{path}': {error}") from error
     first = stored.get("features.conv0.weight")
     if first is not None and first.ndim == 4 and first.shape[1] == 3 and backbone.in_channels == 1:
         stored["features.conv0.weight"] = first.sum(1, keepdim=True)
@@ -60,15 +67,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"weights file '{path}' is damaged or holds more than tensors, expected .safetensors or a .pth state dict."
         ) from error
-    if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
-        stored = stored["state_dict"]
+    if isinstance(stored, dict):
+        stored = next((stored[name] for name in _CONTAINERS if isinstance(stored.get(name), dict)), stored)
     if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise ValueError(f"weights file '{path}' holds {type(stored).__name__}, expected a state dict of tensors.")
     return stored
-
-
-def _monai_name(name: str) -> str:
-    return _LAYER.sub(r"\1.layers.\2\3.\4", name)
 
 
 def _ignorable(name: str, backbone: DenseNetBackbone) -> bool:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from axnet.models import densenet121, load_torchvision_densenet
+from axnet.models import densenet121, load_torchvision_densenet, tiny
 
 
 def torchvision_state(*, old_names: bool = False) -> dict[str, Tensor]:
@@ -45,6 +45,49 @@ def test_every_tensor_arrives(tmp_path: Path, old_names: bool, suffix: str) -> N
     loaded = densenet121(path, in_channels=3)
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, expected.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "model.", "_orig_mod.", "net.", "module.densenet121.", "model.backbone._orig_mod.", "a.b.c."]
+)
+@pytest.mark.parametrize("container", [None, "state_dict", "model_state_dict"])
+def test_prefixed_names(tmp_path: Path, prefix: str, container: str | None) -> None:
+    source = tiny(in_channels=3)
+    for old in (False, True):
+        dot = "." if old else ""
+        state = {
+            prefix + re.sub(r"\.layers\.(norm|conv)([12])\.", rf".\1{dot}\2.", name): value
+            for name, value in source.state_dict().items()
+            if not (old and name.endswith("num_batches_tracked"))
+        }
+        state[f"{prefix}classifier.0.weight"] = torch.rand(14, 8)
+        if prefix != "_orig_mod.":
+            state["criterion.pos_weight"] = torch.ones(14)  # of the module around it, beside the network
+        torch.save(
+            state if container is None else {container: state, "epoch": 3, "optimizer": {}}, tmp_path / "c.pth.tar"
+        )
+        load_torchvision_densenet(backbone := tiny(in_channels=3), tmp_path / "c.pth.tar")
+        for name, value in backbone.state_dict().items():
+            assert torch.equal(value, source.state_dict()[name]), name
+
+
+def test_prefixed_names_that_do_not_fit(tmp_path: Path) -> None:
+    state = tiny().state_dict()
+    torch.save(
+        {f"{who}.{name}": value for who in ("student", "teacher") for name, value in state.items()}, tmp_path / "w"
+    )
+    with pytest.raises(ValueError, match=r"w': .* stand under 'student\.' and under 'teacher\.', expected one set"):
+        load_torchvision_densenet(tiny(), tmp_path / "w")
+    torch.save(
+        {f"module.{name}": value for name, value in state.items() if name != "features.norm0.bias"}, tmp_path / "w"
+    )
+    with pytest.raises(ValueError, match=r"1 missing: features\.norm0\.bias\.$"):
+        load_torchvision_densenet(tiny(), tmp_path / "w")
+    torch.save(
+        {f"module.{name}": value for name, value in state.items()} | {"module.stem": torch.rand(1)}, tmp_path / "w"
+    )
+    with pytest.raises(ValueError, match=r"1 left over: stem"):
+        load_torchvision_densenet(tiny(), tmp_path / "w")
 
 
 def test_grey_backbone_answers_as_the_repeated_image(tmp_path: Path, modern: dict[str, Tensor]) -> None:

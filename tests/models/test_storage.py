@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,184 @@ def test_preprocessing() -> None:
     assert normal.tolist() == pytest.approx([-2.0, 3.0])
     assert Preprocessing.from_dict(PREPROCESSING.to_dict()) == PREPROCESSING
     assert Preprocessing.from_dict(Preprocessing(percentiles=None).to_dict()).percentiles is None
+
+
+def answers(model: nn.Module, channels: int = 1) -> Tensor:
+    draw = torch.Generator().manual_seed(5)
+    parameter = next(model.parameters())
+    image, mask = torch.rand(2, channels, 64, 64, generator=draw), torch.rand(2, 2, 64, 64, generator=draw)
+    with torch.no_grad():
+        return model.eval()(image.to(parameter), mask.to(parameter)).logits.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("which", [0, 1], ids=["anatomy-xnet", "densenet-gap"])
+def test_other_types_are_kept_in_the_file_and_loaded_in_float32(tmp_path: Path, dtype: torch.dtype, which: int) -> None:
+    path = tmp_path / "model.safetensors"
+    model = models()[which].to(dtype)
+    save_classifier(path, model, PREPROCESSING, CLASSES)
+    assert checkpoint.load(path, "classifier")[0]["classifier.weight"].dtype is dtype
+    loaded, _ = load_classifier(path)
+    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+    assert {value.dtype for value in model.parameters()} == {dtype}  # the caller's is as it was
+    torch.testing.assert_close(answers(loaded), answers(model.float()), rtol=1e-4, atol=1e-5)
+
+
+def test_mixed_types(tmp_path: Path) -> None:
+    model = models()[0]
+    model.classifier.double()
+    model.backbone.half()
+    save_classifier(tmp_path / "m.safetensors", model, PREPROCESSING, CLASSES)
+    torch.testing.assert_close(answers(load_classifier(tmp_path / "m.safetensors")[0]), answers(model.float()))
+
+
+def parametrized(how: str) -> nn.Module:
+    from torch.nn.utils import parametrizations, prune, weight_norm
+
+    model = models()[0]
+    if how == "prune":
+        prune.l1_unstructured(model.classifier, "weight", amount=0.4)
+    elif how == "older weight norm":
+        with pytest.warns(FutureWarning):
+            weight_norm(model.classifier)
+        model.classifier.weight_g.data.mul_(1.5)
+    elif how == "weight norm":
+        parametrizations.weight_norm(model.classifier)
+        model.classifier.parametrizations.weight.original0.data.mul_(1.5)
+    else:
+        parametrizations.spectral_norm(model.backbone.features.conv0)
+    return model
+
+
+@pytest.mark.parametrize("how", ["prune", "older weight norm", "weight norm", "spectral norm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parametrized_weights_are_stored_as_what_they_come_to(tmp_path: Path, how: str, dtype: torch.dtype) -> None:
+    model = parametrized(how).to(dtype)
+    names = list(model.state_dict())
+    save_classifier(tmp_path / "m.safetensors", model, PREPROCESSING, CLASSES)
+    assert list(model.state_dict()) == names
+    loaded, _ = load_classifier(tmp_path / "m.safetensors")
+    assert list(loaded.state_dict()) == list(models()[0].state_dict())
+    torch.testing.assert_close(answers(loaded), answers(model.float()), rtol=1e-4, atol=1e-4)
+
+
+def test_another_head(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    for model in (AnatomyXNet(5, backbone="tiny", reduction=0.25), DenseNetGAP(5, "tiny")):
+        model.classifier = nn.Linear(model.classifier.in_features, 3)
+        save_classifier(path, model, PREPROCESSING, CLASSES)
+        loaded, info = load_classifier(path)
+        assert info.config["num_classes"] == 3
+        assert torch.equal(answers(loaded), answers(model))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda m: setattr(m, "classifier", nn.Linear(m.classifier.in_features, 2)),
+            "classes has 3 names, .* 2 logits",
+        ),
+        (
+            lambda m: setattr(m, "classifier", nn.Linear(m.classifier.in_features, 3, bias=False)),
+            "no tensor 'clas.*bias'",
+        ),
+        (lambda m: setattr(m, "classifier", nn.Sequential(m.classifier)), "no tensor 'classifier.weight', which Anat"),
+        (lambda m: setattr(m, "auxiliary", nn.Linear(2, 2)), "model has 'auxiliary.weight', which AnatomyXNet has not"),
+        (lambda m: setattr(m.backbone.features, "relu0", nn.Tanh()), "model computes something else than AnatomyXNet"),
+        (lambda m: setattr(m.backbone.features, "conv0", nn.Conv2d(1, 16, 5, 2, 2)), "has 'backbone.*' of shape"),
+        (lambda m: setattr(m.backbone.features, "conv0", nn.Conv2d(2, 16, 7, 2, 3)), "does not take images .* C = 1"),
+        (lambda m: m.classifier.weight.data.fill_(float("nan")), "values that are not finite"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_written(tmp_path: Path, change, words: str) -> None:
+    path = tmp_path / "m.safetensors"
+    model = AnatomyXNet(3, backbone="tiny", reduction=0.25)
+    save_classifier(path, model, PREPROCESSING, CLASSES)
+    before = path.read_bytes()
+    change(model)
+    with pytest.raises(ValueError, match=words) as caught:
+        save_classifier(path, model, PREPROCESSING, CLASSES)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+
+
+class Channels(nn.Module):
+    channels = (6, 8)
+
+    def __init__(self, count: int, attribute: bool) -> None:
+        super().__init__()
+        if attribute:
+            self.in_channels = count
+        self.fine = nn.Conv2d(count, 6, 3, stride=4)
+        self.coarse = nn.Conv2d(6, 8, 3, stride=2)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        fine = self.fine(image)
+        return [fine, self.coarse(fine)]
+
+
+class Projected(nn.Module):
+    """Its number of channels can only be found by trying."""
+
+    channels = (6,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(6, 3))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [torch.einsum("kc,nchw->nkhw", self.weight, image[..., ::8, ::8])]
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [(lambda: Channels(3, True), 3), (lambda: Channels(4, False), 4), (lambda: Channels(1, False), 1), (Projected, 3)],
+)
+def test_backbones_of_any_number_of_channels(tmp_path: Path, make, count: int) -> None:
+    for number, model in enumerate((AnatomyXNet(3, backbone=make()), DenseNetGAP(3, make()))):
+        save_classifier(tmp_path / f"{number}", model, PREPROCESSING, CLASSES)
+        loaded, _ = load_classifier(tmp_path / f"{number}", backbone=make())
+        assert torch.equal(answers(loaded, count), answers(model, count))
+
+
+def test_wrapped_models_and_prefixed_names(tmp_path: Path) -> None:
+    model = models()[0]
+    expected = answers(model)
+    compiled = torch.compile(models()[0], backend="eager")
+    partly = models()[0]
+    partly.backbone = torch.compile(partly.backbone, backend="eager")
+    for number, wrapped in enumerate((nn.DataParallel(models()[0]), compiled, partly, nn.DataParallel(compiled))):
+        save_classifier(tmp_path / f"{number}", wrapped, PREPROCESSING, CLASSES)
+        assert checkpoint.load(tmp_path / f"{number}", "classifier")[0].keys() == model.state_dict().keys()
+        assert torch.equal(answers(load_classifier(tmp_path / f"{number}")[0]), expected)
+    state, metadata = checkpoint.load(tmp_path / "0", "classifier")
+    for prefix in ("module.", "model.", "net.", "_orig_mod.", "module.model._orig_mod.", "_orig_mod.module.net."):
+        checkpoint.save(tmp_path / "p", {prefix + name: value for name, value in state.items()}, metadata)
+        assert torch.equal(answers(load_classifier(tmp_path / "p")[0]), expected)
+    for dot in ("", "."):
+        old = {re.sub(r"\.layers\.(norm|conv)([12])\.", rf".\1{dot}\2.", name): value for name, value in state.items()}
+        assert list(old) != list(state)
+        checkpoint.save(tmp_path / "p", {f"model.{name}": value for name, value in old.items()}, metadata)
+        assert torch.equal(answers(load_classifier(tmp_path / "p")[0]), expected)
+
+
+def test_default_type_and_mixed_precision_around_saving_and_loading(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    model = models()[0]
+    expected = answers(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        save_classifier(path, model, PREPROCESSING, CLASSES)
+    try:
+        torch.set_default_dtype(torch.float64)
+        loaded, _ = load_classifier(path)
+        save_classifier(path, loaded, PREPROCESSING, CLASSES)
+        double = models()[0]
+        save_classifier(tmp_path / "d", double, PREPROCESSING, CLASSES)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+    assert torch.equal(answers(loaded), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(answers(load_classifier(path)[0].float()), answers(loaded))
+        load_classifier(tmp_path / "d")
