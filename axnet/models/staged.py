@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from axnet.models.backbone import StrPath
+from axnet.models.names import as_named_here
 from axnet.models.pretrained import read_state
 
 EFFICIENTNET_LITE: dict[str, str] = {
@@ -213,8 +214,8 @@ def _sentence(error: BaseException) -> str:
 
 
 def _load(network: nn.Module, path: Path, name: str) -> None:
-    state = read_state(path)
     wanted = network.state_dict()
+    state = as_named_here(read_state(path), wanted)
     wrong = [key for key, value in wanted.items() if key not in state or state[key].shape != value.shape]
     # a head of other classes, or none, is no part of a backbone; batch counters are missing in old files
     first, last = next(iter(wanted)), [key for key in wanted if not key.endswith("num_batches_tracked")][-2:]
