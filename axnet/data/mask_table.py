@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import math
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,8 @@ import pyarrow.parquet as pq
 from axnet.data import rle
 from axnet.data.findings import ORGANS
 from axnet.data.image import StrPath
+from axnet.data.locks import locked, remove_if_empty
+from axnet.data.mask_rows import ROWS_PER_GROUP, open_rows
 
 SCHEMA = pa.schema(
     [
@@ -32,7 +30,6 @@ SCHEMA = pa.schema(
 )
 """Columns: image id, frame in pixels, one RLE text per organ, cardiothoracic ratio, quality in [0, 1], flags."""
 
-ROWS_PER_GROUP = 128
 _IDS = ("image", "Image Index", "Image ID", "image_id", "dicom_id", "ImageID", "Path")
 _NAMES = {
     "height": ("height", "Height"),
@@ -40,18 +37,23 @@ _NAMES = {
     "left_lung": ("left_lung", "Left Lung"),
     "right_lung": ("right_lung", "Right Lung"),
     "heart": ("heart", "Heart"),
+    "?quality": ("quality", "Dice RCA (Mean)"),
 }
-_QUALITY = ("quality", "Dice RCA (Mean)")
+_MISSING = ("", "nan", "none", "null", "na", "n/a", "<na>")
 
 
 class MaskTable:
     """Masks by image id, read when asked for: the file is never loaded as a whole.
 
-    path: a Parquet file of MaskWriter, or a CSV file of CheXmask (Gaggion et al., Scientific Data 2024; columns
-        Left Lung, Right Lung, Heart, Height, Width and the image's name, in NIH's table "Image Index").
+    path: a Parquet file of MaskWriter, or a table of CheXmask (Gaggion et al., Scientific Data 2024; columns
+        Left Lung, Right Lung, Heart, Height, Width and the image's name, in NIH's table "Image Index"): CSV, as it is
+        or compressed (.gz, .bz2, .xz, .zst, .zip with one file), or Parquet. A compressed CSV file is unpacked once, to
+        the system's folder for temporary files. An organ's cell that is empty is an empty mask.
 
-    Attributes: path, ids. Called with an id it returns the masks, so it can be NIHChestXray's masks argument.
-    Raises FileNotFoundError for a missing file, ValueError for one that lacks a column or names an image twice.
+    Attributes: path, ids. Called with an id it returns the masks, so it can be NIHChestXray's masks argument. It can be
+    pickled, and read in forked and spawned workers.
+    Raises FileNotFoundError for a missing file, ValueError for one that lacks a column, is cut off or names an image
+    twice.
     """
 
     def __init__(self, path: StrPath) -> None:
@@ -59,8 +61,7 @@ class MaskTable:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"mask table '{self.path}' does not exist.")
-        comma = self.path.suffix.lower() == ".csv"
-        self._rows: _ParquetRows | _CsvRows = _CsvRows(self.path) if comma else _ParquetRows(self.path)
+        self._rows = open_rows(self.path, _IDS, _NAMES)
         self.ids: list[str] = self._rows.ids
         self._place = {name: place for place, name in enumerate(self.ids)}
         if len(self._place) < len(self.ids):
@@ -78,106 +79,85 @@ class MaskTable:
     def row(self, image: str) -> Mapping[str, Any]:
         """The row of an image: height, width, one RLE text per organ, quality (nan where the file has none).
 
-        Raises KeyError for an image that the file does not have.
+        Raises KeyError for an image that the file does not have, ValueError for a row without a size in pixels.
         """
         if image not in self._place:
             raise KeyError(f"mask table '{self.path}' has no image '{image}'.")
-        return self._rows.row(self._place[image])
+        found = self._rows.row(self._place[image])
+        sides = {side: self._number(found[side], image, side) for side in ("height", "width")}
+        for side, pixels in sides.items():
+            if not (pixels >= 1 and pixels.is_integer()):
+                raise ValueError(f"mask table '{self.path}' has {side} {pixels:g} for '{image}', expected pixels.")
+        return {
+            **{side: int(pixels) for side, pixels in sides.items()},
+            **{organ: _text(found[organ]) for organ in ORGANS},
+            "quality": self._number(found.get("quality"), image, "quality"),
+        }
 
     def masks(self, image: str) -> npt.NDArray[np.bool_]:
-        """Masks bool [3, H, W] in the image's own frame, in the order of ORGANS. Raises as row does."""
-        row = self.row(image)
-        return np.stack([rle.decode(row[organ], row["height"], row["width"]) for organ in ORGANS])
+        """Masks bool [3, H, W] in the image's own frame, in the order of ORGANS.
+
+        Raises as row does, and ValueError for runs that are no mask of this size.
+        """
+        return self._organs(image, lambda text, height, width: rle.decode(text, height, width))
 
     __call__ = masks
 
     def coverage(self, image: str, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-        """Soft masks float32 [3, h, w] at another resolution, straight from the runs. Raises as row does."""
+        """Soft masks float32 [3, h, w] at another resolution, straight from the runs. Raises as masks does."""
+        return self._organs(image, lambda text, height, width: rle.coverage(text, height, width, size))
+
+    def _organs(self, image: str, draw: Callable[[str, int, int], npt.NDArray[Any]]) -> npt.NDArray[Any]:
         row = self.row(image)
-        return np.stack([rle.coverage(row[organ], row["height"], row["width"], size) for organ in ORGANS])
+        planes = []
+        for organ in ORGANS:
+            try:
+                planes.append(draw(row[organ], row["height"], row["width"]))
+            except ValueError as error:
+                raise ValueError(f"mask table '{self.path}', {organ} of '{image}': {error}") from error
+        return np.stack(planes)
 
-
-def _column(path: Path, columns: Iterable[str], accepted: Iterable[str]) -> str:
-    present = set(columns)
-    for name in accepted:
-        if name in present:
-            return name
-    raise ValueError(f"mask table '{path}' lacks a column {' or '.join(repr(name) for name in accepted)}.")
-
-
-class _ParquetRows:
-    def __init__(self, path: Path) -> None:
+    def _number(self, value: Any, image: str, column: str) -> float:
+        text = _text(value)
         try:
-            self.file = pq.ParquetFile(path)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"mask table '{path}' is damaged or no Parquet file.") from error
-        columns = self.file.schema_arrow.names
-        self.names = {ours: _column(path, columns, names) for ours, names in _NAMES.items()}
-        self.quality = next((name for name in _QUALITY if name in columns), None)
-        self.ids = self.file.read([_column(path, columns, _IDS)]).column(0).to_pylist()
-        sizes = [self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)]
-        self.ends = np.cumsum(sizes)
-        wanted = [*self.names.values(), *([self.quality] if self.quality else [])]
-        self.group = lru_cache(maxsize=4)(lambda index: self.file.read_row_group(index, wanted))
-
-    def row(self, place: int) -> dict[str, Any]:
-        group = int(np.searchsorted(self.ends, place, side="right"))
-        table = self.group(group)
-        index = place - (int(self.ends[group - 1]) if group else 0)
-        row = {ours: table.column(name)[index].as_py() for ours, name in self.names.items()}
-        return row | {"quality": math.nan if self.quality is None else table.column(self.quality)[index].as_py()}
+            return float(text or "nan")
+        except ValueError:
+            raise ValueError(
+                f"mask table '{self.path}' has {column} {text!r} for '{image}', expected a number."
+            ) from None
 
 
-class _CsvRows:
-    def __init__(self, path: Path) -> None:
-        csv.field_size_limit(2**31 - 1)
-        self.path = path
-        self.ids: list[str] = []
-        self.starts: list[int] = []
-        with path.open("rb") as file:
-            columns = next(csv.reader([file.readline().decode("utf-8-sig")]), [])
-            self.places = {ours: columns.index(_column(path, columns, names)) for ours, names in _NAMES.items()}
-            self.quality = next((columns.index(name) for name in _QUALITY if name in columns), None)
-            identity = columns.index(_column(path, columns, _IDS))
-            while True:
-                start = file.tell()
-                line = file.readline()
-                if not line.strip():
-                    break
-                self.ids.append(next(csv.reader([line.decode("utf-8")]))[identity])
-                self.starts.append(start)
-
-    def row(self, place: int) -> dict[str, Any]:
-        with self.path.open("rb") as file:
-            file.seek(self.starts[place])
-            values = next(csv.reader([file.readline().decode("utf-8")]))
-        row: dict[str, Any] = {ours: values[index] for ours, index in self.places.items()}
-        row["height"], row["width"] = int(float(row["height"])), int(float(row["width"]))
-        return row | {"quality": math.nan if self.quality is None else float(values[self.quality] or "nan")}
+def _text(value: Any) -> str:
+    """A cell as text, empty where the file has none: as CSV and as pandas write that."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    text = "" if value is None else str(value).strip()
+    return "" if text.lower() in _MISSING else text
 
 
 class MaskWriter:
     """Writes a mask table bit by bit, so that a run that is killed loses nothing it wrote.
 
     path: the Parquet file that finish leaves. Until then the rows lie in finished part files in the folder
-    PATH.parts; a new writer goes on from them and from a file that is there already. Attribute: ids, what is there.
+    PATH.parts; a new writer goes on from them and from a file that is there already. Several processes may write to
+    one path at a time: each finish takes up what is there, and of an image drawn twice the first row is kept.
+    Attribute: ids, what was there at the start and what was added.
     """
 
     def __init__(self, path: StrPath) -> None:
         """Look for what an earlier run left."""
         self.path = Path(path)
         self.folder = self.path.with_name(self.path.name + ".parts")
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.ids: set[str] = set()
-        for part in self._parts():
-            self.ids.update(pq.read_table(part, columns=["image"]).column(0).to_pylist())
+        with locked(self.folder):
+            for part in self._parts():
+                self.ids.update(_names_in(part))
         self._waiting: list[Mapping[str, Any]] = []
-        self._number = max((int(part.stem) for part in self.folder.glob("*.parquet")), default=0)
 
     def _parts(self) -> Iterator[Path]:
         if self.path.is_file():
             yield self.path
-        yield from sorted(self.folder.glob("*.parquet"))
+        yield from sorted(part for part in self.folder.glob("*.parquet") if part.stem.isdigit())
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take a row (the columns of SCHEMA); it is safe once flush has returned, which 128 rows bring about too."""
@@ -190,34 +170,56 @@ class MaskWriter:
         """Write the waiting rows to a part file of their own."""
         if not self._waiting:
             return
-        self._number += 1
-        partial = self.folder / f".{self._number:06d}.part"
-        pq.write_table(pa.Table.from_pylist(list(self._waiting), schema=SCHEMA), partial, compression="zstd")
-        partial.replace(self.folder / f"{self._number:06d}.parquet")
+        with locked(self.folder):
+            number = 1 + max((int(part.stem) for part in self._parts() if part != self.path), default=0)
+            partial = self.folder / f".{number:06d}.part"
+            pq.write_table(pa.Table.from_pylist(list(self._waiting), schema=SCHEMA), partial, compression="zstd")
+            partial.replace(self.folder / f"{number:06d}.parquet")
         self._waiting.clear()
 
     def finish(self) -> None:
         """Put everything into the one file; the parts go when it stands."""
         self.flush()
+        with locked(self.folder):
+            parts = list(self._parts())
+            if parts != [self.path]:
+                self._merge(parts)
+            for part in parts:
+                if part != self.path:
+                    part.unlink()
+            for cut in self.folder.glob(".*.part"):  # of a run that was killed: writing takes place under the lock
+                cut.unlink()
+            remove_if_empty(self.folder)
+
+    def _merge(self, parts: list[Path]) -> None:
         partial = self.path.with_name(f".{self.path.name}.part")
         seen: set[str] = set()
         held = SCHEMA.empty_table()  # parts are as small as a batch: put together to groups
         with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-            for part in self._parts():
+            for part in parts:
                 file = pq.ParquetFile(part)
-                names = file.read(["image"]).column(0).to_pylist()
-                if seen.issuperset(names):  # a run was killed after the file was written, before its parts were removed
-                    continue
-                seen.update(names)
                 for index in range(file.num_row_groups):
-                    held = pa.concat_tables([held, file.read_row_group(index)])
+                    group = file.read_row_group(index)
+                    names = group.column("image").to_pylist()
+                    new = [name not in seen and name not in names[:row] for row, name in enumerate(names)]
+                    seen.update(names)
+                    held = pa.concat_tables([held, group if all(new) else group.filter(pa.array(new))])
                     while len(held) >= ROWS_PER_GROUP:
                         writer.write_table(held.slice(0, ROWS_PER_GROUP))
                         held = held.slice(ROWS_PER_GROUP)
             if len(held):
                 writer.write_table(held)
         partial.replace(self.path)
-        shutil.rmtree(self.folder)
+
+
+def _names_in(part: Path) -> list[str]:
+    try:
+        file = pq.ParquetFile(part)
+        if file.schema_arrow.names != SCHEMA.names:
+            raise ValueError(f"table '{part}' has columns {file.schema_arrow.names}, expected {SCHEMA.names}.")
+        return list(file.read(["image"]).column(0).to_pylist())
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"table '{part}' is damaged or no Parquet file, expected one of an earlier run.") from error
 
 
 def to_row(
