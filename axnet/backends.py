@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
+from torch import Tensor
 
-from axnet import ops
+from axnet import _choice, ops
+from axnet.ops.layouts import channels_last
 
 BACKENDS = ("native", "triton", "reference")
 _ACCEPTED = ("auto", *BACKENDS)
+FEW_MAPS = 4  # the kernels multiply more maps than these on the matrix units
 
 _chosen: str | None = None
 _warned = False
@@ -64,12 +67,27 @@ def use_backend(name: str) -> AbstractContextManager[None]:
     return restore()
 
 
-def resolve(backend: str | None, device: torch.device) -> str:
+def _first(x: Tensor, work: str) -> str:
+    """The backend that the record of a GPU names for this work on x; needs nothing but x's type, strides and size."""
+    layout, dtype = "channels_last" if channels_last(x) else "NCHW", {2: "bfloat16", 4: "float32"}.get(x.element_size())
+    name, least = _choice.FASTER.get((work, layout, dtype or ""), (BACKENDS[0], 0))
+    # a compiled model launches without Python's time, and must not be compiled again for a size
+    return name if torch.compiler.is_compiling() or x.numel() >= least else BACKENDS[0]
+
+
+def resolve(backend: str | None, where: Tensor | torch.device, work: str | None = None) -> str:
     """The backend that serves a call: the argument, else use_backend, else AXNET_BACKEND, else auto.
+
+    Args:
+        backend: the call's own argument.
+        where: the features that the call is given, or their device.
+        work: what is done with the features, a kind of work of axnet._choice: on a GPU auto takes the backend that a
+            record has as the faster one for it.
 
     Raises ValueError for an unknown name, RuntimeError for a named backend that cannot serve the device.
     """
     global _warned
+    device = where.device if isinstance(where, Tensor) else where
     if backend is not None:
         name = _checked(backend, "backend")
     elif _chosen is not None:
@@ -81,6 +99,10 @@ def resolve(backend: str | None, device: torch.device) -> str:
         if reason is not None:
             raise RuntimeError(f"backend {name!r} cannot be used: {reason}.")
         return name
+    if device.type == "cuda" and work is not None and isinstance(where, Tensor):
+        name = _first(where, work)
+        if why_not(name, device.type) is None:
+            return name
     for name in BACKENDS:
         if why_not(name, device.type) is None:
             break
@@ -88,3 +110,8 @@ def resolve(backend: str | None, device: torch.device) -> str:
         _warned = True
         warnings.warn(f"axnet runs without its native kernels: {why_not('native', device.type)}.", stacklevel=4)
     return name
+
+
+def pooling_work(maps: int, training: bool) -> str:
+    """The kind of work of PWAP with so many maps."""
+    return f"pwap, {'few' if maps <= FEW_MAPS else 'many'} maps{', training' if training else ''}"

@@ -48,7 +48,7 @@ def masked_pool(x: Tensor, mask: Tensor, *, backend: str | None = None) -> Maske
     """
     checks.features(x)
     m = checks.prepared_mask(mask, x)
-    name = backends.resolve(backend, x.device)
+    name = backends.resolve(backend, x, "descriptors")
     if name == "reference":
         return reference.masked_pool(x, m)
     return _named(_descriptors(x, m, name).to(x.dtype), m.shape[1])
@@ -109,7 +109,7 @@ def anatomy_attention(
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)} for x.")
 
     checked_gate = _checked(gate, (x.shape[0], m.shape[1], x.shape[1]))
-    name = backends.resolve(backend, x.device)
+    name = backends.resolve(backend, x, "attention, training" if torch.is_grad_enabled() else "attention")
     if name == "reference":
         kept = [running_mean, running_var] if not batch_statistics or training else [None, None]
         return reference.anatomy_attention(
@@ -209,7 +209,7 @@ def attention_average(
         raise ValueError("running_mean or running_var is None, expected both: without them Z has to be computed.")
     checks.normalisation(x, m, fusion, weight, bias, running_mean, running_var, False)
     checked_gate = _checked(gate, (x.shape[0], m.shape[1], x.shape[1]))
-    name = backends.resolve(backend, x.device)
+    name = backends.resolve(backend, x, "descriptors")
     if name == "reference":
         z = reference.anatomy_attention(
             x, m, checked_gate, weight, bias, running_mean, running_var, training=False, eps=eps, fusion=fusion
@@ -258,7 +258,7 @@ def pwap(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str 
     """
     checks.features(x)
     checks.pooling(x, weight, bias)
-    name = backends.resolve(backend, x.device)
+    name = backends.resolve(backend, x, backends.pooling_work(weight.shape[0], torch.is_grad_enabled()))
     if name == "reference":
         return reference.pwap(x, weight, bias)
     acc = accumulator(x.dtype)
@@ -298,10 +298,11 @@ def attention_pwap(
     """
     checks.features(x)
     checks.pooling(x, weight, bias)
-    name = backends.resolve(backend, x.device)
+    name = backends.resolve(backend, x, backends.pooling_work(weight.shape[0], torch.is_grad_enabled()))
     if torch.is_grad_enabled() or not has_gated_pwap(name, x.device.type):
-        z = anatomy_attention(x, mask, gate, norm_weight, norm_bias, running_mean, running_var, eps=eps, backend=name)
-        return pwap(z, weight, bias, backend=name)
+        norm = (norm_weight, norm_bias, running_mean, running_var)
+        z = anatomy_attention(x, mask, gate, *norm, eps=eps, backend=backend)
+        return pwap(z, weight, bias, backend=backend)
     m = checks.prepared_mask(mask, x)
     if running_mean is None or running_var is None:
         raise ValueError("running_mean or running_var is None, expected both: without them Z has to be computed.")
@@ -309,8 +310,8 @@ def attention_pwap(
     acc = accumulator(x.dtype)
     pool = _named(_descriptors(x, m, name).to(x.dtype), m.shape[1])
     g = _checked(gate, (x.shape[0], m.shape[1], x.shape[1]))(pool).to(acc)
-    norm = [_as(t, acc) for t in (norm_weight, norm_bias, running_mean, running_var)]
-    pooled, prob = _call(fused_ops(name).gated_pwap.default, x, m, g, *norm, eps, _as(weight, acc), _as(bias, acc))
+    given = [_as(t, acc) for t in (norm_weight, norm_bias, running_mean, running_var)]
+    pooled, prob = _call(fused_ops(name).gated_pwap.default, x, m, g, *given, eps, _as(weight, acc), _as(bias, acc))
     return pooled, prob
 
 
