@@ -7,21 +7,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from axnet.metrics import arrays
+
 Floats = NDArray[np.float64]
 _AXES = {1: "[N]", 2: "[N, K]", 3: "[R, N, K]"}
 
 
+def dimensions(name: str, values: ArrayLike) -> int:
+    """Number of dimensions of values that may have one or two."""
+    return 1 if _numbers(name, values, "[N] or [N, K]").ndim == 1 else 2
+
+
 def array(name: str, values: ArrayLike, dims: int) -> Floats:
     """Values as a non-empty float64 array of `dims` dimensions."""
-    try:
-        a = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is not an array of numbers ({error}), expected shape {_AXES[dims]}.") from error
+    a = _numbers(name, values, _AXES[dims])
     if a.ndim != dims:
         raise ValueError(f"{name} has shape {list(a.shape)}, expected {dims} dimensions {_AXES[dims]}.")
     if a.size == 0:
         raise ValueError(f"{name} is empty (shape {list(a.shape)}), expected at least one value.")
     return a
+
+
+def _numbers(name: str, values: ArrayLike, axes: str) -> Floats:
+    try:
+        return arrays.numbers(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is not an array of numbers ({error}), expected shape {axes}.") from error
 
 
 def labels(name: str, values: ArrayLike, dims: int, *, unknown: bool = True) -> Floats:
@@ -49,13 +60,24 @@ def scores(name: str, values: ArrayLike, like: Floats, *, probability: bool = Fa
 
 
 def groups(values: ArrayLike | None, samples: int) -> NDArray[np.intp] | None:
-    """Group identifiers [N] of any type as numbers 0 … G-1."""
+    """Group identifiers [N] of any types as numbers 0 … G-1."""
     if values is None:
         return None
-    g: NDArray[Any] = np.asarray(values)
+    try:
+        g = arrays.identifiers(values)
+    except ValueError as error:
+        raise ValueError(f"a group is missing: {error}, expected an identifier for every row of y_true.") from error
     if g.shape != (samples,):
         raise ValueError(f"groups has shape {list(g.shape)}, expected [{samples}], one identifier per row of y_true.")
-    return np.unique(g, return_inverse=True)[1].astype(np.intp)
+    try:
+        return np.unique(g, return_inverse=True)[1].astype(np.intp)
+    except TypeError:  # types that have no order among each other: numbered as they come
+        pass
+    try:
+        numbers: dict[Any, int] = {}
+        return np.array([numbers.setdefault(value, len(numbers)) for value in g.tolist()], dtype=np.intp)
+    except TypeError as error:
+        raise ValueError(f"groups holds what cannot be compared ({error}), expected numbers or texts.") from error
 
 
 def fraction(name: str, value: float) -> float:

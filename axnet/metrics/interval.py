@@ -105,8 +105,7 @@ def auc_difference(
     groups [N]: identifiers (patients), drawn whole. Undefined classes and draws are treated as in mean_auc_interval.
     Raises ValueError as auc_interval does.
     """
-    dims = 1 if np.ndim(y_true) == 1 else 2
-    y = checks.labels("y_true", y_true, dims)
+    y = checks.labels("y_true", y_true, checks.dimensions("y_true", y_true))
     a = checks.scores("score_a", score_a, y).reshape(y.shape[0], -1)
     b = checks.scores("score_b", score_b, y).reshape(y.shape[0], -1)
     y = y.reshape(y.shape[0], -1)
