@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from axnet.data.dicom import is_dicom, read_dicom
 from axnet.imaging import Float32Array, percentile_normalize, resize
@@ -18,17 +18,19 @@ __all__ = ["StrPath", "percentile_normalize", "read_image", "read_mask", "resize
 
 StrPath = str | PathLike[str]
 
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I")
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def _load(path: StrPath) -> Image.Image:
+    """The decoded image, upright: turned or mirrored as its EXIF orientation says."""
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"image file '{file}' does not exist.")
     try:
         with Image.open(file) as image:
             image.load()
+            ImageOps.exif_transpose(image, in_place=True)
             return image
     except _DECODE_ERRORS as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
@@ -36,30 +38,63 @@ def _load(path: StrPath) -> Image.Image:
 
 
 def read_image(path: StrPath) -> Float32Array:
-    """Read a radiograph as grey values.
+    """Read a radiograph as grey values, upright as its EXIF orientation says.
 
-    path: PNG or JPEG of 8 or 16 bits; colour and alpha (a few NIH files are RGBA) are reduced to luminance. Or DICOM
-    (axnet.data.dicom.read_dicom).
+    path: PNG or JPEG of 1, 8 or 16 bits; colour and palettes are reduced to luminance, and alpha (a few NIH files are
+    RGBA) is left out. Or DICOM (axnet.data.dicom.read_dicom).
     Returns float32 [H,W] in [0,1]: the stored value over the largest value of its bit depth.
-    Raises FileNotFoundError for a missing file, ValueError for one that cannot be decoded; both name the file.
+    Raises FileNotFoundError for a missing file, ValueError for one that cannot be decoded or has more than 16 bits;
+    both name the file.
     """
     if Path(path).is_file() and is_dicom(Path(path)):
         return read_dicom(Path(path))
     image = _load(path)
     if image.mode in _SIXTEEN_BIT:
-        return (np.asarray(image).astype(np.float32) / np.float32(65535)).clip(0, 1)
+        stored = np.asarray(image)
+        if stored.min() < 0 or stored.max() > 65535:
+            raise ValueError(f"image file '{path}' holds values up to {stored.max()}, expected 8 or 16 bit.")
+        return stored.astype(np.float32) / np.float32(65535)
     if image.mode == "F":
         raise ValueError(f"image file '{path}' holds floating-point pixels, expected 8 or 16 bit.")
-    grey = image if image.mode == "L" else image.convert("L")
-    return np.asarray(grey).astype(np.float32) / np.float32(255)
+    return np.asarray(_converted(image, "L", path)).astype(np.float32) / np.float32(255)
 
 
 def read_mask(path: StrPath) -> npt.NDArray[np.bool_]:
-    """Read a mask: bool [H,W], true where the stored value is not zero (1-bit, 0/1 and 0/255 files alike).
+    """Read a mask: bool [H,W], upright as its EXIF orientation says.
 
+    True where the stored value is not zero (1-bit, 0/1 and 0/255 files alike): of a palette image the index and not
+    its colour, of a colour image any channel. Transparent pixels are false; an image of one colour is its alpha. JPEG
+    cannot store a mask exactly: true is what is above half of its largest value.
     Raises as read_image does.
     """
     image = _load(path)
-    if image.mode not in ("1", "L", *_SIXTEEN_BIT):
-        image = image.convert("L")
-    return np.asarray(np.asarray(image) != 0, dtype=np.bool_)
+    lossy = image.mode == "L" and _is_jpeg(Path(path))
+    if image.mode in ("1", "L", "P", *_SIXTEEN_BIT, "F"):
+        values = np.asarray(image)
+        return np.asarray(values > values.max() / 2 if lossy else values != 0, dtype=np.bool_)
+    if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa"):
+        image = _converted(image, "RGB", path)
+    bands = np.asarray(image)
+    if bands.shape[-1] % 2:  # no alpha
+        values = bands.max(-1)
+        return np.asarray(values > values.max() / 2 if _is_jpeg(Path(path)) else values != 0, dtype=np.bool_)
+    colour, alpha = bands[..., :-1], bands[..., -1]
+    if (colour == colour[0, 0]).all() and alpha.min() < alpha.max():
+        return np.asarray(alpha != 0, dtype=np.bool_)
+    return np.asarray(colour.any(-1) & (alpha != 0), dtype=np.bool_)
+
+
+def _converted(image: Image.Image, mode: str, path: StrPath) -> Image.Image:
+    if image.mode == mode:
+        return image
+    try:
+        return image.convert(mode)
+    except ValueError as error:
+        raise ValueError(
+            f"image file '{path}' holds {image.mode} pixels, expected grey or colour ({error})."
+        ) from error
+
+
+def _is_jpeg(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\xff\xd8"

@@ -102,3 +102,116 @@ def test_percentile_normalize() -> None:
     assert not percentile_normalize(np.full((4, 4), 7.0)).any()
     with pytest.raises(ValueError, match="low and high are 99 and 1"):
         percentile_normalize(image, 99, 1)
+
+
+UPRIGHT = np.kron(np.array([[20, 60, 100], [140, 180, 220]], np.uint8), np.ones((16, 16), np.uint8))
+# EXIF orientation to the pixels as the camera stored them
+STORED = {
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.T,
+    6: np.rot90(UPRIGHT),
+    7: UPRIGHT[::-1, ::-1].T,
+    8: np.rot90(UPRIGHT, -1),
+}
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_films_and_masks_stand_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    stored = np.ascontiguousarray(STORED[orientation])
+    options = {"quality": 95} if suffix == "jpg" else {}
+    for name, pixels in (("film", stored), ("mask", (stored > 120).astype(np.uint8) * 255)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.{suffix}", exif=exif(orientation), **options)
+    image = read_image(tmp_path / f"film.{suffix}")
+    assert image.shape == UPRIGHT.shape
+    assert np.abs(image - UPRIGHT / 255).max() < (0.05 if suffix == "jpg" else 1e-6)
+    assert np.array_equal(read_mask(tmp_path / f"mask.{suffix}"), UPRIGHT > 120)
+    deep = stored.astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png", exif=exif(orientation))
+    assert np.allclose(read_image(tmp_path / "deep.png"), UPRIGHT / 255, atol=1e-6)
+    one_bit = Image.fromarray(stored > 120)
+    one_bit.save(tmp_path / "bit.png", exif=exif(orientation))
+    assert np.array_equal(read_mask(tmp_path / "bit.png"), UPRIGHT > 120)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 200])
+def test_an_orientation_that_there_is_not_counts_as_none(tmp_path: Path, orientation: int) -> None:
+    Image.fromarray(UPRIGHT).save(tmp_path / "a.png", exif=exif(orientation))
+    assert np.array_equal(read_image(tmp_path / "a.png"), (UPRIGHT / 255).astype(np.float32))
+    Image.fromarray(UPRIGHT).save(tmp_path / "a.jpg", quality=95, exif=b"Exif\0\0no such thing")
+    assert read_image(tmp_path / "a.jpg").shape == UPRIGHT.shape
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I"])
+def test_every_kind_of_image_is_read_as_grey(tmp_path: Path, mode: str) -> None:
+    image = Image.fromarray((GREY > 100).astype(np.uint8) * 255 if mode == "1" else GREY)
+    image.convert(mode).save(tmp_path / "a.tif")
+    expected = {"1": GREY > 100, "I;16": GREY / 65535, "I": GREY / 65535}.get(mode, GREY / 255)
+    assert np.allclose(read_image(tmp_path / "a.tif"), expected, atol=1e-6)
+
+
+def test_more_than_16_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 70000]], np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a.tif' holds values up to 70000, expected 8 or 16 bit"):
+        read_image(tmp_path / "a.tif")
+    Image.fromarray(np.array([[0.5]], np.float32)).save(tmp_path / "f.tif")
+    with pytest.raises(ValueError, match="holds floating-point pixels"):
+        read_image(tmp_path / "f.tif")
+    Image.new("LAB", (2, 2)).save(tmp_path / "l.tif")
+    with pytest.raises(ValueError, match=r"l.tif' holds LAB pixels"):
+        read_image(tmp_path / "l.tif")
+
+
+DRAWN = GREY > 100
+SHADES = [1, 255]
+
+
+@pytest.mark.parametrize("shade", SHADES)
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "I;16", "I"])
+def test_masks_of_every_kind(tmp_path: Path, mode: str, shade: int) -> None:
+    image = Image.fromarray(DRAWN.astype(np.uint8) * shade)
+    if mode == "P":  # the index counts, not its colour: the background is white
+        image = Image.fromarray(DRAWN.astype(np.uint8), "P") if shade == 1 else image.convert("P")
+        image.putpalette([255, 255, 255, *[0] * (3 * shade)])
+    image.convert(mode).save(tmp_path / ("m.tif" if mode == "I" else "m.png"))
+    assert np.array_equal(read_mask(next(tmp_path.iterdir())), DRAWN)
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_a_mask_in_one_colour(tmp_path: Path, channel: int) -> None:
+    pixels = np.zeros((*GREY.shape, 3), np.uint8)
+    pixels[..., channel] = DRAWN  # too dark to leave anything of its luminance
+    Image.fromarray(pixels).save(tmp_path / "m.png")
+    assert np.array_equal(read_mask(tmp_path / "m.png"), DRAWN)
+
+
+@pytest.mark.parametrize("background", [0, 255])
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparent_pixels_are_outside(tmp_path: Path, mode: str, background: int) -> None:
+    """Drawn in white on a transparent sheet, or one sheet of a colour with an alpha."""
+    for sheet in (np.where(DRAWN, 255, background), np.full(GREY.shape, background)):
+        image = Image.fromarray(sheet.astype(np.uint8)).convert(mode)
+        image.putalpha(Image.fromarray(DRAWN.astype(np.uint8) * 255))
+        image.save(tmp_path / "m.png")
+        assert np.array_equal(read_mask(tmp_path / "m.png"), DRAWN)
+    opaque = Image.fromarray(np.zeros(GREY.shape, np.uint8)).convert(mode)
+    opaque.save(tmp_path / "m.png")
+    assert not read_mask(tmp_path / "m.png").any()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_mask_in_a_jpeg_file(tmp_path: Path, mode: str) -> None:
+    disc = np.hypot(*(np.indices((64, 64)) - 30)) < 20
+    Image.fromarray(disc.astype(np.uint8) * 255).convert(mode).save(tmp_path / "m.jpg", quality=60)
+    assert (read_mask(tmp_path / "m.jpg") != disc).mean() < 0.01
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "m.jpg")
+    assert not read_mask(tmp_path / "m.jpg").any()
