@@ -39,7 +39,8 @@ def identifiers(values: Any) -> NDArray[Any]:
         for row, value in enumerate(plain):
             array[row] = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
     elif isinstance(plain, np.ma.MaskedArray):
-        array = np.where(np.ma.getmaskarray(plain), None, np.ma.getdata(plain).astype(object))
+        array = np.ma.getdata(plain).astype(object)
+        array[np.ma.getmaskarray(plain)] = None
     else:
         array = np.asarray(plain)
     if array.dtype.kind in "OfcMmU":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from axnet.metrics import Evaluation, Interval, auc_difference, evaluate
 from axnet.models import Preprocessing
 from axnet.report import Example, ModelResult, environment, write_report
 from axnet.train.data import Batches, XraySet
+from axnet.train.labels import checked_labels
 from axnet.train.module import to_input
 from axnet.train.scoring import evaluating, predict
 
@@ -62,6 +63,7 @@ def assess(
     plain values), segmentation (organ to Dice): for the report. seed: of the bootstrap.
     examples: images to show. Raises ValueError for a test set that does not fit the models.
     """
+    test = replace(test, labels=checked_labels(test.labels, test.findings, test.ids, "test"))
     truth = test.labels.numpy()
     patients = np.array(test.patients)
     scores = {name: predict(model, test, preprocessing) for name, (model, preprocessing) in models.items()}
@@ -164,7 +166,7 @@ def _attended(stages: list[Tensor], names: list[str], columns: list[int]) -> dic
 
 
 def _varied(labels: npt.NDArray[np.float32], count: int) -> list[int]:
-    order: Sequence[int] = np.argsort(-labels.sum(1), kind="stable").tolist()
+    order: Sequence[int] = np.argsort(-np.nansum(labels, 1), kind="stable").tolist()
     seen: set[bytes] = set()
     chosen = []
     for index in order:

@@ -18,6 +18,7 @@ from axnet.data.findings import organs_to_anatomies
 from axnet.data.image import StrPath
 from axnet.imaging import resize
 from axnet.models.preprocessing import Preprocessing
+from axnet.train.labels import checked_labels
 
 _CHUNK = 32
 _MEMORY_SHARE = 0.5
@@ -60,7 +61,8 @@ class SegmenterLike(Protocol):
 class XraySet:
     """Radiographs ready for training.
 
-    images: uint8 [N,1,S,S]; masks: uint8 [N,A,S,S] (255 = 1) or None; labels: float32 [N,K] in the order of findings;
+    images: uint8 [N,1,S,S]; masks: uint8 [N,A,S,S] (255 = 1) or None; labels: float32 [N,K] in the order of findings,
+    0, 1, or NaN for unknown;
     ids, patients: one per image; split_hash: names the split in reports; preprocessing: how the images were made.
     """
 
@@ -152,7 +154,7 @@ def collect(
     return XraySet(
         images=torch.from_numpy(images),
         masks=None if masks is None else torch.from_numpy(masks),
-        labels=torch.from_numpy(np.array(source.labels, dtype=np.float32)),
+        labels=checked_labels(source.labels, source.findings, source.ids),
         findings=tuple(source.findings),
         ids=tuple(source.ids),
         patients=tuple(source.patients),

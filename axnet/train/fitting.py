@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from axnet.models.preprocessing import Preprocessing
 from axnet.models.storage import build_classifier, save_classifier
 from axnet.train.augment import Augmentation
 from axnet.train.data import XraySet, measured
+from axnet.train.labels import checked_labels, known_findings
 from axnet.train.losses import LossName, positive_weights
 from axnet.train.module import (
     ClassifierModule,
@@ -125,11 +126,13 @@ class FitResult:
 def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) -> FitResult:
     """Train a classifier on one set, watch it on another.
 
-    train, validation: sets with masks of the same size and findings. The same config and sets give the same weights
+    train, validation: sets with masks of the same size and findings, whose labels are 0, 1, or NaN for unknown, which
+    is left out of loss, class weights and validation AUC. The same config and sets give the same weights
     on the same machine with the same number of threads.
-    Raises ValueError for sets that do not fit together, FileNotFoundError when there is nothing to resume.
+    Raises ValueError for sets that do not fit together or other labels, FileNotFoundError when there is nothing to
+    resume.
     """
-    _check_sets(train, validation)
+    train, validation = _checked_sets(train, validation)
     out = Path(config.out)
     resume_from = out / "checkpoints" / "last.ckpt"
     if config.resume and not resume_from.is_file():
@@ -138,7 +141,7 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
     (out / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     preprocessing = measured(train)
     pos_weight = positive_weights(train.labels) if config.pos_weight else None
-    with _quiet(), torch.random.fork_rng():
+    with _quiet(), _float32_by_default(), torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build_classifier(config.architecture, {"num_classes": len(train.findings), **config.options})
         if config.pretrained is not None:
@@ -189,11 +192,14 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
     )
 
 
-def _check_sets(train: XraySet, validation: XraySet | None) -> None:
+def _checked_sets(train: XraySet, validation: XraySet | None) -> tuple[XraySet, XraySet | None]:
+    """The sets with checked labels."""
     if len(train) < 2:
         raise ValueError(f"train has {len(train)} images, expected two or more.")
+    train = replace(train, labels=checked_labels(train.labels, train.findings, train.ids, "train"))
+    known_findings(train.labels, train.findings, "train")
     if validation is None:
-        return
+        return train, None
     if validation.findings != train.findings:
         raise ValueError(f"validation has findings {validation.findings}, train has {train.findings}.")
     if validation.preprocessing.size != train.preprocessing.size:
@@ -203,6 +209,8 @@ def _check_sets(train: XraySet, validation: XraySet | None) -> None:
     shared = sorted(set(validation.patients) & set(train.patients))
     if shared:
         raise ValueError(f"{len(shared)} patients are in both train and validation, among them '{shared[0]}'.")
+    labels = checked_labels(validation.labels, validation.findings, validation.ids, "validation")
+    return train, replace(validation, labels=labels)
 
 
 def _load_pretrained(model: nn.Module, path: str) -> None:
@@ -243,6 +251,17 @@ def _trainer(config: FitConfig, out: Path, keeper: ModelCheckpoint | None) -> L.
         num_sanity_val_steps=0,
         log_every_n_steps=10,
     )
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Weights and random numbers of a run are float32, also for a caller who computes in float64 otherwise."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

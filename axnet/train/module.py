@@ -10,7 +10,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import Metric
@@ -20,7 +19,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 from axnet.models.preprocessing import Preprocessing
 from axnet.train.augment import Augmentation
 from axnet.train.data import Batches, XraySet, as_is
-from axnet.train.losses import LossName, focal_loss
+from axnet.train.losses import LossName, bce_loss, focal_loss
 
 OptimizerName = Literal["adamw", "adam"]
 ScheduleName = Literal["one-cycle", "cosine", "constant"]
@@ -38,18 +37,19 @@ class MeanAUROC(Metric):
         self.add_state("labels", default=[], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Add a batch: scores [N,K] in [0,1], labels int64 [N,K]."""
+        """Add a batch: scores [N,K] in [0,1], labels [N,K]: 0, 1, or NaN for unknown, which is left out."""
         cast("list[Tensor]", self.scores).append(scores)
         cast("list[Tensor]", self.labels).append(labels)
 
     def compute(self) -> Tensor:
         """The mean over what update has seen on all processes, a scalar."""
         scores, labels = dim_zero_cat(self.scores), dim_zero_cat(self.labels)  # type: ignore[arg-type]
-        share = labels.float().mean(0)
-        present = ((share > 0) & (share < 1)).nonzero().flatten().tolist()
-        if not present:
-            return torch.tensor(float("nan"), device=share.device)
-        return torch.stack([binary_auroc(scores[:, k], labels[:, k]) for k in present]).mean()
+        found = []
+        for score, label in zip(scores.unbind(1), labels.unbind(1), strict=True):
+            known = ~label.isnan()
+            if (label == 0).any() and (label == 1).any():
+                found.append(binary_auroc(score[known], label[known].long()))
+        return torch.stack(found).mean() if found else torch.tensor(float("nan"), device=scores.device)
 
 
 class ClassifierModule(L.LightningModule):
@@ -95,7 +95,7 @@ class ClassifierModule(L.LightningModule):
         if self.loss_name == "focal":
             return focal_loss(logits, labels)
         weight = self.pos_weight if isinstance(self.pos_weight, Tensor) else None
-        return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
+        return bce_loss(logits, labels, pos_weight=weight)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of a training batch of 8-bit images and masks."""
@@ -112,7 +112,7 @@ class ClassifierModule(L.LightningModule):
         logits = self.model(ready["image"], ready["mask"]).logits
         count = len(batch["label"])
         self.log("val_loss", self.loss(logits, batch["label"]), batch_size=count, sync_dist=True)
-        self.auroc.update(logits.float().sigmoid(), batch["label"].long())
+        self.auroc.update(logits.float().sigmoid(), batch["label"])
         self.log("val_auc", self.auroc, prog_bar=True, batch_size=count)
 
     def configure_optimizers(self) -> Any:

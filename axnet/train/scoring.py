@@ -30,7 +30,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def predict(
     model: nn.Module, data: XraySet, preprocessing: Preprocessing, *, batch_size: int = 64
 ) -> npt.NDArray[np.float32]:
-    """Probabilities float32 [N,K] of the findings of a set with masks, computed on the device of the model.
+    """Probabilities float32 [N,K] of the findings of a set with masks, computed on the device and in the type of model.
 
     preprocessing: of the model; its mean and std are used, the rest must be that of the set.
     """
@@ -44,11 +44,11 @@ def predict(
             f"{preprocessing.percentiles}."
         )
     batches = Batches(data)
-    device = next(model.parameters()).device
+    weights = next(model.parameters())
     rows = []
     with evaluating(model):
         for start in range(0, len(data), batch_size):
             batch = batches.__getitems__(list(range(start, min(start + batch_size, len(data)))))
-            ready = to_input({key: value.to(device) for key, value in batch.items()}, preprocessing)
-            rows.append(model(ready["image"], ready["mask"]).logits.float().sigmoid().cpu())
+            ready = to_input({key: value.to(weights.device) for key, value in batch.items()}, preprocessing)
+            rows.append(model(ready["image"].to(weights.dtype), ready["mask"]).logits.float().sigmoid().cpu())
     return np.asarray(torch.cat(rows).numpy(), dtype=np.float32)
