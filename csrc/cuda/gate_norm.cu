@@ -3,7 +3,7 @@
 //   fold   b' = gamma r b, w'_a = gamma r w_a, h' = beta - gamma r mean                r = 1 / sqrt(var + eps)
 //   apply  Z = X (b' + sum_a w'_a m_a) + h'
 #include "cuda/algebra.cuh"
-#include "cuda/walk.cuh"
+#include "cuda/apply.cuh"
 
 namespace axnet::cuda {
 namespace {
@@ -104,146 +104,6 @@ __global__ void __launch_bounds__(kThreads, 1) fold_kernel(const FoldPlan p) {
   }
 }
 
-struct ApplyPlan {
-  int64_t N, C, S;
-  int A, blocks, members;
-  View x, z;
-  const void* x_data;
-  void* z_data;
-  const void *mask, *fold;  // acc [N, A, S], acc [N, blocks, fold_rows(members), C]
-};
-
-// NCHW, one block of B anatomies: masks in registers.
-template <class T, int B>
-__global__ void __launch_bounds__(kThreads, 2) apply_rows_kernel(const ApplyPlan p, const RowWalk walk) {
-  using Acc = acc_t<T>;
-  constexpr int V = kVector<T>;
-  const RowPlace<T> place(walk);
-  if (!place.active) return;
-  const int64_t C = p.C, S = p.S, elements = C * S;
-  const T* x = static_cast<const T*>(p.x_data) + place.n * p.x.n;
-  T* z = static_cast<T*>(p.z_data) + place.n * p.z.n;
-  const bool fast_x = is_aligned(x), fast_z = is_aligned(z);
-  const Acc* fold = static_cast<const Acc*>(p.fold) + place.n * fold_rows(B) * C;
-  Acc m[B][V];
-  place.load_masks(static_cast<const Acc*>(p.mask) + place.n * B * S, S, m);
-
-  Vector<T> xs[kSteps<T>];
-#pragma unroll
-  for (int u = 0; u < kSteps<T>; ++u) {
-    const int64_t e = place.element(walk, u);
-    xs[u] = load_some(x + e, place.count(e, elements), fast_x);
-  }
-#pragma unroll
-  for (int u = 0; u < kSteps<T>; ++u) {
-    const int64_t e = place.element(walk, u);
-    const int count = place.count(e, elements);
-    if (count == 0) continue;
-    const Acc* q = fold + place.channel(walk, u);
-    int s = place.s;
-    Acc b, w[B], h;
-    auto load_channel = [&] {
-      b = q[0], h = q[(1 + B) * C];
-#pragma unroll
-      for (int a = 0; a < B; ++a)
-        w[a] = q[(1 + a) * C];
-    };
-    load_channel();
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      if (i > 0 && s == S && i < count) {
-        s = 0, ++q;
-        load_channel();
-      }
-      Acc gate = b;
-#pragma unroll
-      for (int a = 0; a < B; ++a)
-        gate += w[a] * m[a][i];
-      xs[u].at[i] = T(static_cast<Acc>(xs[u].at[i]) * gate + h);
-      ++s;
-    }
-    store_some(z + e, xs[u], count, fast_z);
-  }
-}
-
-// channels_last, the same: coefficients of V channels in registers.
-template <class T, int B>
-__global__ void __launch_bounds__(kThreads, 2) apply_channels_last_kernel(const ApplyPlan p, const ChannelWalk walk) {
-  using Acc = acc_t<T>;
-  constexpr int V = kVector<T>;
-  const ChannelPlace<T> place(walk);
-  if (!place.active) return;
-  const int64_t C = p.C, S = p.S, c = place.c;
-  const int count = place.count(C);
-  const T* x = static_cast<const T*>(p.x_data) + place.n * p.x.n + c;
-  T* z = static_cast<T*>(p.z_data) + place.n * p.z.n + c;
-  const Acc* fold = static_cast<const Acc*>(p.fold) + place.n * fold_rows(B) * C + c;
-  const Acc* mask = static_cast<const Acc*>(p.mask) + place.n * B * S;
-
-  Vector<T> xs[kSteps<T>];
-#pragma unroll
-  for (int u = 0; u < kSteps<T>; ++u) {
-    const int64_t s = place.pixel(walk, u);
-    if (s < S) xs[u] = load_some(x + s * p.x.s, count, is_aligned(x + s * p.x.s));
-  }
-  Acc b[V], w[B][V], h[V];
-  load_lanes<T>(fold, count, b);
-#pragma unroll
-  for (int a = 0; a < B; ++a)
-    load_lanes<T>(fold + (1 + a) * C, count, w[a]);
-  load_lanes<T>(fold + (1 + B) * C, count, h);
-#pragma unroll
-  for (int u = 0; u < kSteps<T>; ++u) {
-    const int64_t s = place.pixel(walk, u);
-    if (s >= S) continue;
-    Acc m[B];
-#pragma unroll
-    for (int a = 0; a < B; ++a)
-      m[a] = mask[a * S + s];
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      Acc gate = b[i];
-#pragma unroll
-      for (int a = 0; a < B; ++a)
-        gate += w[a][i] * m[a];
-      xs[u].at[i] = T(static_cast<Acc>(xs[u].at[i]) * gate + h[i]);
-    }
-    store_some(z + s * p.z.s, xs[u], count, is_aligned(z + s * p.z.s));
-  }
-}
-
-// Any blocks and anatomies in either layout: an element of X, all blocks of Z.
-template <class T>
-__global__ void __launch_bounds__(kThreads, 2) apply_any_kernel(const ApplyPlan p, const ElementWalk walk) {
-  using Acc = acc_t<T>;
-  const ElementPlace place(walk, p.x.channels_last);
-  if (!place.active) return;
-  const int64_t n = place.n, c = place.c, s = place.s, C = p.C, S = p.S;
-  const Acc x = static_cast<Acc>(static_cast<const T*>(p.x_data)[n * p.x.n + c * p.x.c + s * p.x.s]);
-  const Acc* mask = static_cast<const Acc*>(p.mask) + n * p.A * S + s;
-  for (int o = 0; o < p.blocks; ++o) {
-    const Acc* q = static_cast<const Acc*>(p.fold) + (n * p.blocks + o) * fold_rows(p.members) * C + c;
-    Acc gate = q[0];
-    for (int a = 0; a < p.members; ++a)
-      gate += q[(1 + a) * C] * mask[(o + a) * S];
-    static_cast<T*>(p.z_data)[n * p.z.n + (o * C + c) * p.z.c + s * p.z.s] = T(x * gate + q[(1 + p.members) * C]);
-  }
-}
-
-template <class T, int B>
-void launch_apply(const ApplyPlan& p, cudaStream_t stream) {
-  if constexpr (B == 0) {
-    const ElementWalk walk{p.N, p.C, p.S};
-    launch(apply_any_kernel<T>, walk.grid(), 1, kThreads, 0, stream, p, walk);
-  } else if (p.x.channels_last) {
-    const ChannelWalk walk(p.N, p.C, p.S, kVector<T>, kSteps<T>);
-    launch(apply_channels_last_kernel<T, B>, walk.grid(), 1, kThreads, 0, stream, p, walk);
-  } else {
-    const RowWalk walk(p.N, p.C, p.S, kVector<T>, kSteps<T>);
-    launch(apply_rows_kernel<T, B>, walk.grid(), 1, kThreads, 0, stream, p, walk);
-  }
-}
-
 void launch_fold(const FoldPlan& plan, ScalarType acc, cudaStream_t stream) {
   launch(acc == ScalarType::Double ? fold_kernel<double> : fold_kernel<float>, ceil_div(plan.gate.C, kWarp),
          plan.gate.blocks, kThreads, kThreads * sizeof(double), stream, plan);
@@ -320,10 +180,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm(Tensor x_in, Tensor mask, T
   const ApplyPlan p{
       N,       C,       S,          static_cast<int>(A), static_cast<int>(blocks), B, view_of(x), view_of(z),
       data(x), data(z), data(mask), data(fold)};
-  with_type(x, [&](auto type) {
-    using T = decltype(type);
-    with_anatomies<T>(blocks > 1 ? 0 : p.A, [&](auto b) { launch_apply<T, decltype(b)::value>(p, queue.stream()); });
-  });
+  apply(queue, p, x);
   return {z, mean, var, saved};
 }
 

@@ -1,102 +1,158 @@
-// How the passes that write a map walk it, a few 16-byte vectors a thread, all in flight before the first use.
+// How the passes that write a map walk it: threads that live long, and no division, no test and no alignment question
+// per vector. What a thread keeps and what it meets:
 //
-//   NCHW           an image is one flat run of C*S elements. Vectors repeat their pixels every S / gcd(S, V) vectors:
-//                  a thread keeps to one such phase, holds the masks of its V pixels in registers and meets new
-//                  channels
-//   channels_last  a thread keeps to V channels, meets new pixels, and lets the coefficients of its channels pass by
+//   NCHW           keeps V pixels (their masks in registers), meets channel after channel, whose coefficients come from
+//                  a table in shared memory. An image is one flat run of C*S elements; where S is not a multiple of V
+//                  (7x7), vectors repeat their pixels every S / gcd(S, V) vectors, and one may end a channel and begin
+//                  the next
+//   channels_last  keeps V channels (their coefficients in registers), meets pixel after pixel, whose masks come from a
+//                  table in shared memory
+//   any            one element a thread: other alignments, float64, more than three anatomies, fusion "concat"
 #pragma once
 
 #include <numeric>
 
 #include "cuda/device.cuh"
+#include "cuda/packed.h"
 
 namespace axnet::cuda {
 
+constexpr int kWalkThreads = 320;  // at most; 48 x 48 pixels are 288 vectors of bfloat16
+constexpr int kWalkFlight = 4;     // vectors in flight a thread
+constexpr int kWalkTable = 24;     // KB of a block's table at most
+
+// Pieces of a block: `blocks` blocks stand side by side already, `pieces` are there to share out. A block takes 8,
+// which pays for its beginning, but a GPU gets at least two blocks for every multiprocessor, and not many more than
+// eight.
+inline int64_t pieces_of_a_block(int64_t blocks, int64_t pieces, int64_t most) {
+  const int64_t parts = std::clamp(pieces / 8, ceil_div(264, blocks), ceil_div(1024, blocks));
+  return std::min(ceil_div(pieces, std::min(parts, pieces)), std::max<int64_t>(most, 1));
+}
+
+// A map of which every vector that a Walk meets is whole and aligned, with 32-bit offsets within an image.
 template <class T>
-constexpr int kSteps = sizeof(T) < 4 ? 2 : 4;
+bool can_walk(int64_t C, int64_t S, bool channels_last,
+              std::initializer_list<std::pair<const void*, const View*>> maps) {
+  constexpr int64_t V = kVector<T>, most = std::numeric_limits<int32_t>::max();
+  if (channels_last ? C % V != 0 : S < V || C * S % V != 0) return false;
+  for (const auto& [data, view] : maps)
+    if (reinterpret_cast<uintptr_t>(data) % 16 != 0 || view->n % V != 0 ||
+        (channels_last ? view->s % V != 0 || view->s > most / S : C > most / S))
+      return false;
+  return true;
+}
 
-struct RowWalk {
-  int64_t N, C, S, tasks;   // tasks: blocks of an image
-  int phases, width, side;  // phases of an image; phases side by side in a block; periods side by side in a block
-  int phase_blocks, rows;   // rows: channels of a period
+// Threads side by side over the `width` things that a thread keeps, `side` times over what it meets.
+struct Walk {
+  int kept_blocks, width, side, meets, tasks, threads;  // meets: of a block; tasks: blocks of an image
+  int phases = 0, rows = 1;                             // NCHW: vectors and channels of a period
 
-  RowWalk(int64_t N, int64_t C, int64_t S, int vector, int steps) : N(N), C(C), S(S) {
-    const int64_t common = std::gcd(S, static_cast<int64_t>(vector));
-    phases = static_cast<int>(S / common), rows = static_cast<int>(vector / common);
-    width = phases < kThreads ? phases : kThreads;
-    side = kThreads / width;
-    phase_blocks = static_cast<int>(ceil_div(phases, width));
-    tasks = phase_blocks * ceil_div(ceil_div(C, rows), side * steps);
+  Walk(int64_t N, int64_t kept, int64_t met, int unit, int entry_bytes) {
+    kept_blocks = static_cast<int>(ceil_div(kept, kWalkThreads));
+    width = static_cast<int>(ceil_div(kept, kept_blocks));
+    side = std::max(1, kThreads / width);
+    const int64_t piece = static_cast<int64_t>(side) * kWalkFlight * unit;
+    meets = static_cast<int>(
+        piece * pieces_of_a_block(N * kept_blocks, ceil_div(met, piece), kWalkTable * 1024 / (piece * entry_bytes)));
+    tasks = static_cast<int>(kept_blocks * ceil_div(met, meets));
+    threads = static_cast<int>(ceil_div(static_cast<int64_t>(width) * side, kWarp) * kWarp);
   }
-  int64_t grid() const { return N * tasks; }
+  // NCHW; kept: the vectors of a period of `rows` channels
+  static Walk rows_of(int64_t N, int64_t C, int64_t S, int vector, int entry_bytes) {
+    const int64_t common = std::gcd(S, static_cast<int64_t>(vector));
+    Walk walk(N, S / common, C, static_cast<int>(vector / common), entry_bytes);
+    walk.phases = static_cast<int>(S / common), walk.rows = static_cast<int>(vector / common);
+    return walk;
+  }
+  static Walk channels_of(int64_t N, int64_t C, int64_t S, int vector, int entry_bytes) {
+    Walk walk(N, C / vector, S, 1, entry_bytes);
+    walk.phases = static_cast<int>(C / vector);
+    return walk;
+  }
 };
 
-template <class T>
-struct RowPlace {
-  static constexpr int V = kVector<T>;
+// Where a thread stands in a Walk.
+struct Stand {
   bool active;
-  int64_t n, period;  // the first of this thread's periods
-  int phase, row, s;  // row, s: channel within the period and pixel of the phase's first element
+  int n, block, kept;    // block: of the blocks side by side; kept: its vector
+  int first, count, at;  // what the block meets; the first of them that the thread meets itself
 
-  __device__ explicit RowPlace(const RowWalk& walk) {
-    const int64_t task = blockIdx.x % walk.tasks;
-    n = blockIdx.x / walk.tasks;
-    const int side = threadIdx.x / walk.width;
-    phase = static_cast<int>(task % walk.phase_blocks) * walk.width + threadIdx.x % walk.width;
-    active = side < walk.side && phase < walk.phases;
-    period = task / walk.phase_blocks * walk.side * kSteps<T> + side;
-    const int64_t first = static_cast<int64_t>(phase) * V;
-    row = static_cast<int>(first / walk.S), s = static_cast<int>(first % walk.S);
+  __device__ Stand(const Walk& walk, int met) {
+    const unsigned task = blockIdx.x % static_cast<unsigned>(walk.tasks);
+    n = static_cast<int>(blockIdx.x / static_cast<unsigned>(walk.tasks));
+    const int side = static_cast<int>(threadIdx.x) / walk.width;
+    block = static_cast<int>(task) % walk.kept_blocks;
+    kept = block * walk.width + static_cast<int>(threadIdx.x) % walk.width;
+    first = static_cast<int>(task) / walk.kept_blocks * walk.meets;
+    count = met - first < walk.meets ? met - first : walk.meets;
+    at = side * walk.rows;
+    active = side < walk.side && kept < walk.phases;
   }
-  __device__ int64_t channel(const RowWalk& walk, int u) const { return (period + u * walk.side) * walk.rows + row; }
-  __device__ int64_t element(const RowWalk& walk, int u) const { return channel(walk, u) * walk.S + s; }
-  __device__ int count(int64_t element, int64_t elements) const {
-    return element >= elements ? 0 : elements - element < V ? static_cast<int>(elements - element) : V;
+};
+
+// visit(U, at, step): U of what a thread meets, `step` apart: FLIGHT while there are so many, then one by one.
+template <int FLIGHT, class F>
+__device__ inline void meet(const Stand& stand, const Walk& walk, const F& visit) {
+  const int step = walk.side * walk.rows;
+  int at = stand.at;
+  for (; at + (FLIGHT - 1) * step < stand.count; at += FLIGHT * step)
+    visit(std::integral_constant<int, FLIGHT>{}, at, step);
+#pragma unroll 1
+  for (; at < stand.count; at += step)
+    visit(std::integral_constant<int, 1>{}, at, step);
+}
+
+// A row of a table in shared memory, read in 16 bytes.
+template <int K>
+struct alignas(16) Entry {
+  float at[(K + 3) / 4 * 4];
+};
+
+template <int K>
+__device__ inline Entry<K> entry_of(const Entry<K>* table, int i) {
+  Entry<K> entry;
+  const float4* from = reinterpret_cast<const float4*>(table + i);
+#pragma unroll
+  for (int k = 0; k < (K + 3) / 4; ++k) {
+    const float4 v = from[k];
+    entry.at[4 * k] = v.x, entry.at[4 * k + 1] = v.y, entry.at[4 * k + 2] = v.z, entry.at[4 * k + 3] = v.w;
   }
-  template <class Acc, int B>
-  __device__ void load_masks(const Acc* mask, int64_t S, Acc (&m)[B][V]) const {
-    int at = s;
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-#pragma unroll
-      for (int a = 0; a < B; ++a)
-        m[a][i] = mask[a * S + at];
-      if (++at == S) at = 0;
+  return entry;
+}
+
+// V numbers of memory, and in float.
+template <class T, int V>
+struct Bits {
+  static constexpr int words = V * static_cast<int>(sizeof(T)) / 4;
+  uint32_t at[words];
+
+  __device__ void load(const T* p) {
+    if constexpr (words == 4) {
+      const uint4 v = __ldcs(reinterpret_cast<const uint4*>(p));
+      at[0] = v.x, at[1] = v.y, at[2] = v.z, at[3] = v.w;
+    } else {
+      const uint2 v = __ldcs(reinterpret_cast<const uint2*>(p));
+      at[0] = v.x, at[1] = v.y;
     }
   }
-};
-
-struct ChannelWalk {
-  int64_t N, S, tasks;
-  int vectors, width, side, channel_blocks;  // vectors of a pixel; side by side in a block; pixels side by side
-
-  ChannelWalk(int64_t N, int64_t C, int64_t S, int vector, int steps) : N(N), S(S) {
-    vectors = static_cast<int>(ceil_div(C, vector));
-    width = vectors < kThreads ? vectors : kThreads;
-    side = kThreads / width;
-    channel_blocks = static_cast<int>(ceil_div(vectors, width));
-    tasks = channel_blocks * ceil_div(S, side * steps);
+  __device__ void store(T* p) const {
+    if constexpr (words == 4) __stwb(reinterpret_cast<uint4*>(p), uint4{at[0], at[1], at[2], at[3]});
+    else __stwb(reinterpret_cast<uint2*>(p), uint2{at[0], at[1]});
   }
-  int64_t grid() const { return N * tasks; }
-};
-
-template <class T>
-struct ChannelPlace {
-  bool active;
-  int64_t n, c;
-  int first;  // pixel
-
-  __device__ explicit ChannelPlace(const ChannelWalk& walk) {
-    const int64_t task = blockIdx.x % walk.tasks;
-    n = blockIdx.x / walk.tasks;
-    const int side = threadIdx.x / walk.width;
-    const int vector = static_cast<int>(task % walk.channel_blocks) * walk.width + threadIdx.x % walk.width;
-    active = side < walk.side && vector < walk.vectors;
-    c = static_cast<int64_t>(vector) * kVector<T>;
-    first = static_cast<int>(task / walk.channel_blocks) * walk.side * kSteps<T> + side;
+  __device__ void spread(float (&out)[V]) const {
+#pragma unroll
+    for (int k = 0; k < words; ++k) {
+      if constexpr (sizeof(T) == 2) out[2 * k] = first_of<T>(at[k]), out[2 * k + 1] = second_of<T>(at[k]);
+      else memcpy(&out[k], &at[k], 4);
+    }
   }
-  __device__ int pixel(const ChannelWalk& walk, int u) const { return first + u * walk.side; }
-  __device__ int count(int64_t C) const { return C - c < kVector<T> ? static_cast<int>(C - c) : kVector<T>; }
+  __device__ void gather(const float (&v)[V]) {
+#pragma unroll
+    for (int k = 0; k < words; ++k) {
+      if constexpr (sizeof(T) == 2) at[k] = pair_of<T>(v[2 * k], v[2 * k + 1]);
+      else memcpy(&at[k], &v[k], 4);
+    }
+  }
 };
 
 // One element a thread, in the order of memory: for what is rare.
@@ -122,7 +178,7 @@ struct ElementPlace {
 
 // f(integral_constant): the anatomies of a single block that have kernels of their own, else 0.
 template <class T, class F>
-void with_anatomies(int anatomies, const F& f) {
+auto with_anatomies(int anatomies, const F& f) {
   if constexpr (!std::is_same_v<T, double>) {
     switch (anatomies) {
       case 1: return f(std::integral_constant<int, 1>{});
@@ -130,7 +186,7 @@ void with_anatomies(int anatomies, const F& f) {
       case 3: return f(std::integral_constant<int, 3>{});
     }
   }
-  f(std::integral_constant<int, 0>{});
+  return f(std::integral_constant<int, 0>{});
 }
 
 }  // namespace axnet::cuda

@@ -30,6 +30,12 @@ struct dim3 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 using cudaStream_t = void*;
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -60,6 +66,11 @@ template <class T>
 T __ldg(const T* p) {
   if (reinterpret_cast<uintptr_t>(p) % alignof(T)) std::fputs("misaligned load\n", stderr), std::abort();
   return *p;
+}
+
+template <class T>
+T __ldcs(const T* p) {
+  return __ldg(p);
 }
 
 template <class T>
