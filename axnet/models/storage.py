@@ -133,7 +133,7 @@ def load_classifier(path: StrPath, *, backbone: nn.Module | None = None) -> tupl
 
 def _build(architecture: str, config: Mapping[str, Any], backbone: nn.Module | None) -> nn.Module:
     """build_classifier, in eval mode and float32 on the CPU, around the caller's backbone where there is one."""
-    with torch.device("cpu"):
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # the first weights are drawn, and then replaced
         model = build_classifier(architecture, config if backbone is None else {**config, "backbone": backbone})
     return model.cpu().float().eval()
 

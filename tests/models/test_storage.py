@@ -50,6 +50,14 @@ def test_round_trip(tmp_path: Path, model: nn.Module) -> None:
     assert torch.equal(loaded(image, mask).logits, model.eval()(image, mask).logits)
 
 
+def test_the_callers_random_numbers_go_on(tmp_path: Path) -> None:
+    model = models()[0]
+    before = torch.get_rng_state()
+    save_classifier(tmp_path / "m.safetensors", model, PREPROCESSING, CLASSES)
+    load_classifier(tmp_path / "m.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_own_backbone(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     model = AnatomyXNet(3, 2, OneMap())
