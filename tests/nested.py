@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX = tuple(
@@ -27,3 +30,31 @@ def run_pytest(*arguments: str, timeout: int = 1500, **environment: str) -> int:
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
     assert passed, done.stdout
     return int(passed[1])
+
+
+POISON = """
+#include <malloc.h>
+#include <string.h>
+int posix_memalign(void **out, size_t alignment, size_t bytes) {
+  *out = memalign(alignment, bytes);
+  if (*out == 0) return 12;
+  memset(*out, 0xff, bytes);
+  return 0;
+}
+"""
+
+
+def poisoned_memory(folder: Path) -> dict[str, str]:
+    """Environment of a process in which all memory that nothing has written yet is NaN, or enormous.
+
+    Every tensor on the CPU comes from posix_memalign, which a preloaded library fills with 0xff: NaN in all floating
+    types, -1 in integers. MALLOC_PERTURB_ fills the rest of the heap with 0x7f: 3e38 in a float, 2e9 in an integer.
+    Skips the test where that cannot be done.
+    """
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if sys.platform != "linux" or compiler is None:
+        pytest.skip("memory is poisoned by a C library that is preloaded on Linux")
+    source, library = folder / "poison.c", folder / "poison.so"
+    source.write_text(POISON)
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    return {"LD_PRELOAD": str(library), "MALLOC_PERTURB_": "128", "MALLOC_MMAP_THRESHOLD_": str(2**32)}

@@ -48,9 +48,20 @@ def draw_mask(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: 
     return torch.rand(shape, dtype=torch.float64, generator=generator, device="cpu").to(DEVICE, dtype)
 
 
-def lay_out(x: Tensor, layout: str) -> Tensor:
+Strided = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Any layout: the dimensions in the order of memory, and of each its step and what lies before it."""
+
+
+def lay_out(x: Tensor, layout: str | Strided) -> Tensor:
     """The values of x [N, C, H, W] in another layout of memory."""
     n, c, h, w = x.shape
+    if isinstance(layout, tuple):
+        order, steps, before = layout
+        places = [slice(b, b + step * size, step) for b, step, size in zip(before, steps, x.shape, strict=True)]
+        sizes = [place.stop + 1 for place in places]
+        big = x.new_full([sizes[d] for d in order], float("nan")).permute([order.index(d) for d in range(4)])
+        big[tuple(places)] = x
+        return big[tuple(places)]
     if layout == "contiguous":
         return x.contiguous()
     if layout == "channels_last":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,7 +45,8 @@ def blend(x: Tensor, mask: Tensor, gate: Tensor, fusion: Fusion = "mean") -> Ten
     m = mask.to(x.dtype).unsqueeze(2)  # [N, A, 1, H, W]
     g = gate.to(x.dtype)[..., None, None]  # [N, A, C, 1, 1]
     y = g * (m * x.unsqueeze(1)) + (1 - g) * x.unsqueeze(1)  # [N, A, C, H, W]
-    return y.mean(1) if fusion == "mean" else y.flatten(1, 2)
+    # not flatten: of one image and one anatomy it is a view whose strides torch's batch_norm differentiates wrongly
+    return y.mean(1) if fusion == "mean" else torch.cat(y.unbind(1), 1)
 
 
 def anatomy_attention(

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import ast
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 import axnet.metrics
@@ -120,6 +123,32 @@ def test_weighted_auc_is_that_of_repeated_rows(two_models: tuple[np.ndarray, np.
     for column in range(5):
         times = weights[:, column].astype(int)
         assert found[column] == pytest.approx(roc_auc(np.repeat(y, times), np.repeat(a, times)), abs=1e-12)
+
+
+MONOTONE = [
+    lambda s: 3 * s - 7,
+    lambda s: s**3,
+    np.arctan,
+    np.exp2,
+    lambda s: -1 / (s + 21),
+]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 1), st.integers(-20, 20), st.integers(-20, 20)), min_size=2, max_size=60),
+    change=st.sampled_from(MONOTONE),
+)
+def test_only_the_order_of_the_scores_counts(
+    rows: list[tuple[int, int, int]], change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    y, a, b = np.array(rows, dtype=float).T
+    moved = change(a)
+    np.testing.assert_equal(roc_auc(y, moved), roc_auc(y, a))
+    np.testing.assert_equal(delong_test(y, moved, b), delong_test(y, a, b))
+    both, columns = np.stack([y, 1 - y], 1), [np.stack([s, b], 1) for s in (moved, a)]
+    np.testing.assert_equal(*(mean_auc(both, scores) for scores in columns))
+    assert roc_auc(y, -moved) == pytest.approx(1 - roc_auc(y, a), abs=1e-15, nan_ok=True)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from nested import MATRIX, ROOT, run_pytest
+from nested import MATRIX, ROOT, poisoned_memory, run_pytest
 from torch.utils import cpp_extension
 
 HOST = ROOT / "tests" / "cuda_host"
@@ -64,7 +64,7 @@ def run_matrix(library: Path, every: int, *arguments: str, **environment: str) -
 
 @needs_gcc
 def test_matrix(tmp_path):
-    assert run_matrix(build(tmp_path), 5, *MATRIX) >= 140
+    assert run_matrix(build(tmp_path), 5, *MATRIX, **poisoned_memory(tmp_path)) >= 140
 
 
 @needs_gcc
@@ -84,7 +84,8 @@ def test_matrix_under_sanitizers(tmp_path):
         "-k",
         "not gradcheck and not bits",
         LD_PRELOAD=" ".join(runtimes),
-        ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0",  # Python's leaks; stacks of fibers
+        # Python's leaks; stacks of fibers; memory is NaN until it is written
+        ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0:malloc_fill_byte=255:max_malloc_fill_size=1000000",
     )
     assert passed >= 30
 

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 import torch
-from nested import MATRIX, ROOT, run_pytest
+from nested import MATRIX, ROOT, poisoned_memory, run_pytest
 from opcases import draw, draw_mask, lay_out, plain_gate
 
 import axnet
@@ -28,10 +28,10 @@ not_interpreted = pytest.mark.skipif(
 
 @needs_triton
 @not_interpreted
-def test_matrix_under_the_interpreter():
+def test_matrix_under_the_interpreter(tmp_path):
     # every eleventh case of each test (prime to the sizes of all its parameters): minutes instead of an hour; gradcheck
     # calls an op hundreds of times, and the matrix in float64 holds the same gradients to 1e-10
-    environment = {"TRITON_INTERPRET": "1", "AXNET_TEST_BACKENDS": "triton"}
+    environment = {"TRITON_INTERPRET": "1", "AXNET_TEST_BACKENDS": "triton", **poisoned_memory(tmp_path)}
     selected = ("-k", "triton and not gradcheck")
     assert run_pytest(*MATRIX, *selected, timeout=1200, **environment, AXNET_TEST_EVERY="11") >= 60
     assert run_pytest(str(ROOT / "tests" / "golden"), **environment) >= 8
