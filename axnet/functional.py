@@ -6,12 +6,13 @@ twice) or None for the choice of `axnet.use_backend` and AXNET_BACKEND. A named 
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from axnet import backends, checks, reference
-from axnet.ops import fused_ops, has_gated_pwap
+from axnet.ops import calls, fused_ops, has_gated_pwap
 from axnet.ops.attention import keeps_rows
 from axnet.ops.layouts import accumulator
 from axnet.reference import GateFunction
@@ -57,7 +58,7 @@ def masked_pool(x: Tensor, mask: Tensor, *, backend: str | None = None) -> Maske
 def _descriptors(x: Tensor, m: Tensor, name: str) -> Tensor:
     """[N, 2+2A, C] in the accumulation type."""
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or m.requires_grad)
-    return _call(fused_ops(name).masked_moments.default, x, m, False, needs_grad, 0)[0]
+    return calls.masked_moments(fused_ops(name), x, m, second=False, positions=needs_grad, blocks=0).descriptors
 
 
 def _named(descriptors: Tensor, anatomies: int) -> MaskedPool:
@@ -131,34 +132,32 @@ def anatomy_attention(
     keep = grad and keeps_rows(x, m.shape[1], blocks)
     second = batch_statistics or keep
     concat = fusion == "concat" and blocks > 1
-    descriptors, moments, _, mass, link, coef_link = _call(
-        ops.masked_moments.default, x, m, second, grad, blocks if grad else 0
-    )
-    g = checked_gate(_named(descriptors.to(x.dtype), m.shape[1]))
-    z, mean, var, _ = _call(
-        ops.gate_norm.default,
+    first = calls.masked_moments(ops, x, m, second=second, positions=grad, blocks=blocks if grad else 0)
+    g = checked_gate(_named(first.descriptors.to(x.dtype), m.shape[1]))
+    out = calls.gate_norm(
+        ops,
         x.detach(),
         m.detach(),
         g.to(acc),
-        moments if second else None,
-        mass,
-        _as(weight, acc),
-        _as(bias, acc),
-        None if batch_statistics else _as(running_mean, acc),
-        None if batch_statistics else _as(running_var, acc),
-        eps,
-        concat,
-        keep,
-        link,
-        coef_link,
+        moments=first.moments if second else None,
+        mass=first.mass,
+        weight=_as(weight, acc),
+        bias=_as(bias, acc),
+        running_mean=None if batch_statistics else _as(running_mean, acc),
+        running_var=None if batch_statistics else _as(running_var, acc),
+        eps=eps,
+        concat=concat,
+        save=keep,
+        link=first.link,
+        coef_link=first.coef_link,
     )
     if training and running_mean is not None and running_var is not None:
         count = x.shape[0] * x.shape[2] * x.shape[3]
         with torch.no_grad():
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
-    assert z.shape[1] == channels
-    return z
+            running_mean.lerp_(out.mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((out.var * (count / (count - 1))).to(running_var.dtype), momentum)
+    assert out.z.shape[1] == channels
+    return out.z
 
 
 def _checked(gate: GateFunction, shape: tuple[int, int, int]) -> GateFunction:
@@ -227,16 +226,12 @@ def attention_average(
     return (z if bias is None else z + bias.to(y.dtype)).to(x.dtype)
 
 
+@overload
+def _as(t: Tensor, dtype: torch.dtype) -> Tensor: ...
+@overload
+def _as(t: Tensor | None, dtype: torch.dtype) -> Tensor | None: ...
 def _as(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return t if t is None or (t.dtype == dtype and t.is_contiguous()) else t.to(dtype).contiguous()
-
-
-def _call(op: OpOverload, *arguments: object) -> tuple[Tensor, ...]:
-    """Call an op; without gradients past its autograd kernel, a detour through Python as long as a small op."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return op(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*arguments)
 
 
 def pwap(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
@@ -262,8 +257,8 @@ def pwap(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str 
     if name == "reference":
         return reference.pwap(x, weight, bias)
     acc = accumulator(x.dtype)
-    pooled, prob, _, _ = _call(fused_ops(name).pwap.default, x, _as(weight, acc), _as(bias, acc))
-    return pooled, prob
+    out = calls.pwap(fused_ops(name), x, _as(weight, acc), _as(bias, acc))
+    return out.pooled, out.prob
 
 
 def attention_pwap(
@@ -310,9 +305,19 @@ def attention_pwap(
     acc = accumulator(x.dtype)
     pool = _named(_descriptors(x, m, name).to(x.dtype), m.shape[1])
     g = _checked(gate, (x.shape[0], m.shape[1], x.shape[1]))(pool).to(acc)
-    given = [_as(t, acc) for t in (norm_weight, norm_bias, running_mean, running_var)]
-    pooled, prob = _call(fused_ops(name).gated_pwap.default, x, m, g, *given, eps, _as(weight, acc), _as(bias, acc))
-    return pooled, prob
+    return calls.gated_pwap(
+        fused_ops(name),
+        x,
+        m,
+        g,
+        norm_weight=_as(norm_weight, acc),
+        norm_bias=_as(norm_bias, acc),
+        mean=_as(running_mean, acc),
+        var=_as(running_var, acc),
+        eps=eps,
+        weight=_as(weight, acc),
+        bias=_as(bias, acc),
+    )
 
 
 def pcam(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,5 @@
-// Views of feature maps and the rows of the arrays between the passes: one definition for every device.
+// Views of feature maps and the rows of the arrays between the passes: one definition for every device;
+// axnet/ops/rows.py is its twin for shape inference and Triton.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,10 @@ constexpr int kMaxAnatomies = 16;
 constexpr int pairs(int a) { return a * (a + 1) / 2; }
 // Row of the pair a <= b among the pairs of A anatomies.
 constexpr int pair_row(int A, int a, int b) { return a * A - a * (a - 1) / 2 + (b - a); }
+// Rows of the descriptors [N, rows, C]: avg, max, masked_avg_a, masked_max_a.
+constexpr int descriptor_rows(int a) { return 2 + 2 * a; }
+// Rows of the masses [N, rows]: sum_s m_a, sum_s m_a m_b.
+constexpr int mass_rows(int a) { return a + pairs(a); }
 // Rows of the moments [N, rows, C]: shift c, s1, s2, t_a, t2_a, q1_ab, q2_ab of x' = x - c (ab: a <= b).
 constexpr int moment_rows(int a) { return 3 + 2 * a + 2 * pairs(a); }
 // Rows saved per block for the backward pass: c, s1, t_a, Q_0, Q_a, E_0, E_a (docs/method.md, "A3 from moments").

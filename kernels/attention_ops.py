@@ -13,6 +13,7 @@ from axnet.kernels.register import register
 from torch import Tensor
 from torch.library import wrap_triton
 
+from axnet.ops import calls, rows
 from axnet.ops.layouts import channels_last, empty_features
 
 SHARED_ANATOMIES = 4  # anatomies whose accumulators fit into one program
@@ -20,10 +21,6 @@ IMAGES, CHANNELS = 32, 16  # tile of the algebra between the passes
 
 _apply = tuned(((64, 16, 4), (64, 16, 8), (128, 8, 4), (256, 4, 4)))(blend.apply_kernel)
 _input = tuned(((64, 16, 4), (64, 16, 8), (128, 8, 4), (256, 4, 4)))(blend_backward.input_kernel)
-
-
-def _pairs(anatomies: int) -> int:
-    return anatomies * (anatomies + 1) // 2
 
 
 @register("masked_moments")
@@ -35,13 +32,12 @@ def masked_moments(
     x = walkable(x)
     n, c, h, w = x.shape
     a, s = mask.shape[1], h * w
-    moment_rows = 3 + 2 * a + 2 * _pairs(a)
-    descriptors = mask.new_empty((n, 2 + 2 * a, c))
-    moment = mask.new_empty((n if second else 0, moment_rows, c))
+    descriptors = mask.new_empty((n, rows.descriptor_rows(a), c))
+    moment = mask.new_empty((n if second else 0, rows.moment_rows(a), c))
     argmax = mask.new_empty((n if positions else 0, 1 + a, c), dtype=torch.int32)
-    mass = mask.new_empty((n, a + _pairs(a)), dtype=torch.float64)
+    mass = mask.new_empty((n, rows.mass_rows(a)), dtype=torch.float64)
     link = x.new_zeros(()).expand(n, blocks * c, h, w) if blocks else x.new_empty((0,))
-    coef_rows = 4 + (1 if blocks > 1 else a)
+    coef_rows = rows.coef_rows(1 if blocks > 1 else a)
     coef_link = mask.new_zeros(()).expand(n, blocks, coef_rows, c) if blocks else mask.new_empty((0,))
     if n == 0:
         return descriptors, moment, argmax, mass, link, coef_link
@@ -53,8 +49,8 @@ def masked_moments(
     parts: tuple[Tensor, ...] = outputs
     if strips > 1:
         parts = tuple(t.new_empty((t.shape[0], strips, *t.shape[1:])) for t in outputs)
-    rows = a if a <= SHARED_ANATOMIES else 1
-    programs = n * (a + _pairs(a)) + n * triton.cdiv(c, sides["BLOCK_C"]) * strips * (a // rows)
+    shared = a if a <= SHARED_ANATOMIES else 1
+    programs = n * rows.mass_rows(a) + n * triton.cdiv(c, sides["BLOCK_C"]) * strips * (a // shared)
     wrap_triton(moments.moments_kernel)[(programs,)](
         x,
         mask,
@@ -67,7 +63,7 @@ def masked_moments(
         strips,
         strip,
         A=a,
-        ROWS=rows,
+        ROWS=shared,
         SECOND=second,
         POSITIONS=positions,
         LAST=last,
@@ -76,8 +72,8 @@ def masked_moments(
     )
     if strips > 1:
         block = 128
-        rows = 2 + 2 * a + (moment_rows if second else 0)
-        wrap_triton(combine.combine_kernel)[(n * triton.cdiv(c, block), rows)](
+        summed = rows.descriptor_rows(a) + (rows.moment_rows(a) if second else 0)
+        wrap_triton(combine.combine_kernel)[(n * triton.cdiv(c, block), summed)](
             *parts, *outputs, c, strips, A=a, SECOND=second, POSITIONS=positions, BLOCK_C=block
         )
     return descriptors, moment, argmax, mass, link, coef_link
@@ -183,7 +179,7 @@ def gate_norm(
     blocks = a if concat else 1
     z = empty_features(x, n, blocks * c)
     mean, var = mask.new_empty((blocks * c,)), mask.new_empty((blocks * c,))
-    saved = mask.new_empty((n if save else 0, blocks, 4 + 3 * (a // blocks), c))
+    saved = mask.new_empty((n if save else 0, blocks, rows.saved_rows(a // blocks), c))
     if n == 0:
         return z, mean.zero_(), var.zero_(), saved
     gate = gate.contiguous()
@@ -239,18 +235,18 @@ def gate_norm_backward(
     a, s, last = mask.shape[1], h * w, channels_last(x)
     blocks = a if concat else 1
     b = a // blocks
-    coef, grad_gate = mask.new_empty((n, blocks, 4 + b, c)), mask.new_empty((n, a, c))
+    coef, grad_gate = mask.new_empty((n, blocks, rows.coef_rows(b), c)), mask.new_empty((n, a, c))
     grad_weight, grad_bias = mask.new_empty((blocks * c,)), mask.new_empty((blocks * c,))
     if n == 0:
         return coef, grad_gate, grad_weight.zero_(), grad_bias.zero_()
     d, gate = walkable(grad_z, last), gate.contiguous()
     if saved.shape[0] == 0:
-        moments = masked_moments(x, mask, True, False, 0)[1]
-        saved = mask.new_empty((n, blocks, 4 + 3 * b, c))
+        moments = calls.Moments(*masked_moments(x, mask, True, False, 0)).moments
+        saved = mask.new_empty((n, blocks, rows.saved_rows(b), c))
         _statistics(gate, moments, mass, mean, var, saved, s, False)
     sides = tile_sides(a, last)
     strips, strip = strips_of(n, c, s, sides["BLOCK_C"])
-    sums = mask.new_empty((n, strips, blocks, 2 + 2 * b, c))
+    sums = mask.new_empty((n, strips, blocks, rows.sum_rows(b), c))
     wrap_triton(blend.sums_kernel)[(n * triton.cdiv(c, sides["BLOCK_C"]) * strips * blocks,)](
         x,
         d,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from axnet.bench.cases import FORMS, LAYOUTS, MODES, SHAPES, TASKS, Call, Case, forms_of
 from axnet.bench.timing import copies_beyond_cache, seconds_of
-from axnet.ops import fused_ops
+from axnet.ops import calls, fused_ops
 from axnet.ops.layouts import accumulator
 
 # Of the largest value: sums in another order, maps rounded in between.
@@ -179,28 +179,79 @@ def passes(
     form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     x = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=form)
     d = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=form)
-    descriptors, moments, argmax, mass, link, coef_link = ops.masked_moments(x, mask, True, True, 1)
-    arguments = (x, mask, gate, moments, mass, None, None, None, None, 1e-5, False, True, link, coef_link)
-    _, mean, var, saved = ops.gate_norm(*arguments)
-    backward = (d, x, mask, gate, mass, None, mean, var, saved, 1e-5, True, False)
-    coef = ops.gate_norm_backward(*backward)[0]
-    delta = torch.rand_like(descriptors)
+    moments = partial(calls.masked_moments, ops, x, mask, second=True, positions=True, blocks=1)
+    first = moments()
+    norm = partial(
+        calls.gate_norm,
+        ops,
+        x,
+        mask,
+        gate,
+        moments=first.moments,
+        mass=first.mass,
+        weight=None,
+        bias=None,
+        running_mean=None,
+        running_var=None,
+        eps=1e-5,
+        concat=False,
+        save=True,
+        link=first.link,
+        coef_link=first.coef_link,
+    )
+    _, mean, var, saved = norm()
+    sums = partial(
+        calls.gate_norm_backward,
+        ops,
+        d,
+        x,
+        mask,
+        gate,
+        mass=first.mass,
+        weight=None,
+        mean=mean,
+        var=var,
+        saved=saved,
+        eps=1e-5,
+        batch_statistics=True,
+        concat=False,
+    )
+    inputs = partial(
+        calls.masked_moments_backward,
+        ops,
+        x,
+        mask,
+        argmax=first.argmax,
+        grad_descriptors=torch.rand_like(first.descriptors),
+        grad_z=d,
+        coef=sums().coef,
+        input_grad=True,
+        mask_grad=False,
+    )
     result: dict[str, tuple[int, Call]] = {
-        "moments": (1, lambda: ops.masked_moments(x, mask, True, True, 1)),
-        "descriptors": (1, lambda: ops.masked_moments(x, mask, False, False, 0)),
-        "gate + norm": (2, lambda: ops.gate_norm(*arguments)),
-        "backward sums": (2, lambda: ops.gate_norm_backward(*backward)),
-        "backward input": (3, lambda: ops.masked_moments_backward(x, mask, argmax, delta, d, coef, True, False)),
+        "moments": (1, moments),
+        "descriptors": (1, partial(calls.masked_moments, ops, x, mask, second=False, positions=False, blocks=0)),
+        "gate + norm": (2, norm),
+        "backward sums": (2, sums),
+        "backward input": (3, inputs),
     }
     for maps in (1, 14):
         weight = torch.randn(maps, c, device=device, dtype=acc) / c**0.5
-        pooled, _, logits, norm = ops.pwap(x, weight, None)
-        grad = torch.randn_like(pooled)
-        result[f"pwap, {maps}"] = (1, partial(ops.pwap, x, weight, None))
-        result[f"pwap backward, {maps}"] = (
-            2,
-            partial(ops.pwap_backward, grad, None, x, weight, logits, norm, pooled, True),
+        pool = partial(calls.pwap, ops, x, weight, None)
+        pooled, _, logits, scale = pool()
+        backward = partial(
+            calls.pwap_backward,
+            ops,
+            torch.randn_like(pooled),
+            None,
+            x,
+            weight,
+            logits=logits,
+            norm=scale,
+            pooled=pooled,
         )
+        result[f"pwap, {maps}"] = (1, pool)
+        result[f"pwap backward, {maps}"] = (2, partial(backward, input_grad=True))
     return result
 
 

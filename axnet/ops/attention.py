@@ -13,12 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from axnet.ops import calls, rows
 from axnet.ops.layouts import accumulator, empty_features, in_layout_of
 from axnet.ops.library import refuse_double_backward
-
-
-def _pairs(anatomies: int) -> int:
-    return anatomies * (anatomies + 1) // 2
 
 
 def keeps_rows(x: Tensor, anatomies: int, blocks: int) -> bool:
@@ -31,8 +28,9 @@ def keeps_rows(x: Tensor, anatomies: int, blocks: int) -> bool:
     pixels = x.shape[2] * x.shape[3]
     if x.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(pixels, torch.SymInt):
         return True
-    rows, positions, gates = (7 * anatomies if blocks > 1 else 4 + 3 * anatomies), 1 + anatomies, anatomies
-    return 10 * (rows + positions + gates) <= pixels
+    saved = anatomies * rows.saved_rows(1) if blocks > 1 else rows.saved_rows(anatomies)
+    positions, gates = 1 + anatomies, anatomies
+    return 10 * (saved + positions + gates) <= pixels
 
 
 def _fake_masked_moments(x: Tensor, mask: Tensor, second: bool, positions: bool, blocks: int) -> tuple[Tensor, ...]:
@@ -41,12 +39,12 @@ def _fake_masked_moments(x: Tensor, mask: Tensor, second: bool, positions: bool,
     acc = accumulator(x.dtype)
     block_anatomies = 1 if blocks > 1 else a
     return (
-        x.new_empty((n, 2 + 2 * a, c), dtype=acc),
-        x.new_empty((n if second else 0, 3 + 2 * a + 2 * _pairs(a), c), dtype=acc),
+        x.new_empty((n, rows.descriptor_rows(a), c), dtype=acc),
+        x.new_empty((n if second else 0, rows.moment_rows(a), c), dtype=acc),
         x.new_empty((n if positions else 0, 1 + a, c), dtype=torch.int32),
-        x.new_empty((n, a + _pairs(a)), dtype=torch.float64),
+        x.new_empty((n, rows.mass_rows(a)), dtype=torch.float64),
         x.new_empty(()).expand(n, blocks * c, h, w) if blocks else x.new_empty((0,)),
-        x.new_empty((), dtype=acc).expand(n, blocks, 4 + block_anatomies, c)
+        x.new_empty((), dtype=acc).expand(n, blocks, rows.coef_rows(block_anatomies), c)
         if blocks
         else x.new_empty((0,), dtype=acc),
     )
@@ -93,7 +91,7 @@ def _fake_gate_norm(
         empty_features(x, n, blocks * c),
         x.new_empty((blocks * c,), dtype=acc),
         x.new_empty((blocks * c,), dtype=acc),
-        x.new_empty((n if save else 0, blocks, 4 + 3 * block_anatomies, c), dtype=acc),
+        x.new_empty((n if save else 0, blocks, rows.saved_rows(block_anatomies), c), dtype=acc),
     )
 
 
@@ -116,7 +114,7 @@ def _fake_gate_norm_backward(
     blocks, block_anatomies = (a, 1) if concat else (1, a)
     acc = accumulator(x.dtype)
     return (
-        x.new_empty((n, blocks, 4 + block_anatomies, c), dtype=acc),
+        x.new_empty((n, blocks, rows.coef_rows(block_anatomies), c), dtype=acc),
         x.new_empty((n, a, c), dtype=acc),
         x.new_empty((blocks * c,), dtype=acc),
         x.new_empty((blocks * c,), dtype=acc),
@@ -125,59 +123,73 @@ def _fake_gate_norm_backward(
 
 def _moments_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, mask, _, _, blocks = inputs
-    _, moments, argmax, mass, _, _ = output
+    out = calls.Moments(*output)
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(moments, argmax, mass)
+    ctx.mark_non_differentiable(out.moments, out.argmax, out.mass)
     keep = keeps_rows(x, mask.shape[1], blocks)
-    ctx.save_for_backward(x, mask, argmax if keep else argmax.to(torch.int16))
+    ctx.save_for_backward(x, mask, out.argmax if keep else out.argmax.to(torch.int16))
 
 
-def _moments_backward(ops: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _moments_backward(
+    ops: Any,
+    ctx: Any,
+    grad_descriptors: Tensor | None,
+    _moments: None,
+    _argmax: None,
+    _mass: None,
+    grad_z: Tensor | None,
+    grad_coef: Tensor | None,
+) -> tuple[Tensor | None, ...]:
     x, mask, argmax = ctx.saved_tensors
-    argmax = argmax.to(torch.int32)
-    grad_descriptors, grad_z, grad_coef = grads[0], grads[4], grads[5]
     if grad_descriptors is None:
-        n, c, a = x.shape[0], x.shape[1], mask.shape[1]
-        grad_descriptors = x.new_zeros((n, 2 + 2 * a, c), dtype=accumulator(x.dtype))
+        shape = (x.shape[0], rows.descriptor_rows(mask.shape[1]), x.shape[1])
+        grad_descriptors = x.new_zeros(shape, dtype=accumulator(x.dtype))
     input_grad, mask_grad = ctx.needs_input_grad[:2]
-    grad_x, grad_mask = ops.masked_moments_backward(
-        x, mask, argmax, grad_descriptors, grad_z, grad_coef, input_grad, mask_grad
+    grad = calls.masked_moments_backward(
+        ops,
+        x,
+        mask,
+        argmax=argmax.to(torch.int32),
+        grad_descriptors=grad_descriptors,
+        grad_z=grad_z,
+        coef=grad_coef,
+        input_grad=input_grad,
+        mask_grad=mask_grad,
     )
-    return grad_x if input_grad else None, grad_mask if mask_grad else None, None, None, None
+    return grad.x if input_grad else None, grad.mask if mask_grad else None, None, None, None
 
 
 def _gate_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, mask, gate, _, mass, weight, _, running_mean, _, eps, concat = inputs[:11]
-    _, mean, var, saved = output
-    ctx.mark_non_differentiable(mean, var, saved)
-    ctx.save_for_backward(x, mask, gate, mass, weight, mean, var, saved)
+    out = calls.GateNorm(*output)
+    ctx.mark_non_differentiable(out.mean, out.var, out.saved)
+    ctx.save_for_backward(x, mask, gate, mass, weight, out.mean, out.var, out.saved)
     ctx.eps, ctx.concat, ctx.batch_statistics = eps, concat, running_mean is None
 
 
 def _gate_backward(ops: Any, ctx: Any, grad_z: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     x, mask, gate, mass, weight, mean, var, saved = ctx.saved_tensors
     grad_z = in_layout_of(x, grad_z)
-    coef, grad_gate, grad_weight, grad_bias = ops.gate_norm_backward(
-        grad_z, x, mask, gate, mass, weight, mean, var, saved, ctx.eps, ctx.batch_statistics, ctx.concat
-    )
-    needs = ctx.needs_input_grad
-    none = None
-    return (
-        none,
-        none,
-        grad_gate,
-        none,
-        none,
-        grad_weight if needs[5] else none,
-        grad_bias if needs[6] else none,
-        none,
-        none,
-        none,
-        none,
-        none,
+    grad = calls.gate_norm_backward(
+        ops,
         grad_z,
-        coef,
+        x,
+        mask,
+        gate,
+        mass=mass,
+        weight=weight,
+        mean=mean,
+        var=var,
+        saved=saved,
+        eps=ctx.eps,
+        batch_statistics=ctx.batch_statistics,
+        concat=ctx.concat,
     )
+    grads: list[Tensor | None] = [None] * 14  # gate_norm's arguments, in order
+    grads[2] = grad.gate
+    grads[5:7] = (grad.weight if ctx.needs_input_grad[5] else None, grad.bias if ctx.needs_input_grad[6] else None)
+    grads[12:] = (grad_z, grad.coef)  # through the links
+    return tuple(grads)
 
 
 def register(namespace: str, backend: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from axnet.ops import calls
 from axnet.ops.layouts import accumulator, empty_features
 from axnet.ops.library import refuse_double_backward
 
@@ -60,24 +61,25 @@ def _fake_gated_pwap(
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, _ = inputs
-    pooled, _, logits, norm = output
+    out = calls.Pooled(*output)
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(logits, norm)
-    ctx.save_for_backward(x, weight, logits, norm, pooled)
+    ctx.mark_non_differentiable(out.logits, out.norm)
+    ctx.save_for_backward(x, weight, out.logits, out.norm, out.pooled)
 
 
-def _backward(ops: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    ops: Any, ctx: Any, grad_pooled: Tensor | None, grad_prob: Tensor | None, _logits: None, _norm: None
+) -> tuple[Tensor | None, ...]:
     x, weight, logits, norm, pooled = ctx.saved_tensors
-    grad_pooled, grad_prob = grads[:2]
     if grad_pooled is None and grad_prob is None:
         return None, None, None
     if grad_pooled is None:
         grad_pooled = torch.zeros_like(pooled)
     needs = ctx.needs_input_grad
-    grad_x, grad_weight, grad_bias = ops.pwap_backward(
-        grad_pooled, grad_prob, x, weight, logits, norm, pooled, needs[0]
+    grad = calls.pwap_backward(
+        ops, grad_pooled, grad_prob, x, weight, logits=logits, norm=norm, pooled=pooled, input_grad=needs[0]
     )
-    return grad_x if needs[0] else None, grad_weight if needs[1] else None, grad_bias if needs[2] else None
+    return grad.x if needs[0] else None, grad.weight if needs[1] else None, grad.bias if needs[2] else None
 
 
 def register(namespace: str, backend: str) -> None:

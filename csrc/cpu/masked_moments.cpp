@@ -21,7 +21,7 @@ template <class Acc>
 void mask_mass(const Acc* mask, int64_t N, int64_t A, int64_t S, double* out) {
   for (int64_t n = 0; n < N; ++n) {
     const Acc* m = mask + n * A * S;
-    double* row = out + n * (A + pairs(static_cast<int>(A)));
+    double* row = out + n * mass_rows(static_cast<int>(A));
     int64_t ab = A;
     for (int64_t a = 0; a < A; ++a) {
       row[a] = product_sum<Acc>(m + a * S, nullptr, S);
@@ -37,10 +37,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor
   const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), A = mask.size(1), S = H * W;
   const int a = static_cast<int>(A), B = blocks > 1 ? 1 : a;
   const ScalarType acc = accumulator(x);
-  Tensor descriptors = empty({N, 2 + 2 * A, C}, acc);
+  Tensor descriptors = empty({N, descriptor_rows(a), C}, acc);
   Tensor moments = empty({second ? N : 0, moment_rows(a), C}, acc);
   Tensor argmax = empty({positions ? N : 0, 1 + A, C}, ScalarType::Int);
-  Tensor mass = empty({N, A + pairs(a)}, ScalarType::Double);
+  Tensor mass = empty({N, mass_rows(a)}, ScalarType::Double);
   Tensor link = blocks ? zero_strided({N, blocks * C, H, W}, x.scalar_type()) : empty({0}, x.scalar_type());
   Tensor coef_link = blocks ? zero_strided({N, blocks, coef_rows(B), C}, acc) : empty({0}, acc);
   if (N * C == 0) return {descriptors, moments, argmax, mass, link, coef_link};
@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor
   std::vector<double> sums(N * A);
   for (int64_t n = 0; n < N; ++n)
     for (int64_t k = 0; k < A; ++k)
-      sums[n * A + k] = mass_data[n * (A + pairs(a)) + k];
+      sums[n * A + k] = mass_data[n * mass_rows(a) + k];
 
   MomentsArgs args{type_of(x),
                    N,

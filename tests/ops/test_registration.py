@@ -13,7 +13,7 @@ from opcases import FUSED, assert_close, draw, draw_mask, lay_out
 
 import axnet
 from axnet import nn as axnn
-from axnet.ops import fused_ops, has_gated_pwap
+from axnet.ops import calls, fused_ops, has_gated_pwap
 
 needs_native = pytest.mark.skipif("native" not in FUSED, reason="the native kernels are not built")
 needs_compiler = pytest.mark.skipif(sys.platform == "win32", reason="torch.compile needs a C++ compiler")
@@ -31,18 +31,30 @@ def test_opcheck_attention(backend, layout):
     x, mask = moments_inputs(layout)
     torch.library.opcheck(ops.masked_moments.default, (x, mask, True, True, 1))
     torch.library.opcheck(ops.masked_moments.default, (x.detach(), mask, False, False, 0))
-    descriptors, moments, argmax, mass, link, coef_link = ops.masked_moments(x.detach(), mask, True, True, 1)
+    first = calls.masked_moments(ops, x.detach(), mask, second=True, positions=True, blocks=1)
     gate = torch.rand(2, 2, 5).requires_grad_()
     weight, bias = torch.rand(5).requires_grad_(), torch.rand(5).requires_grad_()
-    arguments = (x.detach(), mask, gate, moments, mass, weight, bias, None, None, 1e-5, False, True, link, coef_link)
-    torch.library.opcheck(ops.gate_norm.default, arguments)
-    z, mean, var, saved = (t.detach() for t in ops.gate_norm(*arguments))
-    arguments = (z, x.detach(), mask, gate.detach(), mass, weight.detach(), mean, var, saved, 1e-5, True, False)
-    torch.library.opcheck(ops.gate_norm_backward.default, arguments)
-    torch.library.opcheck(ops.gate_norm_backward.default, (*arguments[:8], saved[:0], *arguments[9:]))
-    coef = ops.gate_norm_backward(*arguments)[0]
-    arguments = (x.detach(), mask, argmax, torch.rand_like(descriptors), z, coef, True, True)
-    torch.library.opcheck(ops.masked_moments_backward.default, arguments)
+    norm = {"weight": weight, "bias": bias, "running_mean": None, "running_var": None, "eps": 1e-5}
+    links = {"concat": False, "save": True, "link": first.link, "coef_link": first.coef_link}
+    given = {"x": x.detach(), "mask": mask, "gate": gate, "moments": first.moments, "mass": first.mass, **norm, **links}
+    torch.library.opcheck(ops.gate_norm.default, (), given)
+    out = calls.GateNorm(*(t.detach() for t in calls.gate_norm(ops, **given)))
+    given = {
+        "grad_z": out.z,
+        "x": x.detach(),
+        "mask": mask,
+        "gate": gate.detach(),
+        "mass": first.mass,
+        "weight": weight.detach(),
+        **{"mean": out.mean, "var": out.var, "saved": out.saved},
+        **{"eps": 1e-5, "batch_statistics": True, "concat": False},
+    }
+    torch.library.opcheck(ops.gate_norm_backward.default, (), given)
+    torch.library.opcheck(ops.gate_norm_backward.default, (), {**given, "saved": out.saved[:0]})
+    grads = {"grad_descriptors": torch.rand_like(first.descriptors), "grad_z": out.z}
+    coef = calls.gate_norm_backward(ops, **given).coef
+    wanted = {"argmax": first.argmax, **grads, "coef": coef, "input_grad": True, "mask_grad": True}
+    torch.library.opcheck(ops.masked_moments_backward.default, (x.detach(), mask), wanted)
 
 
 @pytest.mark.parametrize("backend", FUSED)
