@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import warnings
@@ -31,6 +30,7 @@ from axnet.train.module import (
     XrayDataModule,
     exponential_average,
 )
+from axnet.train.resuming import check_same_run, keep_rows, record_of, write_record
 
 WEIGHTS_NAME = "model.safetensors"
 
@@ -50,7 +50,8 @@ class FitConfig:
     select: "best" keeps the weights of the epoch with the best validation AUC, "last" the final ones.
     channels_last: memory layout of the convolutions, faster on CPUs and GPUs alike; the weights are the same.
     precision, accelerator, devices: as Lightning's Trainer. workers: processes that cut batches.
-    resume: continue from out/checkpoints/last.ckpt. progress: show a progress bar.
+    resume: continue from out/checkpoints/last.ckpt, with the settings and sets that the run began with; only its length
+    (epochs, max_steps), what it writes and shows, accelerator and workers may be others. progress: show a progress bar.
     logs: write CSV and TensorBoard logs, and checkpoints.
     Raises ValueError for a number or name out of range.
     """
@@ -137,8 +138,10 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
     resume_from = out / "checkpoints" / "last.ckpt"
     if config.resume and not resume_from.is_file():
         raise FileNotFoundError(f"resume needs '{resume_from}', which does not exist.")
+    record = record_of(asdict(config), train, validation)
+    if config.resume:
+        check_same_run(out, record, FitConfig)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     preprocessing = measured(train)
     pos_weight = positive_weights(train.labels) if config.pos_weight else None
     with _quiet(), _float32_by_default(), torch.random.fork_rng():
@@ -167,16 +170,22 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
             workers=config.workers,
             seed=config.seed,
         )
-        keeper = _checkpoints(out, validation is not None) if config.logs else None
-        trainer = _trainer(config, out, keeper)
+        keepers = _checkpoints(out, validation is not None) if config.logs else []
+        trainer = _trainer(config, out, keepers)
+        if trainer.is_global_zero:
+            write_record(out, record)
+        if config.resume and isinstance(trainer.logger, CSVLogger) and trainer.is_global_zero:
+            state = torch.load(resume_from, map_location="cpu", weights_only=True, mmap=True)
+            keep_rows(trainer.logger, int(state["global_step"]))
         started = time.perf_counter()
         trainer.fit(module, datamodule=data, ckpt_path=resume_from if config.resume else None, weights_only=True)
         seconds = time.perf_counter() - started
         val_auc = float(trainer.callback_metrics.get("val_auc", float("nan")))
-        if keeper is not None and config.select == "best" and keeper.best_model_score is not None:
-            stored = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
+        best = keepers[0] if keepers and config.select == "best" else None
+        if best is not None and best.best_model_score is not None:
+            stored = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
             module.load_state_dict(stored["state_dict"])
-            val_auc = float(keeper.best_model_score)
+            val_auc = float(best.best_model_score)
     model = model.cpu().eval()
     weights = out / WEIGHTS_NAME
     if trainer.is_global_zero:
@@ -221,15 +230,19 @@ def _load_pretrained(model: nn.Module, path: str) -> None:
     load_torchvision_densenet(model.backbone, path)
 
 
-def _checkpoints(out: Path, watched: bool) -> ModelCheckpoint:
-    best = {"monitor": "val_auc", "mode": "max", "save_top_k": 1} if watched else {"save_top_k": 1}
-    return ModelCheckpoint(out / "checkpoints", filename="best", save_last=True, enable_version_counter=False, **best)
+def _checkpoints(out: Path, watched: bool) -> list[ModelCheckpoint]:
+    """Of the best epoch, where a validation set says which, and of the last: Lightning's save_last skips worse ones."""
+    options: dict[str, Any] = {"save_top_k": 1, "enable_version_counter": False}
+    last = ModelCheckpoint(out / "checkpoints", filename="last", **options)
+    if not watched:
+        return [last]
+    best = ModelCheckpoint(out / "checkpoints", filename="best", monitor="val_auc", mode="max", **options)
+    return [best, last]  # in this order: the last one's file holds what the best one is
 
 
-def _trainer(config: FitConfig, out: Path, keeper: ModelCheckpoint | None) -> L.Trainer:
+def _trainer(config: FitConfig, out: Path, keepers: list[ModelCheckpoint]) -> L.Trainer:
     callbacks: list[Callback] = [TQDMProgressBar(leave=config.logs)] if config.progress else []
-    if keeper is not None:
-        callbacks.append(keeper)
+    callbacks += keepers
     if config.ema_decay is not None:
         callbacks.append(exponential_average(config.ema_decay))
     loggers: list[Logger] = []
@@ -245,7 +258,7 @@ def _trainer(config: FitConfig, out: Path, keeper: ModelCheckpoint | None) -> L.
         gradient_clip_val=config.gradient_clip,
         logger=loggers,
         callbacks=callbacks,
-        enable_checkpointing=keeper is not None,
+        enable_checkpointing=bool(keepers),
         enable_progress_bar=config.progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from axnet.models import Preprocessing, load_classifier
-from axnet.train import DataConfig, FitConfig, XraySet, fit, open_part, predict
+from axnet.train import Augmentation, DataConfig, FitConfig, XraySet, fit, open_part, predict
 from axnet.train.module import ClassifierModule, cosine, one_cycle
 
 OPTIONS = {"backbone": "tiny", "reduction": 0.25}
@@ -23,6 +23,14 @@ def sets() -> tuple[XraySet, XraySet]:
 def config(out: Path, **changes: object) -> FitConfig:
     settings = {"epochs": 2, "batch_size": 16, "accelerator": "cpu", "progress": False, "options": OPTIONS}
     return FitConfig(out=str(out), **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def begun(sets: tuple[XraySet, XraySet], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two epochs."""
+    out = tmp_path_factory.mktemp("begun")
+    fit(config(out), *sets)
+    return out
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -98,6 +106,77 @@ def test_resume_repeats_the_run_bit_by_bit(
     resumed = fit(config(tmp_path / "cut", **settings, resume=True), *sets)
     assert resumed.steps == whole.steps
     assert same(resumed.model, whole.model)
+    logged = [(tmp_path / run / "logs" / "metrics.csv").read_text() for run in ("cut", "whole")]
+    assert logged[0] == logged[1]
+    assert [line.split(",")[0] for line in logged[0].splitlines()] == ["epoch", *(str(n // 2) for n in range(6))]
+
+
+def test_the_last_epoch_is_kept_where_it_is_not_the_best(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
+    train, validation = sets
+    random = replace(validation, labels=torch.rand(validation.labels.shape).round())
+    for epochs in (1, 2, 3, 4):
+        fit(config(tmp_path, epochs=epochs, resume=epochs > 1), train, random)
+        assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == epochs - 1
+
+
+def test_resume_keeps_the_logged_numbers(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
+    fit(config(tmp_path), *sets)
+    first = (tmp_path / "logs" / "metrics.csv").read_text().splitlines()
+    for epochs in (3, 4):  # a longer run, twice
+        fit(config(tmp_path, epochs=epochs, resume=True, workers=1), *sets)
+        later = (tmp_path / "logs" / "metrics.csv").read_text().splitlines()
+        assert later[: len(first)] == first
+        assert len(later) == 1 + 2 * epochs
+    assert {path.name for path in (tmp_path / "logs").glob("*.csv")} == {"metrics.csv"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr": 2e-3}, r"lr is 0\.002, but the run in '.*' began with 0\.001: resume takes its settings"),
+        ({"seed": 1}, "seed is 1, but the run in '.*' began with 0"),
+        ({"batch_size": 8}, "batch_size is 8, but the run in '.*' began with 16"),
+        ({"loss": "focal"}, "loss is 'focal'"),
+        ({"augmentation": None}, "augmentation is None"),
+        ({"augmentation": Augmentation(flip=0.5)}, "augmentation is .*0.5"),
+        ({"options": {"backbone": "tiny"}}, "options is"),
+        ({"precision": "bf16-mixed"}, "precision is 'bf16-mixed'"),
+    ],
+)
+def test_resume_refuses_other_settings(
+    begun: Path, sets: tuple[XraySet, XraySet], changes: dict[str, object], words: str
+) -> None:
+    before = {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=words):
+        fit(config(begun, epochs=3, resume=True, **changes), *sets)
+    assert {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()} == before
+
+
+def test_resume_refuses_other_sets(begun: Path, sets: tuple[XraySet, XraySet]) -> None:
+    train, validation = sets
+    assert train.masks is not None
+    for name, changed in (
+        ("train", (train.subset(range(len(train) - 1)), validation)),
+        ("train", (replace(train, labels=1 - train.labels), validation)),
+        ("train", (replace(train, masks=255 - train.masks), validation)),
+        ("validation", (train, replace(validation, images=255 - validation.images))),
+        ("validation", (train, None)),
+    ):
+        with pytest.raises(ValueError, match=f"{name} holds other films, labels or masks than the run in"):
+            fit(config(begun, epochs=3, resume=True), *changed)
+
+
+def test_resume_reads_the_record_of_an_older_axnet(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
+    fit(config(tmp_path, epochs=1), *sets)
+    record = json.loads((tmp_path / "config.json").read_text())
+    del record["sets"], record["schedule"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"schedule is 'cosine', but the run in '.*' began with 'one-cycle'"):
+        fit(config(tmp_path, resume=True, schedule="cosine"), *sets)
+    assert fit(config(tmp_path, resume=True), *sets).steps > 0
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"resume needs '.*config\.json', which is damaged"):
+        fit(config(tmp_path, resume=True), *sets)
 
 
 def test_resume_needs_a_checkpoint(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
