@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+
+UNREADABLE = (ValueError, OSError, ImportError)
+"""What reading an image may raise: it is damaged, it is gone, or its decoder is not installed."""
 
 
 class DataName(str, Enum):
@@ -38,3 +42,30 @@ Cache = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read or render images; 0 for none.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+def writable_file(path: Path, option: str) -> Path:
+    """A file to be written at the end of the work, whose folder is made now; ValueError where that cannot be."""
+    if path.is_dir():
+        raise ValueError(f"{option} is '{path}', a folder, expected a file.")
+    writable_folder(path.parent, option)
+    return path
+
+
+def writable_folder(path: Path, option: str) -> Path:
+    """A folder to be written to, made now; ValueError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{option}: folder '{path}' cannot be made ({error.strerror}).") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"{option}: folder '{path}' cannot be written to.")
+    return path
+
+
+def report_failed(failed: list[tuple[Path, str]]) -> None:
+    """Name the files that could not be read, each with the reason, and end with exit code 1 where there are any."""
+    for file, reason in failed:
+        typer.echo(f"failed: {file}: {reason}", err=True)
+    if failed:
+        raise typer.Exit(1)

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from axnet.cli.options import Quiet, Seed
+from axnet.cli.options import UNREADABLE, Quiet, Seed, report_failed, writable_file
 
 if TYPE_CHECKING:
+    from axnet.data.folder import ImageFile
     from axnet.report import Thumbnail
     from axnet.segment import Anatomy, Segmenter
 
 app = typer.Typer(help="Draw lungs and heart on chest X-rays.", no_args_is_help=True)
-
-_EXTENSIONS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
 class OrganData(str, Enum):
@@ -140,33 +139,37 @@ def predict(
 ) -> None:
     """Draw lungs and heart, and print the cardiothoracic ratio, the quality and what is implausible of every image.
 
-    A table has one row per image (axnet.data.MaskTable reads it); a folder gets ORGAN/IMAGE.png (1 bit) and
-    anatomy.csv (image, ctr, quality, flags). Images that are there already are left out, so a run can be stopped and
+    A table has one row per image (axnet.data.MaskTable reads it); a folder gets ORGAN/IMAGE.png (1 bit; x.dcm.png for
+    x.dcm) and anatomy.csv (image, ctr, quality, flags). Folders are searched with all below them, and an image is known
+    by its path there. Images that are there already are left out, so a run can be stopped and
     started again. Files that cannot be read are listed at the end, and the exit code is then 1.
     """
     import torch
 
+    from axnet.data.folder import image_files
     from axnet.segment import Segmenter, load_pretrained
     from axnet.segment.output import open_sink
 
-    files = _files(images)
+    files = image_files(images)
+    if sheet is not None:
+        writable_file(sheet, "--sheet")
     segmenter = load_pretrained() if weights is None else Segmenter.load(weights)
     try:
         segmenter = segmenter.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:  # torch's own text runs over many lines
         reason = str(error).splitlines()[0]
         raise typer.BadParameter(f"device is '{device}', which does not serve here ({reason}).") from error
-    sink = open_sink(out)
-    waiting = [file for file in files if file.name not in sink]
+    sink = open_sink(out, [file.id for file in files])
+    waiting = [file for file in files if file.id not in sink]
     failed: list[tuple[Path, str]] = []
     worst: list[Thumbnail] = []
     flagged = 0
     for start in range(0, len(waiting), batch_size):
         for file, anatomy in _predicted(segmenter, waiting[start : start + batch_size], failed):
-            sink.add(file.name, anatomy)
+            sink.add(file.id, anatomy)
             ctr = "unknown" if anatomy.ctr != anatomy.ctr else f"{anatomy.ctr:.4f}"
             note = f"  ({'; '.join(anatomy.flags)})" if anatomy.flags else ""
-            typer.echo(f"{file.name}  CTR {ctr}  quality {anatomy.quality:.2f}{note}")
+            typer.echo(f"{file.id}  CTR {ctr}  quality {anatomy.quality:.2f}{note}")
             flagged += bool(anatomy.flags)
             if sheet is not None and (len(worst) < sheet_films or anatomy.quality < worst[-1].quality):
                 worst.append(_thumbnail(file, anatomy))
@@ -179,17 +182,14 @@ def predict(
     )
     if sheet is not None:
         _write_sheet(sheet, worst, len(waiting) - len(failed), flagged)
-    for file, reason in failed:
-        typer.echo(f"failed: {file}: {reason}", err=True)
-    if failed:
-        raise typer.Exit(1)
+    report_failed(failed)
 
 
-def _thumbnail(file: Path, anatomy: Anatomy) -> Thumbnail:
+def _thumbnail(file: ImageFile, anatomy: Anatomy) -> Thumbnail:
     from axnet.data import read_image
     from axnet.report import Thumbnail
 
-    return Thumbnail.of(file.name, read_image(file), anatomy.masks, anatomy.ctr, anatomy.quality, anatomy.flags)
+    return Thumbnail.of(file.id, read_image(file.path), anatomy.masks, anatomy.ctr, anatomy.quality, anatomy.flags)
 
 
 def _write_sheet(sheet: Path, worst: list[Thumbnail], drawn: int, flagged: int) -> None:
@@ -199,34 +199,17 @@ def _write_sheet(sheet: Path, worst: list[Thumbnail], drawn: int, flagged: int) 
     typer.echo(str(write_sheet(sheet, worst, title="Anatomy: the least certain films", description=text)))
 
 
-def _files(named: list[Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in named:
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in _EXTENSIONS)
-            if not found:
-                raise FileNotFoundError(f"folder '{path}' holds no PNG, JPEG or DICOM files.")
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise FileNotFoundError(f"image '{path}' does not exist.")
-    names = [file.stem for file in files]
-    twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-    if twice:
-        raise ValueError(f"images holds the name '{sorted(twice)[0]}' twice, expected different names in one run.")
-    return files
-
-
-def _predicted(segmenter: Segmenter, files: list[Path], failed: list[tuple[Path, str]]) -> list[tuple[Path, Anatomy]]:
+def _predicted(
+    segmenter: Segmenter, files: list[ImageFile], failed: list[tuple[Path, str]]
+) -> list[tuple[ImageFile, Anatomy]]:
     """Pairs of file and Anatomy; a file that fails does not take its batch with it."""
     try:
-        return list(zip(files, segmenter.predict(files, batch_size=len(files)), strict=True))
-    except (ValueError, OSError):
-        pairs: list[tuple[Path, Anatomy]] = []
+        return list(zip(files, segmenter.predict([file.path for file in files], batch_size=len(files)), strict=True))
+    except UNREADABLE:
+        pairs: list[tuple[ImageFile, Anatomy]] = []
         for file in files:
             try:
-                pairs.append((file, segmenter.predict([file])[0]))
-            except (ValueError, OSError) as error:
-                failed.append((file, " ".join(str(error).split())))
+                pairs.append((file, segmenter.predict([file.path])[0]))
+            except UNREADABLE as error:
+                failed.append((file.path, " ".join(str(error).split())))
         return pairs

@@ -2,21 +2,101 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
 
-from axnet.data.dicom import SUFFIXES
+from axnet.data.dicom import SUFFIXES, begins_as_dicom
 from axnet.data.image import StrPath, read_image
 from axnet.data.nih import NIHChestXray
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", *SUFFIXES)
+"""Names of image files end in one of these, in small or capital letters; other files count where they are DICOM."""
+
+_NO_IMAGES = ("__MACOSX", "@eaDir", "DICOMDIR")  # copies and thumbnails of systems, and the index of a DICOM medium
+
+
+class ImageFile(NamedTuple):
+    """A file, and the name by which its results are known."""
+
+    id: str
+    path: Path
+
+
+def find_images(root: StrPath) -> list[ImageFile]:
+    """The PNG, JPEG and DICOM files below a folder in the order of their paths; ids are their paths below it.
+
+    A file without one of EXTENSIONS is taken when it begins as DICOM does. Files and folders whose name begins with a
+    dot (as macOS's "._film.png") are left out. Links to folders are followed. Raises OSError for a folder that cannot
+    be listed.
+    """
+    folder = Path(root)
+    found = [ImageFile(path.relative_to(folder).as_posix(), path) for path in _files(folder) if _is_image(path)]
+    return sorted(found, key=lambda file: file.id)
+
+
+def image_files(paths: Iterable[Path], *, file_id: Callable[[Path], str] = lambda path: path.name) -> list[ImageFile]:
+    """The images that a user names: files, which are taken as they are, and folders, through find_images.
+
+    file_id: the id of a file named by itself. Raises FileNotFoundError for a path that does not exist, ValueError for
+    a folder without images or when two images have one id.
+    """
+    files: list[ImageFile] = []
+    for path in paths:
+        if path.is_dir():
+            found = find_images(path)
+            if not found:
+                raise ValueError(f"folder '{path}' holds no PNG or JPEG image and no DICOM file.")
+            files += found
+        elif path.exists():
+            files.append(ImageFile(file_id(path), path))
+        else:
+            raise FileNotFoundError(f"image '{path}' does not exist.")
+    seen: dict[str, Path] = {}
+    for file in files:
+        if file.id in seen:
+            raise ValueError(
+                f"images holds the name '{file.id}' twice ('{seen[file.id]}', '{file.path}'), expected different names "
+                "in one run."
+            )
+        seen[file.id] = file.path
+    return files
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder that are not hidden."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    entered: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        entered.add(os.path.realpath(parent))
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".")
+            and name not in _NO_IMAGES
+            and os.path.realpath(os.path.join(parent, name)) not in entered  # a link to a folder above
+        ]
+        yield from (Path(parent, name) for name in names if not name.startswith(".") and name not in _NO_IMAGES)
+
+
+def _is_image(path: Path) -> bool:
+    if path.suffix.lower() in EXTENSIONS:
+        return True
+    try:
+        return path.is_file() and begins_as_dicom(path)
+    except OSError:  # cannot be read: whoever asks for the image learns why
+        return True
 
 
 class RadiographFolder(Dataset[dict[str, Any]]):
-    """The PNG, JPEG and DICOM files below a folder, in the order of their paths.
+    """The PNG, JPEG and DICOM files below a folder, as find_images finds them.
 
     Items: image float32 [1, H, W] in [0, 1] and id, the path below root. Attributes: root, ids.
     Raises FileNotFoundError when there is no such folder or it holds no image.
@@ -25,9 +105,7 @@ class RadiographFolder(Dataset[dict[str, Any]]):
     def __init__(self, root: StrPath) -> None:
         """Look for the files."""
         self.root = Path(root)
-        self.ids = sorted(
-            str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.suffix.lower() in EXTENSIONS
-        )
+        self.ids = [file.id for file in find_images(self.root)] if self.root.is_dir() else []
         if not self.ids:
             raise FileNotFoundError(f"folder '{self.root}' does not exist or holds no PNG, JPEG or DICOM files.")
 

@@ -32,10 +32,15 @@ def locked(folder: Path) -> Iterator[None]:
             os.close(file)
 
 
+def release(folder: Path) -> None:
+    """Take the lock's file away, by the process that holds it; one that waits for it makes another."""
+    (folder / _NAME).unlink(missing_ok=True)
+
+
 def remove_if_empty(folder: Path) -> None:
     """Remove a folder that holds nothing but its lock, which the caller holds."""
     if all(path.name == _NAME for path in folder.iterdir()):
-        (folder / _NAME).unlink(missing_ok=True)
+        release(folder)
         try:
             folder.rmdir()
         except OSError:  # another process has just made its lock here

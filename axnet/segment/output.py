@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,7 @@ from PIL import Image
 
 from axnet.data.findings import ORGANS
 from axnet.data.image import StrPath
+from axnet.data.locks import locked, release
 from axnet.data.mask_table import MaskWriter, to_row
 from axnet.segment.anatomy import Anatomy
 
@@ -38,9 +40,27 @@ class Sink(Protocol):
         ...
 
 
-def open_sink(out: StrPath) -> Sink:
-    """A table for a name that ends in .parquet, else a folder."""
-    return TableSink(out) if Path(out).suffix == ".parquet" else PngFolder(out)
+def open_sink(out: StrPath, names: Iterable[str] = ()) -> Sink:
+    """A table for a name that ends in .parquet, else a folder.
+
+    names: images to come. Raises ValueError where two of them would get the same file.
+    """
+    if Path(out).suffix == ".parquet":
+        return TableSink(out)
+    files: dict[str, str] = {}
+    for name in names:
+        other = files.setdefault(mask_name(name), name)
+        if other != name:
+            raise ValueError(
+                f"images holds '{other}' and '{name}', whose masks would both be '{mask_name(name)}': give a table "
+                "(.parquet) as --out."
+            )
+    return PngFolder(out)
+
+
+def mask_name(name: str) -> str:
+    """The file of an image's mask: named as the image where that is PNG, else with .png behind its whole name."""
+    return name if name.lower().endswith(".png") else f"{name}.png"
 
 
 class TableSink:
@@ -68,21 +88,25 @@ class TableSink:
 
 
 class PngFolder:
-    """OUT/ORGAN/IMAGE.png (1 bit) and OUT/anatomy.csv (image, ctr, quality, flags)."""
+    """OUT/ORGAN/IMAGE.png (1 bit) and OUT/anatomy.csv (image, ctr, quality, flags).
+
+    Several processes may write to one folder at a time; of an image drawn twice the later row is kept.
+    """
 
     def __init__(self, out: StrPath) -> None:
         """Go on with what is there; ValueError for a foreign anatomy.csv."""
         self.out = Path(out)
-        table = self.out / "anatomy.csv"
-        self.done = {name: row for name, row in _rows(table).items() if self._drawn(name)}
-        for organ in ORGANS:
-            (self.out / organ).mkdir(parents=True, exist_ok=True)
-        _write_rows(table, self.done.values())
-        self.opened = table.open("a", newline="", encoding="utf-8")
-        self.table = csv.writer(self.opened)
+        self.table = self.out / "anatomy.csv"
+        self.waiting: list[list[str]] = []
+        with locked(self.out):
+            rows = {name: row for name, row in _rows(self.table).items() if self._drawn(name)}
+            for organ in ORGANS:
+                (self.out / organ).mkdir(exist_ok=True)
+            _write_rows(self.table, rows.values())
+        self.done = set(rows)
 
     def _file(self, organ: str, name: str) -> Path:
-        return self.out / organ / f"{Path(name).stem}.png"
+        return self.out / organ / mask_name(name)
 
     def _drawn(self, name: str) -> bool:
         return all(self._file(organ, name).is_file() for organ in ORGANS)
@@ -94,17 +118,44 @@ class PngFolder:
     def add(self, name: str, anatomy: Anatomy) -> None:
         """Take one more."""
         for organ, mask in zip(ORGANS, anatomy.masks, strict=True):
-            Image.fromarray(mask).save(self._file(organ, name), bits=1, optimize=True)
+            file = self._file(organ, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(f".{file.name}.{os.getpid()}")
+            try:
+                Image.fromarray(mask).save(partial, format="PNG", bits=1, optimize=True)
+                partial.replace(file)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
         ctr = "" if anatomy.ctr != anatomy.ctr else f"{anatomy.ctr:.4f}"
-        self.table.writerow((name, ctr, f"{anatomy.quality:.3f}", "; ".join(anatomy.flags)))
+        self.waiting.append([name, ctr, f"{anatomy.quality:.3f}", "; ".join(anatomy.flags)])
 
     def flush(self) -> None:
         """Rows reach the disk after their masks."""
-        self.opened.flush()
+        if not self.waiting:
+            return
+        with locked(self.out):
+            if not _ends_with_a_row(self.table):
+                _write_rows(self.table, _rows(self.table).values())
+            with self.table.open("a", newline="", encoding="utf-8") as opened:
+                csv.writer(opened).writerows(self.waiting)
+        self.waiting.clear()
 
     def finish(self) -> None:
-        """Close the table."""
-        self.opened.close()
+        """One row for each image, whoever drew it."""
+        self.flush()
+        with locked(self.out):
+            _write_rows(self.table, _rows(self.table).values())
+            release(self.out)
+
+
+def _ends_with_a_row(table: Path) -> bool:
+    """Whether a table is there and whole: another run may have been killed while it wrote."""
+    if not table.is_file():
+        return False
+    with table.open("rb") as opened:
+        opened.seek(-1, os.SEEK_END)
+        return opened.read() == b"\n"
 
 
 def _rows(table: Path) -> dict[str, list[str]]:

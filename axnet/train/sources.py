@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from axnet.data import NIH_FINDINGS, NIHChestXray, PhantomXray, read_image
@@ -96,15 +97,19 @@ def read_images(paths: Sequence[StrPath], preprocessing: Preprocessing) -> XrayS
     """Image files without labels as a set: labels are float32 [N,0], ids the file names."""
     if not paths:
         raise ValueError("paths is empty, expected one or more image files.")
-    images = np.stack([preprocessing.store(read_image(path))[None] for path in paths])
-    names = tuple(str(path) for path in paths)
+    images = [preprocessing.store(read_image(path)) for path in paths]
+    return unlabelled(images, [str(path) for path in paths], preprocessing)
+
+
+def unlabelled(images: Sequence[npt.NDArray[np.uint8]], ids: Sequence[str], preprocessing: Preprocessing) -> XraySet:
+    """Images [size,size] of preprocessing.store as a set without labels and masks."""
     return XraySet(
-        images=torch.from_numpy(images),
+        images=torch.from_numpy(np.stack(images)[:, None]),
         masks=None,
-        labels=torch.zeros(len(names), 0),
+        labels=torch.zeros(len(ids), 0),
         findings=(),
-        ids=names,
-        patients=names,
+        ids=tuple(ids),
+        patients=tuple(ids),
         split_hash="",
         preprocessing=preprocessing,
     )

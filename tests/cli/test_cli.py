@@ -7,15 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pydicom
 import pytest
 from typer.testing import CliRunner
 
 import axnet.cli
 from axnet.cli import app
 from axnet.data import write_nih
+from axnet.models import DenseNetGAP, Preprocessing, save_classifier
 from axnet.segment.pretrained import WEIGHTS
 from axnet.train.anatomy import SEGMENTER_NAME
 
+EXAMPLES = Path(pydicom.__file__).parent / "data" / "test_files"
 COMMANDS = ("demo", "fit", "evaluate", "predict", "segment", "bench", "info")
 SMALL = ("--backbone", "tiny", "--size", "48", "--batch-size", "8", "--workers", "0", "--accelerator", "cpu", "--quiet")
 
@@ -175,3 +178,51 @@ def test_the_plain_classifier_needs_no_masks(nih: Path, tmp_path: Path) -> None:
         run("predict", tmp_path / "plain", "--weights", weights)
     with pytest.raises(FileNotFoundError, match=r"none\.png' does not exist"):
         run("predict", tmp_path / "none.png", "--weights", weights)
+
+
+def scores(table: Path) -> dict[str, float]:
+    with table.open() as stream:
+        return {row["image"]: float(row["Effusion"]) for row in csv.DictReader(stream)}
+
+
+def test_predict_scores_what_can_be_read_and_names_the_rest(plain_weights: Path, nih: Path, tmp_path: Path) -> None:
+    folder, table = tmp_path / "films", tmp_path / "no" / "such" / "p.csv"
+    for k, path in enumerate(sorted((nih / "images").iterdir())[:3]):
+        target = folder / f"patient{k}" / "study1" / "view1_frontal.png"
+        target.parent.mkdir(parents=True)
+        target.write_bytes(path.read_bytes())
+    (folder / "patient0" / "._view1_frontal.png").write_bytes(b"\0\5\x16\7")
+    (folder / "IM0001").write_bytes((EXAMPLES / "MR_small.dcm").read_bytes())
+    (folder / "x.DCM").write_bytes((EXAMPLES / "CT_small.dcm").read_bytes())
+    arguments = ["predict", str(folder), "--weights", str(plain_weights), "--out", str(table)]
+    assert "5 images scored" in run(*arguments)
+    whole = scores(table)
+    names = [f"patient{k}/study1/view1_frontal.png" for k in range(3)]
+    assert list(whole) == ["IM0001", *names, "x.DCM"]
+    cut = folder / names[1]
+    cut.write_bytes(cut.read_bytes()[:100])
+    done = shell(*arguments)
+    assert done.returncode == 1
+    assert "4 images scored, 1 failed" in done.stdout
+    assert done.stderr.startswith(f"failed: {cut}: image file '{cut}' is truncated")
+    assert done.stderr.count("\n") == 1
+    assert scores(table) == {name: value for name, value in whole.items() if name != names[1]}
+    assert [path.name for path in table.parent.iterdir()] == ["p.csv"]
+    alone = shell("predict", cut, "--weights", plain_weights)
+    assert alone.returncode == 1
+    assert alone.stdout.splitlines() == [table.read_text().splitlines()[0]]
+
+
+def test_predict_looks_at_its_output_before_the_work(nih: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out, words in ((tmp_path, "a folder, expected a file"), (tmp_path / "file" / "p.csv", "cannot be made")):
+        with pytest.raises(ValueError, match=words):
+            run("predict", nih / "images", "--weights", tmp_path / "none", "--out", out)
+
+
+@pytest.fixture(scope="module")
+def plain_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier that takes no masks, untrained."""
+    path = tmp_path_factory.mktemp("plain") / "model.safetensors"
+    save_classifier(path, DenseNetGAP(2, backbone="tiny"), Preprocessing(size=48), ("Effusion", "Mass"))
+    return path

@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from axnet.cli.segment import app
 from axnet.data import ORGANS, MaskTable, write_nih
-from axnet.segment import Segmenter
+from axnet.segment import Anatomy, Segmenter
+from axnet.segment.output import PngFolder
+
+DICOM = Path(pydicom.__file__).parent / "data" / "test_files" / "MR_small.dcm"
 
 
 @pytest.fixture
@@ -159,3 +165,93 @@ def test_the_sheet_shows_the_least_certain_films(run):
     assert shown == pytest.approx(qualities[:4], abs=0.006)
     assert page.count("data:image/jpeg") == 4
     assert "The 4 least certain of 6 films" in page
+
+
+def test_folders_of_patients_keep_their_paths(run, tmp_path):
+    predict, folder, out = run
+    paths = sorted(folder.iterdir())
+    for patient, path in enumerate(paths):
+        target = folder / f"patient{patient // 2}" / f"study{patient % 2}" / "view1_frontal.png"
+        target.parent.mkdir(parents=True)
+        path.rename(target)
+    (folder / "patient0" / "._view1_frontal.png").write_bytes(b"\0\5\x16\7")
+    assert counts(predict().output) == (6, 0, 0)
+    names = [f"patient{k // 2}/study{k % 2}/view1_frontal.png" for k in range(6)]
+    assert [row["image"] for row in rows(out)] == names
+    assert all((out / "heart" / name).is_file() for name in names)
+    table = tmp_path / "a" / "b" / "anatomy.parquet"  # made, before the work
+    assert counts(predict("--out", str(table)).output) == (6, 0, 0)
+    assert MaskTable(table).ids == names
+    assert counts(predict().output) == (0, 6, 0)
+
+
+def test_images_of_one_name_and_different_kinds_keep_their_own_masks(run):
+    predict, folder, out = run
+    paths = sorted(folder.iterdir())
+    Image.open(paths[1]).save(paths[0].with_suffix(".jpg"), quality=95)
+    paths[0].with_suffix(".dcm").write_bytes(DICOM.read_bytes())
+    assert counts(predict().output) == (8, 0, 0)
+    stem = paths[0].stem
+    masks = {(out / "heart" / f"{stem}{ending}").read_bytes() for ending in (".png", ".jpg.png", ".dcm.png")}
+    assert len(masks) == 3
+    # a suffix behind the whole name still leaves one case
+    Image.open(paths[1]).save(folder / "IM0001.png")
+    (folder / "IM0001").write_bytes(DICOM.read_bytes())
+    refused = predict()
+    assert "'IM0001' and 'IM0001.png', whose masks would both be 'IM0001.png'" in str(refused.exception)
+    assert counts(predict("--out", str(out.with_name("t.parquet"))).output) == (10, 0, 0)
+
+
+def test_a_sheet_that_cannot_be_written_stops_the_command_before_the_work(run, tmp_path):
+    predict, _, out = run
+    (tmp_path / "file").write_text("")
+    refused = predict("--sheet", str(tmp_path / "file" / "sheet.html"))
+    assert "--sheet: folder" in str(refused.exception)
+    assert not out.exists()
+    assert predict("--sheet", str(tmp_path / "new" / "sheet.html")).exit_code == 0
+    assert (tmp_path / "new" / "sheet.html").is_file()
+
+
+def anatomy(seed):
+    masks = np.random.default_rng(seed).random((3, 16, 16)) > 0.5
+    return Anatomy(masks, 0.5, 0.9, ())
+
+
+def test_two_runs_on_one_folder_lose_nothing(tmp_path):
+    one, two = PngFolder(tmp_path / "o"), PngFolder(tmp_path / "o")
+    one.add("a.png", anatomy(0))
+    one.flush()
+    two.add("b.png", anatomy(1))
+    two.add("a.png", anatomy(0))
+    two.flush()
+    table = tmp_path / "o" / "anatomy.csv"
+    table.write_bytes(table.read_bytes() + b"c.png,0.")  # a third was killed
+    one.add("d.png", anatomy(2))
+    one.finish()
+    two.finish()
+    assert sorted(row["image"] for row in rows(tmp_path / "o")) == ["a.png", "b.png", "d.png"]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == sorted([*ORGANS, "anatomy.csv"])
+    assert "d.png" in PngFolder(tmp_path / "o")
+
+
+def write_some(out, start):
+    sink = PngFolder(out)
+    for seed in range(start, start + 20):
+        sink.add(f"{seed}.png", anatomy(seed))
+        if seed % 3 == 0:
+            sink.flush()
+    sink.finish()
+
+
+def test_processes_that_write_to_one_folder(tmp_path):
+    context = multiprocessing.get_context("fork")
+    runs = [context.Process(target=write_some, args=(tmp_path / "o", start)) for start in (0, 15, 30)]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted(int(row["image"][:-4]) for row in rows(tmp_path / "o")) == list(range(50))
+    for seed in range(50):
+        stored = np.stack([np.asarray(Image.open(tmp_path / "o" / organ / f"{seed}.png")) for organ in ORGANS])
+        np.testing.assert_array_equal(stored, anatomy(seed).masks)
