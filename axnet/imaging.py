@@ -46,3 +46,21 @@ def percentile_normalize(image: npt.NDArray[Any], low: float = 1, high: float = 
     if top <= bottom:
         return np.zeros(image.shape, dtype=np.float32)
     return ((image.astype(np.float32) - np.float32(bottom)) / np.float32(top - bottom)).clip(0, 1)
+
+
+def mask_values(mask: npt.NDArray[Any], name: str = "mask") -> Float32Array:
+    """A mask of any number type as float32 in [0,1]: 0/1 and bool as they are, 0 to 255 over 255.
+
+    What is meant is told from the largest value: up to 1, or from 128 to 255.
+    Raises ValueError, which begins with name, for other values: labels such as 0, 1 and 2, values below 0, NaN.
+    """
+    values = mask.astype(np.float32)
+    if mask.size == 0 or mask.dtype.kind == "b":
+        return values
+    low, high = float(values.min()), float(values.max())
+    rounding = 1e-3
+    if -rounding <= low and high <= 1 + rounding:
+        return values.clip(0, 1)
+    if low >= 0 and 128 <= high <= 255:
+        return values / np.float32(255)
+    raise ValueError(f"{name} has values from {low:g} to {high:g}, expected 0 to 1 or 0 to 255.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,11 +75,7 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
     if out is None:
         yield sys.stdout
         return
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with partial.open("w", newline="", encoding="utf-8") as stream:
-            yield stream
-        partial.replace(out)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    from axnet.data.files import replacing
+
+    with replacing(out) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        yield stream

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from axnet.data import rle
+from axnet.data.files import locked, remove_folder
 from axnet.data.findings import ORGANS
 from axnet.data.image import StrPath
-from axnet.data.locks import locked, remove_if_empty
 from axnet.data.mask_rows import ROWS_PER_GROUP, open_rows
 
 SCHEMA = pa.schema(
@@ -148,8 +148,9 @@ class MaskWriter:
         """Look for what an earlier run left."""
         self.path = Path(path)
         self.folder = self.path.with_name(self.path.name + ".parts")
+        self._lock = self.folder / ".lock"
         self.ids: set[str] = set()
-        with locked(self.folder):
+        with locked(self._lock):
             for part in self._parts():
                 self.ids.update(_names_in(part))
         self._waiting: list[Mapping[str, Any]] = []
@@ -170,7 +171,7 @@ class MaskWriter:
         """Write the waiting rows to a part file of their own."""
         if not self._waiting:
             return
-        with locked(self.folder):
+        with locked(self._lock):
             number = 1 + max((int(part.stem) for part in self._parts() if part != self.path), default=0)
             partial = self.folder / f".{number:06d}.part"
             pq.write_table(pa.Table.from_pylist(list(self._waiting), schema=SCHEMA), partial, compression="zstd")
@@ -180,7 +181,7 @@ class MaskWriter:
     def finish(self) -> None:
         """Put everything into the one file; the parts go when it stands."""
         self.flush()
-        with locked(self.folder):
+        with locked(self._lock):
             parts = list(self._parts())
             if parts != [self.path]:
                 self._merge(parts)
@@ -189,7 +190,7 @@ class MaskWriter:
                     part.unlink()
             for cut in self.folder.glob(".*.part"):  # of a run that was killed: writing takes place under the lock
                 cut.unlink()
-            remove_if_empty(self.folder)
+            remove_folder(self._lock)
 
     def _merge(self, parts: list[Path]) -> None:
         partial = self.path.with_name(f".{self.path.name}.part")

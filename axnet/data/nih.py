@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from axnet.data.findings import NIH_FINDINGS, NO_FINDING, Box
 from axnet.data.image import StrPath, read_image
-from axnet.imaging import resize
+from axnet.imaging import mask_values, resize
 
 SPLITS = ("train_val", "test", "all")
 BOX_FRAME = 1024
@@ -46,7 +46,8 @@ class NIHChestXray(Dataset[Item]):
     split: "train_val" or "test", the official lists, or "all", every row of the table.
     size: side in pixels to which images (and masks) are resized, None for the stored size.
     findings: the labels to return and their order.
-    masks: called with an image id, returns its mask [A,H,W] of any size; it is resized to the image.
+    masks: called with an image id, returns its mask [A,H,W] of any size, bool, 0/1 or 0 to 255; it is resized to the
+        image.
     transform: called with the item, returns the item to use.
 
     Items: image float32 [1,H,W] in [0,1], label float32 [K], id, patient, view ("PA" or "AP"), and with masks also
@@ -114,7 +115,8 @@ class NIHChestXray(Dataset[Item]):
             mask = self.masks(name)
             if mask.ndim != 3:
                 raise ValueError(f"masks returned shape {mask.shape} for '{name}', expected [A,H,W].")
-            item["mask"] = torch.from_numpy(resize(mask, (image.shape[0], image.shape[1])))
+            values = mask_values(mask, f"masks for '{name}'")
+            item["mask"] = torch.from_numpy(resize(values, (image.shape[0], image.shape[1])))
         return item if self.transform is None else self.transform(item)
 
     def path(self, image_id: str) -> Path:

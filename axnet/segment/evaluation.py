@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from axnet.data.findings import ORGANS
+from axnet.imaging import mask_values
 from axnet.segment.segmenter import Segmenter
 
 
@@ -28,12 +29,15 @@ class OrganSet(Protocol):
 
 
 def organ_mask(item: dict[str, Any]) -> torch.Tensor:
-    """The organs' masks [3, H, W] of an item of OrganMaskSet ("mask") or PhantomXray ("organ_mask")."""
+    """The organs' masks of an item of OrganMaskSet ("mask") or PhantomXray ("organ_mask"): float32 [3, H, W] in [0, 1].
+
+    Masks of a set of the caller's may be 0/1 or 0 to 255, of any type (axnet.imaging.mask_values).
+    """
     mask = item.get("organ_mask", item.get("mask"))
     if mask is None or mask.shape[0] != len(ORGANS):
         shape = None if mask is None else tuple(mask.shape)
         raise ValueError(f"an item has organ masks of shape {shape}, expected [3, H, W] in the order {ORGANS}.")
-    return torch.as_tensor(mask)
+    return torch.from_numpy(mask_values(torch.as_tensor(mask).cpu().numpy(), "organ masks of an item"))
 
 
 def evaluate_segmenter(segmenter: Segmenter, dataset: OrganSet | Dataset[Any]) -> dict[str, dict[str, float]]:

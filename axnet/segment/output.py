@@ -11,9 +11,9 @@ from typing import Protocol
 
 from PIL import Image
 
+from axnet.data.files import locked, replacing
 from axnet.data.findings import ORGANS
 from axnet.data.image import StrPath
-from axnet.data.locks import locked, release
 from axnet.data.mask_table import MaskWriter, to_row
 from axnet.segment.anatomy import Anatomy
 
@@ -97,8 +97,9 @@ class PngFolder:
         """Go on with what is there; ValueError for a foreign anatomy.csv."""
         self.out = Path(out)
         self.table = self.out / "anatomy.csv"
+        self.lock = self.out / ".lock"
         self.waiting: list[list[str]] = []
-        with locked(self.out):
+        with locked(self.lock):
             rows = {name: row for name, row in _rows(self.table).items() if self._drawn(name)}
             for organ in ORGANS:
                 (self.out / organ).mkdir(exist_ok=True)
@@ -118,15 +119,8 @@ class PngFolder:
     def add(self, name: str, anatomy: Anatomy) -> None:
         """Take one more."""
         for organ, mask in zip(ORGANS, anatomy.masks, strict=True):
-            file = self._file(organ, name)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".{file.name}.{os.getpid()}")
-            try:
+            with replacing(self._file(organ, name)) as partial:
                 Image.fromarray(mask).save(partial, format="PNG", bits=1, optimize=True)
-                partial.replace(file)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
         ctr = "" if anatomy.ctr != anatomy.ctr else f"{anatomy.ctr:.4f}"
         self.waiting.append([name, ctr, f"{anatomy.quality:.3f}", "; ".join(anatomy.flags)])
 
@@ -134,7 +128,7 @@ class PngFolder:
         """Rows reach the disk after their masks."""
         if not self.waiting:
             return
-        with locked(self.out):
+        with locked(self.lock):
             if not _ends_with_a_row(self.table):
                 _write_rows(self.table, _rows(self.table).values())
             with self.table.open("a", newline="", encoding="utf-8") as opened:
@@ -144,9 +138,9 @@ class PngFolder:
     def finish(self) -> None:
         """One row for each image, whoever drew it."""
         self.flush()
-        with locked(self.out):
+        with locked(self.lock):
             _write_rows(self.table, _rows(self.table).values())
-            release(self.out)
+            self.lock.unlink(missing_ok=True)
 
 
 def _ends_with_a_row(table: Path) -> bool:
@@ -171,7 +165,5 @@ def _rows(table: Path) -> dict[str, list[str]]:
 
 
 def _write_rows(table: Path, rows: Iterable[list[str]]) -> None:
-    partial = table.with_name(f".{table.name}.part")
-    with partial.open("w", newline="", encoding="utf-8") as opened:
+    with replacing(table) as partial, partial.open("w", newline="", encoding="utf-8") as opened:
         csv.writer(opened).writerows([_COLUMNS, *rows])
-    partial.replace(table)

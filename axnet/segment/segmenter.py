@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -107,7 +108,7 @@ class Segmenter(nn.Module):
         """What predict finds for images [N, 1, H, W], as probabilities [N, 3, H, W]; the atlas for flagged films."""
         pixels = [image.numpy() for image in images[:, 0].float().cpu()]
         anatomies = self.predict(pixels, batch_size=max(1, len(pixels)), keep_probabilities=True)
-        atlas = self.atlas.cpu().numpy()
+        atlas = self.atlas.float().cpu().numpy()
         chosen = [atlas if a.flags or a.probabilities is None else a.probabilities for a in anatomies]
         probabilities = images.new_empty((len(chosen), len(ORGANS), *images.shape[2:]), dtype=torch.float32)
         for target, planes in zip(probabilities, chosen, strict=True):
@@ -115,22 +116,25 @@ class Segmenter(nn.Module):
         return probabilities
 
     def _logits(self, images: Tensor) -> Tensor:
-        """Logits at the network's size of images [N, 1, H, W] in [0, 1], in eval mode on the weights' device."""
-        device = next(self.parameters()).device
+        """Logits at the network's size of images [N, 1, H, W] in [0, 1], in eval mode on the weights' device.
+
+        Computed in the weights' type, or that of autocast; float32.
+        """
+        weight = next(self.parameters())
         mode = self.training
         self.eval()
         try:
-            logits: Tensor = self(self.prepare(images.to(device, torch.float32)))
+            logits: Tensor = self(self.prepare(images.to(weight.device, torch.float32)).to(weight.dtype))
         finally:
             self.train(mode)
-        return logits
+        return logits.float()
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images [N, 1, H, W] resized to the network's size and stretched between the percentiles of each."""
         side = (self.config.size, self.config.size)
         if images.shape[2:] != side:
             images = F.interpolate(images, size=side, mode="bilinear", align_corners=False, antialias=True)
-        levels = torch.tensor([self.config.low / 100, self.config.high / 100], device=images.device)
+        levels = images.new_tensor([self.config.low / 100, self.config.high / 100])
         low, high = torch.quantile(images.flatten(1), levels, dim=1)[..., None, None, None]
         return ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
 
@@ -149,8 +153,13 @@ class Segmenter(nn.Module):
         where the two differ. device: where the weights are moved to first, None for where they are.
         keep_probabilities: whether each Anatomy carries the mean, at the network's size.
         Returns one Anatomy per image, with masks in the image's own frame. Raises as axnet.data.read_image does for
-        files, ValueError for arrays of another shape or with values that are not finite, TypeError for another type.
+        files, ValueError for arrays of another shape or with values that are not finite, TypeError for another type,
+        also for one image that is not in a list.
         """
+        if isinstance(images, (str, bytes, PathLike)) or not hasattr(images, "__len__"):
+            raise TypeError(f"images is a {type(images).__name__}, expected a list of paths or arrays [H, W].")
+        if isinstance(images, np.ndarray) and images.ndim != 3:
+            raise TypeError(f"images is an array of shape {images.shape}, expected a list of paths or arrays [H, W].")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected 1 or more.")
         if device is not None:
@@ -182,18 +191,19 @@ class Segmenter(nn.Module):
                 if value.is_floating_point():
                     value.copy_(value.half())
             state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+        loaded = copy.deepcopy(self).float()  # as load makes it, whatever the type of these weights
         metadata = {
             "kind": KIND,
             "config": asdict(self.config),
             "organs": list(ORGANS),
             "training": self.training_record,
-            "fingerprint": checkpoint.fingerprint(self._logits, [(1, 1, self.config.size, self.config.size)]),
+            "fingerprint": checkpoint.fingerprint(loaded._logits, [(1, 1, self.config.size, self.config.size)]),
         }
         checkpoint.save(path, state, metadata)
 
     @classmethod
     def load(cls, path: StrPath) -> Segmenter:
-        """Read a segmenter, in eval mode on the CPU, and verify that it draws what it drew when it was saved.
+        """Read a segmenter, float32 in eval mode on the CPU, and verify that it draws what it drew when it was saved.
 
         Raises FileNotFoundError, and ValueError for another kind of file, other weights or other outputs.
         """
@@ -202,7 +212,7 @@ class Segmenter(nn.Module):
         strange = sorted(config.keys() - {field.name for field in fields(SegmenterConfig)})
         if strange:
             raise ValueError(f"checkpoint '{path}' has the unknown setting '{strange[0]}': a later axnet wrote it.")
-        segmenter = cls(SegmenterConfig(**{**config, "channels": tuple(config["channels"])}))
+        segmenter = cls(SegmenterConfig(**{**config, "channels": tuple(config["channels"])})).float()
         try:
             segmenter.load_state_dict(state)
         except RuntimeError as error:

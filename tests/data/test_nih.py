@@ -221,3 +221,24 @@ def test_real_subset(nih_subset: Path) -> None:
         assert max(box.x + box.w, box.y + box.h) <= 256, name
         assert box.w > 3
         assert box.h > 3
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1, 255])
+def test_masks_of_any_type_are_from_0_to_1(nih_root: Path, kind: type, scale: int) -> None:
+    inside = np.indices((2, 64, 64))[2] < 20
+    if kind is bool:
+        scale = 1
+    data = NIHChestXray(nih_root, "all", masks=lambda _: (inside * scale).astype(kind))
+    assert np.array_equal(data[0]["mask"].numpy(), inside.astype(np.float32))
+    for wrong in (inside * 3.0, inside - 1.0, inside * 300.0):
+        data = NIHChestXray(nih_root, "all", masks=lambda _, wrong=wrong: wrong)
+        with pytest.raises(
+            ValueError, match=rf"masks for '{data.ids[0]}' has values from .* expected 0 to 1 or 0 to 255"
+        ):
+            data[0]
+
+
+def test_a_mask_a_rounding_step_above_one_is_clipped(nih_root: Path) -> None:
+    data = NIHChestXray(nih_root, "all", masks=lambda _: np.full((2, 64, 64), 1 + 1e-6))
+    assert data[0]["mask"].max() == 1

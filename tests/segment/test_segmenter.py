@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from axnet.data import ORGANS, OrganMaskSet, PhantomXray
 from axnet.segment import Segmenter, SegmenterConfig, evaluate_segmenter, examine
 from axnet.segment import segmenter as segmenter_module
 from axnet.segment.anatomy import compare
+from axnet.segment.evaluation import organ_mask
 from axnet.segment.segmenter import _moved
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -195,6 +198,79 @@ def test_specks_are_dropped_without_a_flag():
     found = examine(specks)
     assert found.flags == ()
     assert np.array_equal(found.masks, examine(clean).masks)
+
+
+@contextmanager
+def default_type(kind):
+    torch.set_default_dtype(kind)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def mixed(kind):
+    return torch.autocast("cpu", kind)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [lambda: default_type(torch.float64), lambda: default_type(torch.bfloat16), lambda: mixed(torch.bfloat16)],
+)
+def test_load_and_predict_under_the_callers_types(segmenter, tmp_path, setting):
+    film = PhantomXray(1, size=64, split="test").sample(0).image
+    expected = segmenter.predict([film], keep_probabilities=True)[0]
+    with setting():
+        segmenter.save(tmp_path / "s.safetensors")
+        loaded = Segmenter.load(tmp_path / "s.safetensors")
+        found = loaded.predict([film], keep_probabilities=True)[0]
+        batch = loaded.predict_batch(torch.from_numpy(film)[None, None].float() / 255)
+        plausible = loaded.plausible_batch(torch.from_numpy(film)[None, None].float() / 255)
+    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+    assert (found.masks != expected.masks).mean() < 0.01
+    assert found.probabilities.dtype == np.float32
+    assert batch.dtype == plausible.dtype == torch.float32
+    assert np.abs(found.probabilities - expected.probabilities).max() < 0.05
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_other_types_predict_and_are_saved(segmenter, tmp_path, kind):
+    film = PhantomXray(1, size=64, split="test").sample(0).image
+    expected = segmenter.predict([film])[0].masks
+    other = copy.deepcopy(segmenter).to(kind)
+    assert (other.predict([film])[0].masks != expected).mean() < 0.01
+    assert other.predict_batch(torch.rand(1, 1, 48, 48)).dtype == torch.float32
+    assert other.plausible_batch(torch.rand(1, 1, 48, 48)).shape == (1, 3, 48, 48)
+    other.save(tmp_path / "s.safetensors")
+    assert {value.dtype for value in other.parameters()} == {kind}
+    assert (Segmenter.load(tmp_path / "s.safetensors").predict([film])[0].masks != expected).mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ("film.png", "images is a str"),
+        (Path("film.png"), "images is a PosixPath"),
+        (b"film.png", "images is a bytes"),
+        (np.zeros((8, 8)), r"images is an array of shape \(8, 8\)"),
+        (iter([np.zeros((8, 8))]), "images is a list_iterator"),
+        (None, "images is a NoneType"),
+    ],
+)
+def test_one_image_is_no_list(segmenter, images, words):
+    with pytest.raises(TypeError, match=rf"{words}, expected a list of paths or arrays \[H, W\]"):
+        segmenter.predict(images)
+    assert len(segmenter.predict(np.zeros((2, 8, 8)))) == 2  # a stack is a list of images
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.float32, torch.float64])
+def test_masks_of_0_and_1_and_of_0_and_255_are_the_same(scale, kind):
+    mask = (torch.rand(3, 4, 4) > 0.5).to(kind)
+    assert torch.equal(organ_mask({"mask": mask * scale}), mask.float())
+    assert torch.equal(organ_mask({"organ_mask": mask.bool()}), mask.float())
+    with pytest.raises(ValueError, match=r"organ masks of an item has values from 0 to 3, expected 0 to 1 or 0 to 255"):
+        organ_mask({"mask": torch.arange(4).expand(3, 4, 4).to(kind)})
 
 
 @pytest.mark.parametrize(

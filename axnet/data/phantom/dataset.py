@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from axnet.data.cardiothoracic import cardiothoracic_ratio
+from axnet.data.files import replacing
 from axnet.data.findings import NIH_FINDINGS, Box, organs_to_anatomies
 from axnet.data.image import StrPath
 from axnet.data.phantom.rendering import PhantomSample, render
@@ -184,8 +184,5 @@ def split_seed(seed: int, split: str) -> int:
 
 
 def _save(file: Path, *, images: npt.NDArray[np.uint8], masks: npt.NDArray[np.uint8]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
-    with partial.open("wb") as stream:
+    with replacing(file) as partial, partial.open("wb") as stream:
         np.savez(stream, images=images, masks=masks)
-    partial.replace(file)  # another process never sees half a file
