@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 
-from axnet import backends, ops
-
-__version__ = "0.1.0"
+from axnet import __version__, backends, ops
 
 
 def _build() -> dict[str, str]:

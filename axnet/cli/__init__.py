@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+from axnet import __version__
 from axnet.cli import bench, demo, evaluate, fit, predict, segment
+from axnet.memory import keep_freed_memory
 
 USER_ERRORS = (ValueError, OSError, KeyError, ImportError)
 TRACEBACK_VARIABLE = "AXNET_TRACEBACK"
@@ -26,6 +29,22 @@ app.command()(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(bench.bench)
 app.add_typer(segment.app, name="segment")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"axnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """What all commands begin with: on a CPU, the memory of freed tensors is kept for the next ones."""
+    keep_freed_memory()
 
 
 @app.command()

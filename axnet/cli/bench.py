@@ -59,7 +59,7 @@ def bench(
     from axnet.bench import FORMS, SHAPES, TASKS, Record, copy_bandwidth, run_all, summary
     from axnet.bench.cases import MODES
     from axnet.bench.measure import pass_bandwidths, saved_share
-    from axnet.bench.memory import keep_freed_memory
+    from axnet.memory import keep_freed_memory
     from axnet.report import environment
 
     forms = _chosen("form", form, FORMS)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Protocol, runtime_checkable
 
-from monai.networks.nets.densenet import DenseNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,6 +54,8 @@ class DenseNetBackbone(nn.Module):
         stages: Sequence[int] | None = None,
     ) -> None:
         """Build the blocks up to the last stage; the class describes the arguments."""
+        from monai.networks.nets.densenet import DenseNet  # seconds, which a file of masks or metrics need not wait
+
         super().__init__()
         blocks = len(block_config)
         chosen = tuple(range(max(1, blocks - 1), blocks + 1)) if stages is None else tuple(stages)

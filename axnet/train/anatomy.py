@@ -7,7 +7,7 @@ from pathlib import Path
 
 from axnet.data import OrganMaskSet
 from axnet.data.image import StrPath
-from axnet.segment import Segmenter, fit_segmenter
+from axnet.segment import Segmenter
 from axnet.segment.pretrained import WEIGHTS
 from axnet.train.sources import DataConfig
 
@@ -39,6 +39,8 @@ def find_segmenter(
             shutil.copyfile(segmenter, target)
         return loaded
     if organ_root is not None:
+        from axnet.segment import fit_segmenter
+
         trained = fit_segmenter(
             OrganMaskSet(organ_root, "train"),
             OrganMaskSet(organ_root, "val"),

@@ -20,8 +20,8 @@ from axnet.metrics import Evaluation, Interval, auc_difference, evaluate
 from axnet.models import Preprocessing
 from axnet.report import Example, ModelResult, environment, write_report
 from axnet.train.data import Batches, XraySet
+from axnet.train.inputs import to_input
 from axnet.train.labels import checked_labels
-from axnet.train.module import to_input
 from axnet.train.scoring import evaluating, predict
 
 REPORT_NAME = "report.html"

@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from axnet.metrics.arrays import missing, numbers
-
 
 def checked_labels(labels: Any, findings: Sequence[str], ids: Sequence[str], name: str = "labels") -> Tensor:
     """Labels as float32 [N,K]: 0, 1, or NaN for unknown, which losses, class weights and metrics leave out.
@@ -19,6 +17,8 @@ def checked_labels(labels: Any, findings: Sequence[str], ids: Sequence[str], nam
     names; ids: N films; name: of the set, for errors.
     Raises ValueError that names the label, the finding and the film of what is neither, and for another shape.
     """
+    from axnet.metrics.arrays import numbers  # with axnet.metrics comes scikit-learn, which prediction does not need
+
     try:
         values = numbers(labels)
     except (TypeError, ValueError):
@@ -44,6 +44,8 @@ def known_findings(labels: Tensor, findings: Sequence[str], name: str) -> None:
 
 def _strange(labels: Any, findings: Sequence[str], ids: Sequence[str], name: str) -> Any:
     """Labels among which are texts: refuses the first that is no number, else gives them back."""
+    from axnet.metrics.arrays import missing
+
     table = np.asarray(labels, dtype=object)
     if table.shape == (len(ids), len(findings)):
         for (row, column), value in np.ndenumerate(table):

@@ -19,6 +19,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 from axnet.models.preprocessing import Preprocessing
 from axnet.train.augment import Augmentation
 from axnet.train.data import Batches, XraySet, as_is
+from axnet.train.inputs import to_input
 from axnet.train.losses import LossName, bce_loss, focal_loss
 
 OptimizerName = Literal["adamw", "adam"]
@@ -179,17 +180,6 @@ class XrayDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **options,
         )
-
-
-def to_input(
-    batch: dict[str, Tensor], preprocessing: Preprocessing, augmentation: Augmentation | None = None
-) -> dict[str, Tensor]:
-    """A batch with normalised float32 images and float32 masks in [0,1], moved when augmentation is given."""
-    image = batch["image"].to(torch.float32).div_(255)
-    mask = batch["mask"].to(torch.float32).div_(255)
-    if augmentation is not None:
-        image, mask = augmentation(image, mask)
-    return {**batch, "image": preprocessing.normalize(image), "mask": mask}
 
 
 def cosine(progress: float) -> float:

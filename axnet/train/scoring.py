@@ -12,7 +12,7 @@ from torch import nn
 
 from axnet.models.preprocessing import Preprocessing
 from axnet.train.data import Batches, XraySet
-from axnet.train.module import to_input
+from axnet.train.inputs import to_input
 
 
 @contextmanager
