@@ -35,10 +35,11 @@ def _fake_pwap_backward(
     pooled: Tensor,
     input_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    acc = accumulator(x.dtype)
     return (
         empty_features(x, x.shape[0] if input_grad else 0, x.shape[1]),
-        torch.empty_like(weight),
-        weight.new_empty((weight.shape[0],)),
+        x.new_empty(tuple(weight.shape), dtype=acc),
+        x.new_empty((weight.shape[0],), dtype=acc),
     )
 
 

@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <tuple>
 
+#include "checks.h"
 #include "cpu/kernels.h"
 #include "tensors.h"
 
@@ -24,6 +25,13 @@ inline Tensor zero_strided(const std::vector<int64_t>& sizes, ScalarType type) {
   Tensor zero = empty({1}, type);
   torch::stable::zero_(zero);
   return expanded(zero, sizes);
+}
+
+// t of any floating type and strides (its last axis dense or not) as the kernels read gates, weights and statistics:
+// itself, or a copy of its few numbers in the accumulation type; `fresh` asks for a copy in any case.
+Tensor packed(const Tensor& t, ScalarType acc, bool fresh = false);
+inline std::optional<Tensor> packed(const std::optional<Tensor>& t, ScalarType acc) {
+  return t ? std::optional<Tensor>(packed(*t, acc)) : std::nullopt;
 }
 
 // Asks for huge pages under a large new tensor: first touches of 4 KiB pages cost more than the kernels themselves.

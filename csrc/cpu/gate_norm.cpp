@@ -32,7 +32,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm(Tensor x_in, Tensor mask, T
                                                      std::optional<Tensor> weight, std::optional<Tensor> bias,
                                                      std::optional<Tensor> running_mean,
                                                      std::optional<Tensor> running_var, double eps, bool concat,
-                                                     bool save, Tensor /* link */, Tensor /* coef_link */) {
+                                                     bool save, Tensor link, Tensor coef_link) {
+  check_gate_norm(x_in, mask, gate_in, moments, mass, weight, bias, running_mean, running_var, concat, save, link,
+                  coef_link, checks::Type::floating);
   const Tensor x = walkable(x_in);
   const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), A = mask.size(1), S = H * W;
   const int64_t blocks = concat ? A : 1;
@@ -44,8 +46,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm(Tensor x_in, Tensor mask, T
   Tensor saved = empty({save ? N : 0, blocks, saved_rows(B), C}, acc);
   Tensor fold = empty({N, blocks, fold_rows(B), C}, acc);
   if (running_mean) {
-    torch::stable::copy_(mean, *running_mean);
-    torch::stable::copy_(var, *running_var);
+    mean = packed(*running_mean, acc, true);
+    var = packed(*running_var, acc, true);
   }
   if (N * C == 0) {
     if (!running_mean) {
@@ -54,7 +56,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm(Tensor x_in, Tensor mask, T
     }
     return {z, mean, var, saved};
   }
-  const Tensor gate = torch::stable::contiguous(gate_in);
+  const Tensor gate = packed(gate_in, acc);
+  const std::optional<Tensor> scale = packed(weight, acc), offset = packed(bias, acc);
   GateArgs args{};
   args.type = acc == ScalarType::Double ? Type::f64 : Type::f32;
   args.N = N, args.C = C, args.S = S, args.A = static_cast<int>(A);
@@ -62,10 +65,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm(Tensor x_in, Tensor mask, T
   args.gate = data(gate);
   args.moments = moments && moments->size(0) ? data(moments) : nullptr;
   args.mass = static_cast<const double*>(mass.data_ptr());
-  args.weight = data(weight), args.bias = data(bias), args.mean = data(mean), args.var = data(var);
+  args.weight = data(scale), args.bias = data(offset), args.mean = data(mean), args.var = data(var);
   args.fold = data(fold), args.saved = save ? data(saved) : nullptr;
-  STD_TORCH_CHECK(args.moments || !(args.batch_statistics || save),
-                  "gate_norm: moments are needed for batch statistics");
   parallel(ceil_div(C, kGateChannels), grain_of(N * kGateChannels * 8),
            [&](int64_t begin, int64_t end) { kernels().gate_forward(args, begin, end); });
 
@@ -95,6 +96,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
                                                               Tensor mass, std::optional<Tensor> weight, Tensor mean,
                                                               Tensor var, Tensor kept, double eps,
                                                               bool batch_statistics, bool concat) {
+  check_gate_norm_backward(grad_z, x_in, mask, gate_in, mass, weight, mean, var, kept, concat, checks::Type::floating);
   const Tensor x = walkable(x_in);
   const int64_t N = x.size(0), C = x.size(1), S = x.size(2) * x.size(3), A = mask.size(1);
   const int64_t blocks = concat ? A : 1;
@@ -108,7 +110,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
     return {coef, gate_grad, weight_grad, bias_grad};
   }
   const bool last = is_channels_last(x);
-  const Tensor d = walkable(grad_z, last), gate = torch::stable::contiguous(gate_in);
+  const Tensor d = walkable(grad_z, last), gate = packed(gate_in, acc);
+  const std::optional<Tensor> scale = packed(weight, acc);
   const Tensor saved = kept.size(0) ? kept : rows_again(x, mask, gate, mass, concat);
   Tensor sums = empty({N, blocks, sum_rows(B), C}, acc);
   const int64_t acc_bytes = acc == ScalarType::Double ? 8 : 4;
@@ -134,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
   args.N = N, args.C = C, args.S = S, args.A = static_cast<int>(A);
   args.concat = concat, args.batch_statistics = batch_statistics, args.eps = eps;
   args.gate = data(gate), args.mass = static_cast<const double*>(mass.data_ptr());
-  args.weight = data(weight), args.mean = data(mean), args.var = data(var), args.saved = data(saved);
+  args.weight = data(scale), args.mean = data(mean), args.var = data(var), args.saved = data(saved);
   args.sums = data(sums), args.coef = data(coef), args.gate_grad = data(gate_grad);
   args.weight_grad = data(weight_grad), args.bias_grad = data(bias_grad);
   parallel(ceil_div(C, kGateChannels), grain_of(N * kGateChannels * 8),

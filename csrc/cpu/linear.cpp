@@ -4,12 +4,10 @@
 namespace axnet::cpu {
 
 Tensor grouped_linear(Tensor x_in, Tensor weight_in, Tensor bias_in) {
+  check_grouped_linear(x_in, weight_in, bias_in, kLinearRows);
   const Tensor x = torch::stable::contiguous(x_in), weight = torch::stable::contiguous(weight_in);
   const Tensor bias = torch::stable::contiguous(bias_in);
   const int64_t G = x.size(0), N = x.size(1), I = x.size(2), O = weight.size(1);
-  STD_TORCH_CHECK(N <= kLinearRows, "grouped_linear: x has ", N, " rows, at most ", kLinearRows, " are accepted");
-  STD_TORCH_CHECK(x.scalar_type() == accumulator(weight),
-                  "grouped_linear: x must have the accumulation type of weight");
   Tensor out = empty({G, N, O}, weight.scalar_type());
   const LinearArgs args{type_of(weight), N, I, O, data(x), data(weight), data(bias), data(out)};
   parallel(N ? G * ceil_div(O, kLinearOutputs) : 0, grain_of(I * kLinearOutputs),

@@ -33,6 +33,7 @@ void mask_mass(const Acc* mask, int64_t N, int64_t A, int64_t S, double* out) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor x_in, Tensor mask, bool second,
                                                                           bool positions, int64_t blocks) {
+  check_masked_moments(x_in, mask, blocks);
   const Tensor x = walkable(x_in);
   const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), A = mask.size(1), S = H * W;
   const int a = static_cast<int>(A), B = blocks > 1 ? 1 : a;
@@ -75,6 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor
 std::tuple<Tensor, Tensor> masked_moments_backward(Tensor x_in, Tensor mask, Tensor argmax, Tensor grad_descriptors,
                                                    std::optional<Tensor> grad_z, std::optional<Tensor> coef,
                                                    bool input_grad, bool mask_grad) {
+  check_masked_moments_backward(x_in, mask, argmax, grad_descriptors, grad_z, coef);
   const Tensor x = walkable(x_in);
   const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), A = mask.size(1), S = H * W;
   const ScalarType acc = accumulator(x);

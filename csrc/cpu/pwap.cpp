@@ -14,10 +14,13 @@ std::tuple<int64_t, int64_t> tiling(int64_t N, int64_t S) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x_in, Tensor weight, std::optional<Tensor> bias) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x_in, Tensor weight_in, std::optional<Tensor> bias_in) {
+  check_pwap(x_in, weight_in, bias_in, checks::Type::floating);
   const Tensor x = walkable(x_in);
-  const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), S = H * W, K = weight.size(0);
+  const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), S = H * W, K = weight_in.size(0);
   const ScalarType acc = accumulator(x);
+  const Tensor weight = packed(weight_in, acc);
+  const std::optional<Tensor> bias = packed(bias_in, acc);
   Tensor pooled = empty({N, K, C}, x.scalar_type()), prob = empty({N, K, H, W}, x.scalar_type());
   Tensor logits = empty({N, K, H, W}, acc), norm = empty({N, 2, K}, acc);
   if (N * C == 0) return {pooled, prob, logits, norm};
@@ -41,11 +44,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x_in, Tensor weight, std:
 }
 
 std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::optional<Tensor> grad_prob, Tensor x_in,
-                                                 Tensor weight, Tensor logits, Tensor norm, Tensor pooled,
+                                                 Tensor weight_in, Tensor logits, Tensor norm, Tensor pooled,
                                                  bool input_grad) {
+  check_pwap_backward(grad_pooled, grad_prob, x_in, weight_in, logits, norm, pooled, checks::Type::floating);
   const Tensor x = walkable(x_in);
-  const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), S = H * W, K = weight.size(0);
+  const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), S = H * W, K = weight_in.size(0);
   const ScalarType acc = accumulator(x);
+  const Tensor weight = packed(weight_in, acc);
   Tensor dx = empty_features(input_grad ? N : 0, C, H, W, is_channels_last(x), x.scalar_type());
   Tensor weight_grad = empty({K, C}, acc), bias_grad = empty({K}, acc);
   if (N * C == 0) {
@@ -53,8 +58,8 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
     torch::stable::zero_(bias_grad);
     return {dx, weight_grad, bias_grad};
   }
-  const Tensor grad = torch::stable::contiguous(torch::stable::to(grad_pooled, acc));
-  const Tensor mean = torch::stable::contiguous(torch::stable::to(pooled, acc));
+  const Tensor grad = packed(grad_pooled, acc);
+  const Tensor mean = packed(pooled, acc);
   std::optional<Tensor> map_grad;
   if (grad_prob) map_grad = torch::stable::contiguous(torch::stable::to(*grad_prob, acc));
   PwapBackwardArgs args{};

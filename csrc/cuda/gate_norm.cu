@@ -2,6 +2,7 @@
 //
 //   fold   b' = gamma r b, w'_a = gamma r w_a, h' = beta - gamma r mean                r = 1 / sqrt(var + eps)
 //   apply  Z = X (b' + sum_a w'_a m_a) + h'
+#include "checks.h"
 #include "cuda/algebra.cuh"
 #include "cuda/apply.cuh"
 
@@ -143,7 +144,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm(Tensor x_in, Tensor mask, T
                                                      std::optional<Tensor> weight, std::optional<Tensor> bias,
                                                      std::optional<Tensor> running_mean,
                                                      std::optional<Tensor> running_var, double eps, bool concat,
-                                                     bool save, Tensor /* link */, Tensor /* coef_link */) {
+                                                     bool save, Tensor link, Tensor coef_link) {
+  check_gate_norm(x_in, mask, gate_in, moments, mass, weight, bias, running_mean, running_var, concat, save, link,
+                  coef_link);
   const Queue queue(x_in);
   const Tensor x = dense(x_in);
   const Device device = device_of(x);

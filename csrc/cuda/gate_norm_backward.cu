@@ -4,6 +4,7 @@
 //   reduce   e0 = sum D, e1 = sum D x', h_a = sum D m_a, f_a = sum D m_a x'
 //   combine  dbeta = sum_n e0;  dgamma = r sum_n (sum_s D Y - mean e0);  k1 = gamma r;
 //            k3 = -gamma r^2 dgamma / NS;  k2 = -gamma r dbeta / NS - k3 mean      (running statistics: k2 = k3 = 0)
+#include "checks.h"
 #include "cuda/algebra.cuh"
 #include "cuda/tile.cuh"
 
@@ -180,6 +181,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
                                                               Tensor mass, std::optional<Tensor> weight, Tensor mean,
                                                               Tensor var, Tensor kept, double eps,
                                                               bool batch_statistics, bool concat) {
+  check_gate_norm_backward(grad_z, x_in, mask, gate_in, mass, weight, mean, var, kept, concat);
   const Queue queue(x_in);
   const Tensor x = dense(x_in);
   const Device device = device_of(x);

@@ -10,6 +10,7 @@
 //   block   adds its 8 warps in double through shared memory, in order
 //   grid    (image, 32 channels) x groups: one group of all anatomies up to three, and up to 16 where only the
 //           descriptors are asked for; beyond, a group per pair (a, b)
+#include "checks.h"
 #include "cuda/tile.cuh"
 
 namespace axnet::cuda {
@@ -372,6 +373,7 @@ void launch_anatomies(MomentsPlan& p, cudaStream_t stream) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor x_in, Tensor mask, bool second,
                                                                           bool positions, int64_t blocks) {
+  check_masked_moments(x_in, mask, blocks);
   const Queue queue(x_in);
   const Tensor x = dense(x_in);
   const Device device = device_of(x);

@@ -1,6 +1,7 @@
 // masked_moments_backward: dX of the whole attention block in one read of D and X and one write, because the gradient
 // of the gated, normalised map arrives here (docs/method.md, "A3 from moments"); the masks' gradient where it is asked
 // for.
+#include "checks.h"
 #include "cuda/input_grad.cuh"
 
 namespace axnet::cuda {
@@ -55,6 +56,7 @@ __global__ void __launch_bounds__(kThreads, 2) mask_grad_kernel(const InputPlan 
 std::tuple<Tensor, Tensor> masked_moments_backward(Tensor x_in, Tensor mask, Tensor argmax, Tensor grad_descriptors,
                                                    std::optional<Tensor> grad_z, std::optional<Tensor> coef,
                                                    bool want_input, bool want_mask) {
+  check_masked_moments_backward(x_in, mask, argmax, grad_descriptors, grad_z, coef);
   const Queue queue(x_in);
   const Tensor x = dense(x_in);
   const Device device = device_of(x);

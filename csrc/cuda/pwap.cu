@@ -5,6 +5,7 @@
 //   combine  tiles in their order: pooled = sum w X / sum w, relative to the image's largest logit
 //
 // Several maps of 16-bit types take the matrix units, and there a block takes several tiles (matrix_tile.cuh).
+#include "checks.h"
 #include "cuda/algebra.cuh"
 #include "cuda/matrix_tile.cuh"
 #include "cuda/pooling.cuh"
@@ -275,6 +276,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x, Tensor weight, std::optional<Tensor> bias) {
+  check_pwap(x, weight, bias);
   const Queue queue(x);
   return pool(queue, dense(x), weight, bias, std::nullopt, std::nullopt);
 }
@@ -282,6 +284,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x, Tensor weight, std::op
 std::tuple<Tensor, Tensor> gated_pwap(Tensor x_in, Tensor mask, Tensor gate_in, std::optional<Tensor> norm_weight,
                                       std::optional<Tensor> norm_bias, Tensor mean, Tensor var, double eps,
                                       Tensor weight, std::optional<Tensor> bias) {
+  check_gated_pwap(x_in, mask, gate_in, norm_weight, norm_bias, mean, var, weight, bias);
   const Queue queue(x_in);
   const Tensor x = dense(x_in), gate = torch::stable::contiguous(gate_in);
   std::optional<Tensor> fold;

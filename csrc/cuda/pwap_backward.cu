@@ -5,6 +5,7 @@
 //   gather  dW and db from the tiles, in their order
 //
 // 2 to 16 maps of 16-bit types take the matrix units, and there a block takes several tiles (matrix_tile.cuh).
+#include "checks.h"
 #include "cuda/matrix_tile.cuh"
 #include "cuda/pooling.cuh"
 
@@ -260,6 +261,7 @@ __global__ void __launch_bounds__(kThreads)
 std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::optional<Tensor> grad_prob, Tensor x_in,
                                                  Tensor weight, Tensor logits, Tensor norm, Tensor pooled,
                                                  bool input_grad) {
+  check_pwap_backward(grad_pooled, grad_prob, x_in, weight, logits, norm, pooled);
   const Queue queue(x_in);
   const Tensor x = dense(x_in);
   const Device device = device_of(x);
