@@ -1,5 +1,6 @@
 // Blocks of threads as fibers. Between two barriers the fibers run in turn, forwards or backwards by the count of
 // barriers, so that a missing barrier shows as a wrong number.
+#include <dlfcn.h>
 #include <ucontext.h>
 
 #include <memory>
@@ -10,6 +11,26 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
+
+#undef aoti_torch_empty_strided
+
+namespace {
+std::vector<AtenTensorHandle> kept;
+}  // namespace
+
+AOTITorchError axnet_host_empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
+                                        int32_t device_type, int32_t device_index, AtenTensorHandle* tensor) {
+  const AOTITorchError error = aoti_torch_empty_strided(ndim, sizes, strides, dtype, device_type, device_index, tensor);
+  AtenTensorHandle again = nullptr;
+  if (axnet::host::recording() && !error && !aoti_torch_new_tensor_handle(*tensor, &again)) kept.push_back(again);
+  return error;
+}
+
+extern "C" __attribute__((visibility("default"))) void axnet_host_release() {
+  for (AtenTensorHandle tensor : kept)
+    aoti_torch_delete_tensor_object(tensor);
+  kept.clear();
+}
 
 namespace axnet::cpu {
 std::string instruction_set() { return "CUDA kernels on the host"; }
@@ -156,6 +177,21 @@ void run(int64_t blocks, int groups, int threads, size_t shared_bytes, const std
       run_block(static_cast<unsigned>(threads));
       std::free(memory);
     }
+}
+
+bool recording() { return std::getenv("AXNET_RECORD_LAUNCHES") != nullptr; }
+
+void record(const void* kernel, int64_t blocks, int groups, int threads, size_t shared_bytes,
+            const std::string& bytes) {
+  Dl_info info{};
+  std::FILE* file = std::fopen(std::getenv("AXNET_RECORD_LAUNCHES"), "a");
+  if (!file || !dladdr(kernel, &info)) fail("a launch could not be recorded");
+  const auto offset = static_cast<const char*>(kernel) - static_cast<const char*>(info.dli_fbase);
+  std::fprintf(file, "%td %lld %d %d %zu ", offset, static_cast<long long>(blocks), groups, threads, shared_bytes);
+  for (const char c : bytes)
+    std::fprintf(file, "%02x", static_cast<unsigned char>(c));
+  std::fputc('\n', file);
+  std::fclose(file);
 }
 
 }  // namespace axnet::host

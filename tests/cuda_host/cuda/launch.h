@@ -12,8 +12,16 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <tuple>
 #include <utility>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+// As the function of torch, but a recorded tensor stays alive until axnet_host_release.
+AOTITorchError axnet_host_empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
+                                        int32_t device_type, int32_t device_index, AtenTensorHandle* tensor);
+#define aoti_torch_empty_strided axnet_host_empty_strided
 
 #include "tensors.h"
 
@@ -48,6 +56,25 @@ using Slot = unsigned char[32];
 // Calls read(slots) once every lane of the warp has put its bytes into slots[lane].
 void gather(const void* mine, size_t bytes, const std::function<void(const Slot*)>& read);
 void run(int64_t blocks, int groups, int threads, size_t shared_bytes, const std::function<void()>& kernel);
+// With AXNET_RECORD_LAUNCHES naming a file, launches are written there and no kernel runs (benchmarks/cuda_model.py).
+bool recording();
+void record(const void* kernel, int64_t blocks, int groups, int threads, size_t shared_bytes, const std::string& bytes);
+
+// The arguments as a kernel on the device finds them: each at its own alignment.
+template <class... Parameters>
+std::string argument_bytes(const std::tuple<Parameters...>& values) {
+  std::string bytes;
+  std::apply(
+      [&](const auto&... value) {
+        auto add = [&](const auto& v) {
+          bytes.resize((bytes.size() + alignof(decltype(v)) - 1) / alignof(decltype(v)) * alignof(decltype(v)));
+          bytes.append(reinterpret_cast<const char*>(&v), sizeof(v));
+        };
+        (add(value), ...);
+      },
+      values);
+  return bytes;
+}
 
 }  // namespace axnet::host
 
@@ -93,6 +120,9 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int groups, int threads, size_t shared_bytes, cudaStream_t,
             Arguments&&... arguments) {
   const std::tuple<std::decay_t<Parameters>...> values{std::forward<Arguments>(arguments)...};
+  if (host::recording())
+    return host::record(reinterpret_cast<const void*>(kernel), blocks, groups, threads, shared_bytes,
+                        host::argument_bytes(values));
   host::run(blocks, groups, threads, shared_bytes, [&] { std::apply(kernel, values); });
 }
 

@@ -1,0 +1,44 @@
+"""What the judge of the CUDA kernels (benchmarks/cuda_model.py) looks at: passes, shapes, and budgets.
+
+A kernel needs nothing here: its launches are recorded from the host code of the ops that start it. What a new op or a
+new shape needs is an entry below.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# The shape of the device's record, which decides the budgets, and the smaller ones that must keep up with it.
+SHAPE = (64, 1024, 48, 48)
+SHAPES = (SHAPE, (64, 1024, 32, 32), (64, 1024, 16, 16), (64, 2048, 16, 16), (256, 1024, 7, 7))
+LAYOUTS = ("NCHW", "channels_last")
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+# X-sized maps that a pass reads and writes: its floor of bytes.
+MAPS = {
+    **{"descriptors": 1, "moments": 1, "gate + norm": 2, "backward sums": 2, "backward input": 3},
+    **{"pwap, 1": 1, "pwap backward, 1": 2, "pwap, 14": 1, "pwap backward, 14": 2},
+}
+
+# Executed thread instructions an element at most (7 x 7: twice that), and the least predicted share of a copy's
+# bandwidth in percent, bfloat16 then float32.
+BUDGETS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
+    "descriptors": ((5, 14), (85, 85)),
+    "moments": ((9, 18), (80, 85)),
+    "gate + norm": ((8, 8), (88, 88)),
+    "backward sums": ((6, 14), (85, 85)),
+    "backward input": ((16, 16), (85, 85)),
+    "pwap, 1": ((10, 10), (75, 75)),
+    "pwap backward, 1": ((16, 16), (75, 75)),
+    "pwap, 14": ((12, float("inf")), (65, 40)),
+    "pwap backward, 14": ((20, float("inf")), (60, 35)),
+}
+
+
+def calls(shape: tuple[int, int, int, int], layout: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The ops by pass, as the device's record times them (axnet.bench.measure.passes)."""
+    from axnet.bench.measure import passes
+
+    return {name: call for name, (_, call) in passes(shape, layout, dtype, "cpu", "native").items()}

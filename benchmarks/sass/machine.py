@@ -1,0 +1,358 @@
+"""Blocks of threads that execute a parsed kernel in lockstep where they agree, with a clock for every warp.
+
+All lanes of the sampled blocks are columns of one register array. Lanes at the lowest address go first; lanes that
+wait (for their warp, for their block) are set aside until those they wait for have come.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.sass.program import Instruction, Program
+
+Lanes = NDArray[Any]
+WARP = 32
+SECTOR = 32
+SHARED_WINDOW = 1024  # sm_90 keeps the first kilobyte of a block's shared memory
+PARAMETERS = 0x210  # where the arguments start in constant bank 0 (sm_90)
+
+
+@dataclass
+class Launch:
+    """One launch as the host code made it. `arguments`: the bytes that the kernel reads."""
+
+    kernel: str
+    grid: tuple[int, int]
+    threads: int
+    shared_bytes: int
+    arguments: bytes
+
+
+@dataclass
+class Memory:
+    """What the sampled blocks asked of memory, by kind."""
+
+    sectors: int = 0  # 32 bytes, of requests that left for the caches
+    requests: int = 0  # of warps
+    new_bytes: dict[int, int] = field(default_factory=dict)  # bytes touched for the first time, by buffer
+    shared_wavefronts: int = 0
+    shared_requests: int = 0
+
+
+JUMPED: Any = object()  # an instruction that has set the address of its group
+
+
+class Group:
+    """Lanes at one address."""
+
+    __slots__ = ("full", "lanes", "mask", "pc", "warp_at", "warps")
+
+    def __init__(self, machine: Machine, pc: int, mask: Lanes) -> None:
+        self.pc, self.mask = pc, mask
+        self.lanes = int(mask.sum())
+        self.full = self.lanes == machine.L
+        some = mask.reshape(-1, WARP).any(1)
+        self.warps = int(some.sum())
+        self.warp_at: Any = slice(None) if self.warps == some.size else np.flatnonzero(some)
+
+
+def writable_memory() -> list[tuple[int, int]]:
+    """First address and the one after the last of this process's own memory, neighbours joined."""
+    found: list[tuple[int, int]] = []
+    with open("/proc/self/maps", encoding="ascii") as maps:
+        for line in maps:
+            ends, rights, *rest = line.split()
+            if rights.startswith("rw") and (len(rest) < 4 or rest[3] == "[heap]"):
+                low, high = (int(word, 16) for word in ends.split("-"))
+                if found and found[-1][1] == low:
+                    low = found.pop()[0]
+                found.append((low, high))
+    return found
+
+
+class HostMemory:
+    """Reads and writes of this process by address, refused outside of what is mapped."""
+
+    def __init__(self) -> None:
+        self.regions = writable_memory()
+        self.arrays: dict[tuple[int, int], Lanes] = {}
+
+    def views(self, at: Lanes, size: int, width: int) -> list[tuple[Any, Lanes, Lanes]]:
+        """Regions that the addresses lie in: which of them, their indices, and the region as numbers of `width`."""
+        found = []
+        left = np.ones(at.size, bool)
+        for low, high in self.regions:
+            mine = left & (at >= low) & (at + size <= high)
+            if not mine.any():
+                continue
+            key = (low, width)
+            if key not in self.arrays:
+                kind = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32}[width]
+                self.arrays[key] = np.ctypeslib.as_array((kind * ((high - low) // width)).from_address(low))
+            found.append((mine, (at[mine] - low) // width, self.arrays[key]))
+            left &= ~mine
+            if not left.any():
+                return found
+        raise RuntimeError(f"the kernel reaches for {int(at[left][0]):#x}, which is no memory of this process")
+
+
+class Machine:
+    """`blocks`: the (x, y) of the sampled blocks."""
+
+    def __init__(
+        self,
+        program: Program,
+        launch: Launch,
+        blocks: list[tuple[int, int]],
+        buffers: list[tuple[int, int]],
+        exact: bool = False,
+    ) -> None:
+        from benchmarks.sass.semantics import compiled
+
+        self.program, self.launch, self.blocks = program, launch, blocks
+        self.exact = exact  # products of the matrix units and stores too
+        self.T = T = launch.threads
+        self.L = L = T * len(blocks)
+        self.R = np.zeros((256, L), np.uint32)
+        self.U = np.zeros((64, L), np.uint32)
+        self.P = np.zeros((8, L), bool)
+        self.UP = np.zeros((8, L), bool)
+        self.P[7] = self.UP[7] = True
+        self.B: dict[int, Lanes] = {}  # convergence barriers: the lanes of each warp that will meet there
+        self.tid = np.tile(np.arange(T, dtype=np.uint32), len(blocks))
+        self.block = np.repeat(np.arange(len(blocks)), T)
+        self.ctaid = [np.repeat(np.array([b[i] for b in blocks], np.uint32), T) for i in (0, 1)]
+        self.shared_size = (SHARED_WINDOW + launch.shared_bytes + 16 * 1024 + 15) // 16 * 16
+        self.shared = np.zeros(self.shared_size * len(blocks), np.uint8)
+        self.local = np.zeros((L, 1024), np.uint8)
+        constant = bytearray(PARAMETERS + len(launch.arguments) + 64)
+        for at, value in ((0, T), (4, 1), (8, 1), (0xC, launch.grid[0]), (0x10, launch.grid[1]), (0x14, 1)):
+            constant[at : at + 4] = int(value).to_bytes(4, "little")
+        constant[0x28:0x2C] = (1024).to_bytes(4, "little")
+        constant[PARAMETERS : PARAMETERS + len(launch.arguments)] = launch.arguments
+        self.constant = bytes(constant)
+        self.host = HostMemory()
+        self.buffers = sorted(buffers)
+        self.bases = np.array([b for b, _ in self.buffers] or [0], np.uint64)
+        self.touched = {b: np.zeros(size // SECTOR + 2, bool) for b, size in self.buffers}
+        self.memory = Memory()
+        self.fetched = 0  # bytes of first touch under way, for the clocks
+        W = L // WARP
+        self.clock = np.zeros(W)
+        self.boards = np.zeros((6, W))
+        self.copies: list[Lanes] = []  # ready times of asynchronous copies, by commit
+        self.copy_ready = np.zeros(W)
+        self.code = program.code
+        for ins in self.code:
+            if ins.call is None:
+                ins.call = compiled(ins)
+            ins.threads = ins.warps = 0
+        self.steps = 0
+
+    # -- run
+
+    def run(self, limit: int = 3_000_000) -> None:
+        groups = [Group(self, 0, np.ones(self.L, bool))]
+        self.waiting: list[tuple[Any, int, Lanes]] = []  # (key, pc, mask)
+        self.gone = np.zeros(self.L, bool)
+        code = self.code
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            while groups or self.waiting:
+                if not groups:
+                    groups = self.release(force=True)
+                groups.sort(key=lambda g: g.pc)
+                group = groups.pop(0)
+                while groups and groups[0].pc == group.pc:
+                    group = Group(self, group.pc, group.mask | groups.pop(0).mask)
+                stop = groups[0].pc if groups else 1 << 60
+                while True:
+                    ins = code[group.pc >> 4]
+                    self.steps += 1
+                    ins.threads += group.lanes
+                    ins.warps += group.warps
+                    self.time(ins, group)
+                    new = ins.call(self, ins, group)
+                    if new is None:
+                        group.pc += 16
+                    elif new is not JUMPED:
+                        groups += [g for g in new if g.lanes]
+                        groups += self.release()
+                        break
+                    if group.pc >= stop:
+                        groups.append(group)
+                        break
+                if self.steps > limit:
+                    raise RuntimeError(f"{self.program.name}: more than {limit} steps")
+
+    def release(self, force: bool = False) -> list[Group]:
+        """Lanes whose barrier is complete."""
+        if not self.waiting:
+            return []
+        here: dict[Any, Lanes] = {}
+        for key, _, mask in self.waiting:
+            here[key] = here[key] | mask if key in here else mask
+        go: dict[Any, Lanes] = {}
+        for key, arrived in here.items():
+            width = self.T if key == "block" else WARP
+            need = ~self.gone if key in ("block", "warp") else self.B[key] & ~self.gone
+            stuck = (need & ~arrived).reshape(-1, width).any(1)
+            go[key] = arrived & ~np.repeat(stuck, width)
+        if "block" in go and go["block"].any():
+            self.meet(go["block"])
+        ready, kept = [], []
+        for key, pc, mask in self.waiting:
+            free, rest = mask & go[key], mask & ~go[key]
+            if free.any():
+                ready.append(Group(self, pc + 16, free))
+            if rest.any():
+                kept.append((key, pc, rest))
+        self.waiting = kept
+        if force and not ready:
+            raise RuntimeError(f"{self.program.name}: threads wait for each other at {kept[0][1]:#x}")
+        return ready
+
+    # -- clocks
+
+    def time(self, ins: Instruction, group: Group) -> None:
+        at = group.warp_at
+        now = self.clock[at]
+        for b in ins.waits:
+            now = np.maximum(now, self.boards[b][at])
+        self.now = now
+        self.clock[at] = now + max(ins.stall, 1)
+        if ins.write_barrier < 6:
+            self.boards[ins.write_barrier][at] = now + LATENCY.get(ins.op, 30)
+        if ins.read_barrier < 6:
+            self.boards[ins.read_barrier][at] = now + 25
+
+    def arrive(self, ins: Instruction, group: Group, latency: Lanes | float) -> None:
+        """The result of a memory access comes after `latency` cycles."""
+        if ins.write_barrier < 6:
+            self.boards[ins.write_barrier][group.warp_at] = self.now + latency
+
+    def meet(self, lanes: Lanes) -> None:
+        """The clocks of the blocks that passed a barrier."""
+        per = self.T // WARP
+        clocks = self.clock.reshape(-1, per)
+        passed = lanes.reshape(len(self.blocks), self.T).any(1)
+        clocks[passed] = clocks[passed].max(1, keepdims=True) + 20
+
+    # -- lanes
+
+    def guarded(self, ins: Instruction, group: Group) -> Lanes:
+        if ins.guard is None:
+            return group.mask
+        kind, index, negated = ins.guard
+        value = (self.P if kind == "P" else self.UP)[index]
+        return group.mask & (~value if negated else value)
+
+    def special(self, name: str) -> Lanes:
+        zero = np.zeros(self.L, np.uint32)
+        if name == "SR_TID.X":
+            return self.tid
+        if name == "SR_LANEID":
+            return self.tid % np.uint32(WARP)
+        found = re.fullmatch(r"SR_CTAID\.([XYZ])", name)
+        if found:
+            return zero if found[1] == "Z" else self.ctaid["XY".index(found[1])]
+        if name in ("SR_TID.Y", "SR_TID.Z", "SR_CgaCtaId", "SR_CLOCKLO", "SRZ", "SR_CLOCKHI"):
+            return zero
+        if name in ("SR_LTMASK", "SR_LEMASK", "SR_EQMASK", "SR_GTMASK"):
+            lane = (self.tid % np.uint32(WARP)).astype(np.uint64)
+            bit = np.uint64(1) << lane
+            below = bit - np.uint64(1)
+            full = np.uint64(0xFFFFFFFF)
+            return {"LT": below, "LE": below | bit, "EQ": bit, "GT": full & ~(below | bit)}[name[3:5]].astype(np.uint32)
+        raise NotImplementedError(name)
+
+    # -- memory
+
+    def note(self, address: Lanes, active: Lanes, size: int) -> Lanes:
+        """Counts sectors of a global access; the first touches by warp."""
+        sector = (address // SECTOR).astype(np.int64)
+        key = np.where(active, sector, -1).reshape(-1, WARP)
+        ordered = np.sort(key, axis=1)
+        unique = (ordered[:, 1:] != ordered[:, :-1]).sum(1) + 1 - (ordered[:, 0] < 0)
+        unique = np.where(ordered[:, -1] < 0, 0, unique)
+        if size > SECTOR // 2:
+            unique = np.maximum(unique, (key >= 0).sum(1) * size // SECTOR)
+        self.memory.sectors += int(unique.sum())
+        self.memory.requests += int((unique > 0).sum())
+        first = np.zeros(self.L, bool)
+        lanes = np.flatnonzero(active)
+        where = np.searchsorted(self.bases, address[lanes], side="right") - 1
+        for k in np.unique(where):
+            if k < 0:
+                continue
+            base, length = self.buffers[k]
+            mine = lanes[where == k]
+            offset = address[mine].astype(np.int64) - base
+            inside = offset < length
+            mine, offset = mine[inside], offset[inside] // SECTOR
+            seen = self.touched[base]
+            fresh = ~seen[offset]
+            first[mine[fresh]] = True
+            count = int(np.unique(offset[fresh]).size) * SECTOR
+            seen[offset] = True
+            self.memory.new_bytes[base] = self.memory.new_bytes.get(base, 0) + count
+        return first
+
+    def load(self, address: Lanes, active: Lanes, size: int) -> list[Lanes]:
+        """The words (or one narrow number) at each active lane's address, from the host's memory."""
+        width = min(size, 4)
+        out = [np.zeros(self.L, np.uint32) for _ in range(max(1, size // 4))]
+        lanes = np.flatnonzero(active)
+        if lanes.size == 0:
+            return out
+        at = address[lanes].astype(np.int64)
+        for mine, index, array in self.host.views(at, size, width):
+            for word, target in enumerate(out):
+                target[lanes[mine]] = array[index + word]
+        return out
+
+    def store(self, address: Lanes, active: Lanes, words: list[Lanes], size: int) -> None:
+        width = min(size, 4)
+        lanes = np.flatnonzero(active)
+        if lanes.size == 0:
+            return
+        at = address[lanes].astype(np.int64)
+        for mine, index, array in self.host.views(at, size, width):
+            for word, source in enumerate(words):
+                array[index + word] = source[lanes[mine]].astype(array.dtype)
+
+    def shared_index(self, address: Lanes, active: Lanes, size: int) -> Lanes:
+        """Indices into the array of all blocks' shared memory; counts the wavefronts of bank conflicts."""
+        offset = address.astype(np.int64) & 0xFFFFFF
+        index = np.where(active, self.block * self.shared_size + offset, 0)
+        if active.any() and int(offset[active].max()) + size > self.shared_size:
+            raise RuntimeError(f"{self.program.name}: reaches beyond its shared memory")
+        word = np.where(active, offset // 4, -1)
+        lanes_at_once = WARP * 4 // max(size, 4)
+        rows = np.sort(word.reshape(-1, lanes_at_once), axis=1)
+        fresh = np.ones(rows.shape, bool)
+        fresh[:, 1:] = rows[:, 1:] != rows[:, :-1]
+        fresh &= rows >= 0
+        banks = 32 * 4 // max(size, 4)
+        bank = (rows // max(size // 4, 1)) % banks
+        flat = (np.arange(rows.shape[0])[:, None] * banks + bank)[fresh]
+        conflicts = np.bincount(flat, minlength=rows.shape[0] * banks).reshape(-1, banks).max(1)
+        self.memory.shared_wavefronts += int(conflicts.sum())
+        self.memory.shared_requests += int(active.reshape(-1, WARP).any(1).sum())
+        return index
+
+
+# Cycles until a result that a scoreboard guards; memory says its own.
+LATENCY = {
+    **{"MUFU": 24, "F2I": 24, "I2F": 24, "F2F": 24, "I2FP": 12, "FCHK": 20, "S2R": 25, "S2UR": 25, "R2UR": 12},
+    **{"SHFL": 25, "LDC": 30, "LDS": 30, "LDSM": 33, "DFMA": 20, "DADD": 20, "DMUL": 20, "DSETP": 20, "HMMA": 34},
+    **{"VOTE": 12, "VOTEU": 12, "REDUX": 25, "STG": 25, "STS": 25, "LDGSTS": 25, "BAR": 20},
+}
+DRAM_LATENCY, L2_LATENCY, L1_LATENCY = 800.0, 270.0, 40.0
