@@ -27,7 +27,10 @@ ScheduleName = Literal["one-cycle", "cosine", "constant"]
 
 
 class MeanAUROC(Metric):
-    """Mean AUROC over the findings that have both a positive and a negative image; nan where none has."""
+    """Mean AUROC over the findings that have both a positive and a negative image; nan where none has.
+
+    Images with the same index count once: processes that share out a set are given some twice, to have equal numbers.
+    """
 
     full_state_update = False
 
@@ -36,21 +39,40 @@ class MeanAUROC(Metric):
         super().__init__()
         self.add_state("scores", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
+        self.add_state("index", default=[], dist_reduce_fx="cat")
 
-    def update(self, scores: Tensor, labels: Tensor) -> None:
-        """Add a batch: scores [N,K] in [0,1], labels [N,K]: 0, 1, or NaN for unknown, which is left out."""
+    def update(self, scores: Tensor, labels: Tensor, index: Tensor | None = None) -> None:
+        """Add a batch: scores [N,K] in [0,1], labels [N,K]: 0, 1, or NaN for unknown, which is left out.
+
+        index: position of each image in its set, int64 [N]; None for images that were not there before.
+        """
         cast("list[Tensor]", self.scores).append(scores)
         cast("list[Tensor]", self.labels).append(labels)
+        cast("list[Tensor]", self.index).append(
+            labels.new_full(labels.shape[:1], -1).long() if index is None else index
+        )
 
     def compute(self) -> Tensor:
         """The mean over what update has seen on all processes, a scalar."""
-        scores, labels = dim_zero_cat(self.scores), dim_zero_cat(self.labels)  # type: ignore[arg-type]
+        scores, labels, index = (
+            dim_zero_cat(cast("list[Tensor]", part)) for part in (self.scores, self.labels, self.index)
+        )
+        once = _first_of_each(index.long())
+        scores, labels = scores[once], labels[once]
         found = []
         for score, label in zip(scores.unbind(1), labels.unbind(1), strict=True):
             known = ~label.isnan()
             if (label == 0).any() and (label == 1).any():
                 found.append(binary_auroc(score[known], label[known].long()))
         return torch.stack(found).mean() if found else torch.tensor(float("nan"), device=scores.device)
+
+
+def _first_of_each(index: Tensor) -> Tensor:
+    """Positions of the first of equal entries [N], and of all that are negative."""
+    ordered, order = index.sort(stable=True)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return order[first | (ordered < 0)].sort().values
 
 
 class ClassifierModule(L.LightningModule):
@@ -113,7 +135,7 @@ class ClassifierModule(L.LightningModule):
         logits = self.model(ready["image"], ready["mask"]).logits
         count = len(batch["label"])
         self.log("val_loss", self.loss(logits, batch["label"]), batch_size=count, sync_dist=True)
-        self.auroc.update(logits.float().sigmoid(), batch["label"])
+        self.auroc.update(logits.float().sigmoid(), batch["label"], batch["index"])
         self.log("val_auc", self.auroc, prog_bar=True, batch_size=count)
 
     def configure_optimizers(self) -> Any:

@@ -45,3 +45,15 @@ def test_mean_auroc_leaves_out_findings_of_one_kind() -> None:
     metric.reset()
     metric.update(torch.tensor([[0.9, 0.1, 0.5]]), torch.tensor([[1, 0, 0]]))
     assert math.isnan(float(metric.compute()))
+
+
+def test_mean_auroc_counts_an_image_once() -> None:
+    scores, labels = torch.rand(7, 2), torch.tensor([[0.0, 1], [1, 0], [0, 0], [1, 1], [0, 1], [1, 0], [0, 0]])
+    metric, whole = MeanAUROC(), MeanAUROC()
+    whole.update(scores, labels)
+    for rows in ([4, 5], [0, 2, 3], [1, 6, 4, 0]):  # 4 and 0 twice
+        metric.update(scores[rows], labels[rows], torch.tensor(rows))
+    assert metric.compute() == pytest.approx(float(whole.compute()))
+    metric.reset()
+    metric.update(scores, labels, torch.arange(7))
+    assert metric.compute() == pytest.approx(float(whole.compute()))
