@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from axnet.data import rle
-from axnet.data.files import locked, remove_folder
+from axnet.data.files import file_fingerprint, locked, remove_folder
 from axnet.data.findings import ORGANS
 from axnet.data.image import StrPath
 from axnet.data.mask_rows import ROWS_PER_GROUP, open_rows
@@ -75,6 +75,10 @@ class MaskTable:
     def __contains__(self, image: object) -> bool:
         """Whether there are masks of an image."""
         return image in self._place
+
+    def fingerprint(self) -> str:
+        """Names the file as it is now: its size and time of change."""
+        return file_fingerprint([self.path])
 
     def row(self, image: str) -> Mapping[str, Any]:
         """The row of an image: height, width, one RLE text per organ, quality (nan where the file has none).

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from axnet.data.files import file_fingerprint
 from axnet.data.findings import NIH_FINDINGS, NO_FINDING, Box
 from axnet.data.image import StrPath, read_image
 from axnet.imaging import mask_values, resize
@@ -118,6 +119,13 @@ class NIHChestXray(Dataset[Item]):
             values = mask_values(mask, f"masks for '{name}'")
             item["mask"] = torch.from_numpy(resize(values, (image.shape[0], image.shape[1])))
         return item if self.transform is None else self.transform(item)
+
+    def fingerprint(self) -> str | None:
+        """Names the images and masks of the items; None where a transform or masks of unknown origin make them."""
+        masks = None if self.masks is None else getattr(self.masks, "fingerprint", lambda: "")()
+        if self.transform is not None or masks == "":
+            return None
+        return f"{file_fingerprint(self._paths[name] for name in self.ids)}-{self.size}-{masks}"
 
     def path(self, image_id: str) -> Path:
         """The file of an image of this split; raises ValueError for an unknown id."""

@@ -174,7 +174,7 @@ def _digest(segmenter: Segmenter) -> str:
     """Name of its weights, by which a resumed run knows that it began with the same."""
     digest = hashlib.sha256()
     for value in segmenter.state_dict().values():
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

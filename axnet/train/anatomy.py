@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from axnet.data import OrganMaskSet
+from axnet.data.files import replacing
 from axnet.data.image import StrPath
 from axnet.segment import Segmenter
 from axnet.segment.pretrained import WEIGHTS
@@ -34,9 +35,8 @@ def find_segmenter(
     target = Path(out) / SEGMENTER_NAME
     if segmenter is not None:
         loaded = Segmenter.load(segmenter)
-        target.parent.mkdir(parents=True, exist_ok=True)
         if Path(segmenter).resolve() != target.resolve():
-            shutil.copyfile(segmenter, target)
+            _copy(segmenter, target)
         return loaded
     if organ_root is not None:
         from axnet.segment import fit_segmenter
@@ -52,9 +52,13 @@ def find_segmenter(
         return trained
     if not needed or config.data == "phantom":
         return None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(WEIGHTS, target)
+    _copy(WEIGHTS, target)
     return Segmenter.load(target)
+
+
+def _copy(source: StrPath, target: Path) -> None:
+    with replacing(target) as partial:
+        shutil.copyfile(source, partial)
 
 
 def segmenter_for(weights: StrPath, segmenter: StrPath | None) -> Segmenter:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -18,6 +19,7 @@ from axnet.data.findings import organs_to_anatomies
 from axnet.data.image import StrPath
 from axnet.imaging import resize
 from axnet.models.preprocessing import Preprocessing
+from axnet.train.cache import kept, key_of
 from axnet.train.labels import checked_labels
 
 _CHUNK = 32
@@ -118,8 +120,9 @@ def collect(
 ) -> XraySet:
     """Read a data set once into 8-bit tensors.
 
-    workers: processes that read or render. folder: a folder for memory-mapped files, for sets larger than the memory;
-    None holds the set in memory. progress: called with the number of images done so far.
+    workers: processes that read or render. folder: a folder for memory-mapped files, for sets larger than the memory,
+    which later runs find again by source.fingerprint() and preprocessing; several runs may share it. None holds the
+    set in memory. progress: called with the number of images done so far.
     Masks are kept where the items carry them. Raises ValueError when the set is empty, or too large for the memory.
     """
     count = len(source)
@@ -127,32 +130,23 @@ def collect(
         raise ValueError("source has no images, expected one or more.")
     items = _Stored(source, preprocessing)
     first = items[0]
-    shape = (count, *first[0].shape), (None if first[1] is None else (count, *first[1].shape))
-    if folder is None:
-        _check_memory(sum(int(np.prod(part)) for part in shape if part is not None))
-    stem = None if folder is None else Path(folder)
-    images = _allocate(stem, f"images-{source.split_hash[:16]}-{preprocessing.size}.npy", shape[0])
-    masks = (
-        None
-        if shape[1] is None
-        else _allocate(stem, f"masks-{source.split_hash[:16]}-{preprocessing.size}.npy", shape[1])
-    )
-    loader = DataLoader(
-        cast("Dataset[Any]", items),
-        batch_size=_CHUNK,
-        num_workers=min(workers, max(1, count // _CHUNK)) if workers else 0,
-        collate_fn=_stack,
-    )
-    done = 0
-    for batch_images, batch_masks in loader:
-        images[done : done + len(batch_images)] = batch_images
-        if masks is not None:
-            masks[done : done + len(batch_images)] = batch_masks
-        done += len(batch_images)
-        if progress is not None:
-            progress(done)
+    shapes: dict[str, tuple[int, ...]] = {"images": (count, *first[0].shape)}
+    if first[1] is not None:
+        shapes["masks"] = (count, *first[1].shape)
+    batches = _batches(items, workers, progress)
+    if folder is not None:
+        arrays = kept(Path(folder), _cache_key(source, preprocessing), shapes, batches)
+    else:
+        _check_memory(sum(math.prod(shape) for shape in shapes.values()))
+        arrays = {name: np.empty(shape, dtype=np.uint8) for name, shape in shapes.items()}
+        done = 0
+        for batch in batches:
+            for name, array in arrays.items():
+                array[done : done + len(batch[name])] = batch[name]
+            done += len(batch["images"])
+    masks = arrays.get("masks")
     return XraySet(
-        images=torch.from_numpy(images),
+        images=torch.from_numpy(arrays["images"]),
         masks=None if masks is None else torch.from_numpy(masks),
         labels=checked_labels(source.labels, source.findings, source.ids),
         findings=tuple(source.findings),
@@ -199,9 +193,11 @@ class Batches(Dataset[dict[str, Tensor]]):
     """Serves a whole batch per request: image and mask uint8, label float32, index int64."""
 
     def __init__(self, data: XraySet) -> None:
-        """data must carry masks."""
+        """data must carry masks, from 0 to 255: a largest value of 1, of masks that count 0 and 1, is an error."""
         if data.masks is None:
             raise ValueError("data has no masks, expected them in the items or from a segmenter.")
+        if _largest(data.masks) == 1:
+            raise ValueError("data has masks with a largest value of 1, expected uint8 from 0 to 255, 255 for inside.")
         self.data = data
         self.masks = data.masks
 
@@ -222,6 +218,20 @@ class Batches(Dataset[dict[str, Tensor]]):
             "label": self.data.labels[index],
             "index": index,
         }
+
+
+def _largest(masks: Tensor) -> int:
+    """The largest value, or the first that is above 1: a set's masks are read only as far as they are empty."""
+    if 0 in masks.shape:
+        return 0
+    if not masks.is_contiguous() and masks.stride(0) == 0:  # one value for all, as of blank masks
+        masks = masks[:1]
+    largest = 0
+    for chunk in masks.split(64):
+        largest = max(largest, int(chunk.max()))
+        if largest > 1:
+            break
+    return largest
 
 
 def as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -248,18 +258,35 @@ class _Stored(Dataset[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]
         return image, np.rint(mask.clip(0, 1) * 255).astype(np.uint8)
 
 
+def _batches(
+    items: _Stored, workers: int, progress: Callable[[int], None] | None
+) -> Iterator[dict[str, npt.NDArray[np.uint8]]]:
+    """Images and masks of all items in their order."""
+    loader = DataLoader(
+        cast("Dataset[Any]", items),
+        batch_size=_CHUNK,
+        num_workers=min(workers, max(1, len(items) // _CHUNK)) if workers else 0,
+        collate_fn=_stack,
+    )
+    done = 0
+    for batch in loader:
+        yield batch
+        done += len(batch["images"])
+        if progress is not None:
+            progress(done)
+
+
 def _stack(
     items: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]],
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+) -> dict[str, npt.NDArray[np.uint8]]:
     masks = [mask for _, mask in items if mask is not None]
-    return np.stack([image for image, _ in items]), np.stack(masks) if masks else None
+    return {"images": np.stack([image for image, _ in items])} | ({"masks": np.stack(masks)} if masks else {})
 
 
-def _allocate(folder: Path | None, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    if folder is None:
-        return np.empty(shape, dtype=np.uint8)
-    folder.mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(folder / name, mode="w+", dtype=np.uint8, shape=shape)
+def _cache_key(source: XraySource, preprocessing: Preprocessing) -> str | None:
+    """Names what collect writes; None where the source does not say what it holds."""
+    fingerprint = getattr(source, "fingerprint", lambda: None)()
+    return None if fingerprint is None else key_of((fingerprint, preprocessing.size, preprocessing.percentiles))
 
 
 def _check_memory(needed: int) -> None:

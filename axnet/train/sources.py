@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from axnet.data import NIH_FINDINGS, NIHChestXray, PhantomXray, read_image
+from axnet.data.files import locked, replacing
 from axnet.data.image import StrPath
 from axnet.models.preprocessing import Preprocessing
 from axnet.train.data import SegmenterLike, XraySet, XraySource, collect, with_predicted_masks
@@ -82,15 +84,18 @@ def cached_masks(data: XraySet, segmenter: SegmenterLike, folder: StrPath | None
     if folder is None:
         return with_predicted_masks(data, segmenter, fallback=fallback)
     file = Path(folder) / f"anatomy-{_content(data, segmenter)}{'' if fallback else '-raw'}.npz"
-    if file.is_file():
-        with np.load(file) as stored:
+    lock = file.with_name(f".{file.name}.lock")
+    with locked(lock):  # of several processes that ask for the same masks, one draws them
+        if not file.is_file():
+            result = with_predicted_masks(data, segmenter, fallback=fallback)
+            with replacing(file) as partial, partial.open("wb") as stream:
+                np.savez_compressed(stream, masks=cast(torch.Tensor, result.masks).numpy())
+        lock.unlink(missing_ok=True)
+    try:
+        with np.load(file, allow_pickle=False) as stored:
             return replace(data, masks=torch.from_numpy(stored["masks"]))
-    result = with_predicted_masks(data, segmenter, fallback=fallback)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial.npz")
-    np.savez_compressed(partial, masks=cast(torch.Tensor, result.masks).numpy())
-    partial.replace(file)
-    return result
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"cache file '{file}' is damaged ({error}); remove it to have it made again.") from error
 
 
 def read_images(paths: Sequence[StrPath], preprocessing: Preprocessing) -> XraySet:
@@ -126,5 +131,6 @@ def _content(data: XraySet, segmenter: SegmenterLike) -> str:
     for chunk in data.images.split(1024):
         digest.update(chunk.numpy().tobytes())
     for name, value in sorted(segmenter.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8)  # bfloat16 is no type of numpy's
+        digest.update(name.encode() + content.numpy().tobytes())
     return digest.hexdigest()[:24]

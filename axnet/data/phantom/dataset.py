@@ -168,8 +168,13 @@ class PhantomXray(Dataset[Item]):
     def _patient(self, shot: Study) -> str:
         return f"phantom-{self.seed}-{self.split}-{shot.patient:08d}"
 
+    def fingerprint(self) -> str | None:
+        """Names the images and masks of the items; None with a transform, which may do anything to them."""
+        return None if self.transform is not None else f"{self._fingerprint()}-{self.with_masks}"
+
     def _fingerprint(self) -> str:
-        source = "".join(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))
+        files = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("."))
+        source = "".join(path.read_text(encoding="utf-8") for path in files)
         arguments = (self.length, self.start, self._split_seed, self.size, self.prevalence)
         return hashlib.sha256(f"{arguments}{source}".encode()).hexdigest()[:24]
 
