@@ -30,6 +30,7 @@ def evaluate(
     The anatomy masks come from --segmenter, from segmenter.safetensors beside the weights, or are the phantom's own.
     """
     from axnet.models import AnatomyXNet, load_classifier
+    from axnet.progress import Progress
     from axnet.train import DataConfig, assess, open_part, optional_segmenter, table, with_blank_masks
 
     model, info = load_classifier(weights)
@@ -50,7 +51,8 @@ def evaluate(
         models[baseline.parent.name or baseline.stem] = (other, other_info.preprocessing)
     guided = any(isinstance(one, AnatomyXNet) for one, _ in models.values())
     drawer = optional_segmenter(source, weights, segmenter, needed=guided)
-    test = open_part(source, "test", info.preprocessing, segmenter=drawer)
+    progress = Progress(typer.echo)
+    test = open_part(source, "test", info.preprocessing, segmenter=drawer, progress=progress)
     if test.masks is None:
         test = with_blank_masks(test)
     assessment = assess(
@@ -61,6 +63,7 @@ def evaluate(
         description=f"{len(test)} test images of {len(set(test.patients))} patients.",
         run={"weights": str(weights), "baseline": str(baseline or ""), "data": data.value, "seed": seed},
         seed=seed,
+        progress=progress,
     )
     typer.echo(table(assessment))
     typer.echo(str(assessment.report))

@@ -90,9 +90,13 @@ def fit(
     Writes OUT/model.safetensors (the weights that the other commands take), OUT/segmenter.safetensors where a segmenter
     drew the masks, OUT/checkpoints for --resume, and CSV and TensorBoard logs in OUT/logs.
     """
+    from contextlib import nullcontext
+
     from axnet.models import Preprocessing
+    from axnet.progress import Progress
     from axnet.train import Augmentation, DataConfig, FitConfig, find_segmenter, open_part, with_blank_masks
     from axnet.train import fit as train_classifier
+    from axnet.train.anatomy import SEGMENTER_EPOCHS, SEGMENTER_NAME
 
     config = FitConfig(
         out=str(out),
@@ -124,16 +128,26 @@ def fit(
         workers=workers,
         cache=None if cache is None else str(cache),
     )
+    progress = Progress(typer.echo, bars=not quiet)
     guided = architecture is Architecture.anatomy_xnet
-    drawer = find_segmenter(
-        source, needed=guided, segmenter=segmenter, organ_root=organ_root, out=out, seed=seed, progress=not quiet
-    )
-    everything = open_part(source, "train", Preprocessing(size=size), segmenter=drawer)
+    drawn_by = out / SEGMENTER_NAME
+    if resume and segmenter is None and drawn_by.is_file():
+        segmenter = drawn_by
+    trained = organ_root is not None and segmenter is None
+    with progress.step("training the segmenter", SEGMENTER_EPOCHS, "epochs") if trained else nullcontext() as done:
+        drawer = find_segmenter(
+            source, needed=guided, segmenter=segmenter, organ_root=organ_root, out=out, seed=seed, progress=not quiet
+        )
+        if done is not None:
+            done(SEGMENTER_EPOCHS)
+    everything = open_part(source, "train", Preprocessing(size=size), segmenter=drawer, progress=progress)
     if not guided:
         everything = with_blank_masks(everything)
     train, validation = everything.split_by_patient(val_fraction, seed)
     typer.echo(f"train: {len(train)} images, validation: {len(validation)}, split {everything.split_hash[:12]}")
-    result = train_classifier(config, train, validation)
+    with progress.step("training the classifier", epochs * len(train)) as done:
+        result = train_classifier(config, train, validation)
+        done(result.films)
     typer.echo(f"validation AUC {result.val_auc:.4f} after {result.steps} steps, {result.seconds:.0f} s")
     typer.echo(str(result.weights))
 

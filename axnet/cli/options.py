@@ -41,7 +41,9 @@ Cache = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read or render images; 0 for none.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress bars; long steps still say when they begin and end.")
+]
 
 
 def writable_file(path: Path, option: str) -> Path:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from axnet.checkpoint import StrPath
 from axnet.data.findings import ORGANS
+from axnet.progress.training import bar
 from axnet.segment.evaluation import OrganSet, evaluate_segmenter, organ_mask
 from axnet.segment.learner import Learner, Shuffle
 from axnet.segment.segmenter import ATLAS_SIDE, PRESETS, Segmenter, SegmenterConfig
@@ -105,6 +106,8 @@ def fit_segmenter(
         if state is None:
             Path(out, STATE_NAME).unlink(missing_ok=True)  # an earlier run's, not to be resumed as this one
         callbacks.append(_keeper(Path(out)))
+    if progress:
+        callbacks.append(bar())
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         trainer = lightning.Trainer(
@@ -115,7 +118,7 @@ def fit_segmenter(
             precision=precision,  # type: ignore[arg-type]
             logger=False,
             callbacks=callbacks,
-            enable_checkpointing=bool(callbacks),
+            enable_checkpointing=out is not None,
             enable_progress_bar=progress,
             enable_model_summary=False,
         )

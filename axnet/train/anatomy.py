@@ -13,6 +13,7 @@ from axnet.segment.pretrained import WEIGHTS
 from axnet.train.sources import DataConfig
 
 SEGMENTER_NAME = "segmenter.safetensors"
+SEGMENTER_EPOCHS = 60
 
 
 def find_segmenter(
@@ -24,7 +25,7 @@ def find_segmenter(
     out: StrPath,
     seed: int = 0,
     progress: bool = True,
-    epochs: int = 60,
+    epochs: int = SEGMENTER_EPOCHS,
 ) -> Segmenter | None:
     """The segmenter for a run; its weights are also put in out, beside the classifier's, for prediction.
 

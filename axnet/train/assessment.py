@@ -18,6 +18,7 @@ from axnet.data import ANATOMIES
 from axnet.data.image import StrPath
 from axnet.metrics import Evaluation, Interval, auc_difference, evaluate
 from axnet.models import Preprocessing
+from axnet.progress import SILENT, Progress
 from axnet.report import Example, ModelResult, environment, write_report
 from axnet.train.data import Batches, XraySet
 from axnet.train.inputs import to_input
@@ -55,18 +56,23 @@ def assess(
     segmentation: Mapping[str, Any] | None = None,
     seed: int = 0,
     examples: int = 6,
+    progress: Progress = SILENT,
 ) -> Assessment:
     """Evaluate one model, or two against each other, with 95 % intervals that take patients as units.
 
     models: name to (classifier, its preprocessing), the one of interest first. test: with masks, labels and findings
     in the order of the logits. out: folder for report.html and metrics.json. title, description, run (what was done,
     plain values), segmentation (organ to Dice): for the report. seed: of the bootstrap.
-    examples: images to show. Raises ValueError for a test set that does not fit the models.
+    examples: images to show. progress: told of the scoring of each model.
+    Raises ValueError for a test set that does not fit the models.
     """
     test = replace(test, labels=checked_labels(test.labels, test.findings, test.ids, "test"))
     truth = test.labels.numpy()
     patients = np.array(test.patients)
-    scores = {name: predict(model, test, preprocessing) for name, (model, preprocessing) in models.items()}
+    scores = {}
+    for name, (model, preprocessing) in models.items():
+        with progress.step(f"scoring by {name}", len(test)) as done:
+            scores[name] = predict(model, test, preprocessing, progress=done)
     evaluations = {
         name: evaluate(truth, score, test.findings, groups=patients, seed=seed) for name, score in scores.items()
     }

@@ -158,11 +158,17 @@ def collect(
 
 
 def with_predicted_masks(
-    data: XraySet, segmenter: SegmenterLike, *, fallback: bool = True, batch_size: int = 64
+    data: XraySet,
+    segmenter: SegmenterLike,
+    *,
+    fallback: bool = True,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
 ) -> XraySet:
     """The same set with the masks of lungs and heart that a segmenter finds, uint8 [N,2,S,S].
 
-    fallback: whether films on which they are implausible get the segmenter's mean anatomy.
+    fallback: whether films on which they are implausible get the segmenter's mean anatomy. progress: called with the
+    number of films done so far.
     """
     predict = segmenter.plausible_batch if fallback else segmenter.predict_batch
     masks = torch.empty((len(data), 2, *data.images.shape[-2:]), dtype=torch.uint8)
@@ -170,6 +176,8 @@ def with_predicted_masks(
         batch = data.images[start : start + batch_size].to(torch.float32).div_(255)
         prob = organs_to_anatomies(predict(batch).float().cpu())
         masks[start : start + batch_size] = prob.mul(255).round_().to(torch.uint8)
+        if progress is not None:
+            progress(min(start + batch_size, len(data)))
     return replace(data, masks=masks)
 
 

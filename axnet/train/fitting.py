@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
 from axnet.models.preprocessing import Preprocessing
 from axnet.models.storage import build_classifier, save_classifier
+from axnet.progress.training import bar
 from axnet.train.augment import Augmentation
 from axnet.train.data import XraySet, measured
 from axnet.train.labels import checked_labels, known_findings
@@ -51,7 +52,8 @@ class FitConfig:
     channels_last: memory layout of the convolutions, faster on CPUs and GPUs alike; the weights are the same.
     precision, accelerator, devices: as Lightning's Trainer. workers: processes that cut batches.
     resume: continue from out/checkpoints/last.ckpt, with the settings and sets that the run began with; only its length
-    (epochs, max_steps), what it writes and shows, accelerator and workers may be others. progress: show a progress bar.
+    (epochs, max_steps), what it writes and shows, accelerator and workers may be others. progress: a bar on a
+    terminal, else a line now and then.
     logs: write CSV and TensorBoard logs, and checkpoints.
     Raises ValueError for a number or name out of range.
     """
@@ -111,8 +113,9 @@ class FitResult:
     """What a training run leaves.
 
     model: in eval mode on the CPU; preprocessing: of its input; weights: the file, for load_classifier.
-    seconds: of training, wall clock; steps: optimizer steps; val_auc: mean AUC on the validation set, nan without one;
-    parameters: their number.
+    seconds: of training, wall clock; steps: optimizer steps, with those of the run that was resumed; films: how many
+    training images were shown, in this call and on all devices; val_auc: mean AUC on the validation set, nan without
+    one; parameters: their number.
     """
 
     model: nn.Module
@@ -120,6 +123,7 @@ class FitResult:
     weights: Path
     seconds: float
     steps: int
+    films: int
     val_auc: float
     parameters: int
 
@@ -196,6 +200,7 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
         weights=weights,
         seconds=seconds,
         steps=trainer.global_step,
+        films=module.films * trainer.world_size,
         val_auc=val_auc,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
@@ -241,7 +246,7 @@ def _checkpoints(out: Path, watched: bool) -> list[ModelCheckpoint]:
 
 
 def _trainer(config: FitConfig, out: Path, keepers: list[ModelCheckpoint]) -> L.Trainer:
-    callbacks: list[Callback] = [TQDMProgressBar(leave=config.logs)] if config.progress else []
+    callbacks: list[Callback] = [bar(leave=config.logs)] if config.progress else []
     callbacks += keepers
     if config.ema_decay is not None:
         callbacks.append(exponential_average(config.ema_decay))

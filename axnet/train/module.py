@@ -111,6 +111,7 @@ class ClassifierModule(L.LightningModule):
         self.schedule = schedule
         self.seed = seed
         self.auroc = MeanAUROC()
+        self.films = 0
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch, a scalar, in float32 whatever the precision of the network."""
@@ -124,6 +125,7 @@ class ClassifierModule(L.LightningModule):
         """The loss of a training batch of 8-bit images and masks."""
         # a seed per step: a resumed run repeats the augmentation and dropout of the run that it continues
         torch.manual_seed(hash((self.seed, self.current_epoch, batch_idx, self.global_rank)) % 2**63)
+        self.films += len(batch["label"])
         ready = to_input(batch, self.preprocessing, self.augmentation)
         loss = self.loss(self.model(ready["image"], ready["mask"]).logits, batch["label"])
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["label"]))

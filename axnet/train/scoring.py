@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -28,11 +28,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def predict(
-    model: nn.Module, data: XraySet, preprocessing: Preprocessing, *, batch_size: int = 64
+    model: nn.Module,
+    data: XraySet,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Probabilities float32 [N,K] of the findings of a set with masks, computed on the device and in the type of model.
 
-    preprocessing: of the model; its mean and std are used, the rest must be that of the set.
+    preprocessing: of the model; its mean and std are used, the rest must be that of the set. progress: called with
+    the number of films done so far.
     """
     if data.preprocessing.size != preprocessing.size:
         raise ValueError(
@@ -51,4 +57,6 @@ def predict(
             batch = batches.__getitems__(list(range(start, min(start + batch_size, len(data)))))
             ready = to_input({key: value.to(weights.device) for key, value in batch.items()}, preprocessing)
             rows.append(model(ready["image"].to(weights.dtype), ready["mask"]).logits.float().sigmoid().cpu())
+            if progress is not None:
+                progress(min(start + batch_size, len(data)))
     return np.asarray(torch.cat(rows).numpy(), dtype=np.float32)

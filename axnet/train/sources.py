@@ -17,6 +17,7 @@ from axnet.data import NIH_FINDINGS, NIHChestXray, PhantomXray, read_image
 from axnet.data.files import locked, replacing
 from axnet.data.image import StrPath
 from axnet.models.preprocessing import Preprocessing
+from axnet.progress import SILENT, Progress
 from axnet.train.data import SegmenterLike, XraySet, XraySource, collect, with_predicted_masks
 
 Part = Literal["train", "test"]
@@ -63,31 +64,41 @@ def open_part(
     preprocessing: Preprocessing,
     *,
     segmenter: SegmenterLike | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> XraySet:
     """Read one part into memory, with the segmenter's masks when one is given, else with those of the set.
 
     The segmenter's masks are computed once and, with a cache folder, kept there for the same images and segmenter.
+    progress: told of the two steps, reading and drawing masks.
     """
     source = config.source(part)
     if isinstance(source, PhantomXray):
         source = cast(XraySource, _sized(source, preprocessing.size, with_masks=segmenter is None))
-    data = collect(source, preprocessing, workers=config.workers, folder=config.cache, progress=progress)
+    with progress.step(f"reading the {part} images", len(source)) as done:
+        data = collect(source, preprocessing, workers=config.workers, folder=config.cache, progress=done)
     if segmenter is None:
         return data
     # the checks of the organs know real films; a phantom's organs are drawn wider and narrower than those
-    return cached_masks(data, segmenter, config.cache, fallback=config.data != "phantom")
+    with progress.step(f"drawing masks on the {part} images", len(data)) as done:
+        return cached_masks(data, segmenter, config.cache, fallback=config.data != "phantom", progress=done)
 
 
-def cached_masks(data: XraySet, segmenter: SegmenterLike, folder: StrPath | None, *, fallback: bool = True) -> XraySet:
+def cached_masks(
+    data: XraySet,
+    segmenter: SegmenterLike,
+    folder: StrPath | None,
+    *,
+    fallback: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> XraySet:
     """As with_predicted_masks, kept in folder under the content of images and segmenter; None keeps nothing."""
     if folder is None:
-        return with_predicted_masks(data, segmenter, fallback=fallback)
+        return with_predicted_masks(data, segmenter, fallback=fallback, progress=progress)
     file = Path(folder) / f"anatomy-{_content(data, segmenter)}{'' if fallback else '-raw'}.npz"
     lock = file.with_name(f".{file.name}.lock")
     with locked(lock):  # of several processes that ask for the same masks, one draws them
         if not file.is_file():
-            result = with_predicted_masks(data, segmenter, fallback=fallback)
+            result = with_predicted_masks(data, segmenter, fallback=fallback, progress=progress)
             with replacing(file) as partial, partial.open("wb") as stream:
                 np.savez_compressed(stream, masks=cast(torch.Tensor, result.masks).numpy())
         lock.unlink(missing_ok=True)
