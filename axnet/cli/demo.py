@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from axnet.cli.options import Data, DataName, OrganRoot, Quiet, Root, Seed, SegmenterFile, Workers
+from axnet.cli.options import Data, OrganRoot, Quiet, Root, Seed, SegmenterFile, Workers
+from axnet.data.sets import DEFAULT
 
 STEPS_PER_MINUTE = 400
 """Of each classifier, on 2 cores, when the demo as a whole takes that many minutes."""
@@ -15,7 +16,7 @@ STEPS_PER_MINUTE = 400
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report, the numbers and the weights.")] = Path("axnet-demo"),
-    data: Data = DataName.phantom,
+    data: Data = DEFAULT,
     root: Root = None,
     segmenter: SegmenterFile = None,
     organ_root: OrganRoot = None,
@@ -40,7 +41,7 @@ def demo(
     config = DemoConfig(
         out=str(out),
         data=DataConfig(
-            data=data.value,
+            data=data,
             root=None if root is None else str(root),
             seed=seed,
             train_images=train_images,

@@ -7,7 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from axnet.cli.options import Cache, Data, DataName, Root, Seed, SegmenterFile, Workers
+from axnet.cli.options import Cache, Data, Root, Seed, SegmenterFile, Workers
+from axnet.data.sets import DEFAULT
 
 
 def evaluate(
@@ -16,7 +17,7 @@ def evaluate(
         Optional[Path],  # noqa: UP045
         typer.Option(help="A second classifier to compare with, image by image."),
     ] = None,
-    data: Data = DataName.phantom,
+    data: Data = DEFAULT,
     root: Root = None,
     segmenter: SegmenterFile = None,
     out: Annotated[Path, typer.Option(help="Folder for report.html and metrics.json.")] = Path("axnet-report"),
@@ -35,7 +36,7 @@ def evaluate(
 
     model, info = load_classifier(weights)
     source = DataConfig(
-        data=data.value,
+        data=data,
         root=None if root is None else str(root),
         seed=seed,
         test_images=test_images,
@@ -59,9 +60,9 @@ def evaluate(
         models,
         test,
         out,
-        title=f"Evaluation on {data.value}",
+        title=f"Evaluation on {source.dataset.title}",
         description=f"{len(test)} test images of {len(set(test.patients))} patients.",
-        run={"weights": str(weights), "baseline": str(baseline or ""), "data": data.value, "seed": seed},
+        run={"weights": str(weights), "baseline": str(baseline or ""), "data": data, "seed": seed},
         seed=seed,
         progress=progress,
     )

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from axnet.cli.options import Cache, Data, DataName, OrganRoot, Quiet, Root, Seed, SegmenterFile, Workers
+from axnet.cli.options import Cache, Data, OrganRoot, Quiet, Root, Seed, SegmenterFile, Workers
+from axnet.data.sets import DEFAULT
 
 
 class Architecture(str, Enum):
@@ -49,7 +50,7 @@ class Schedule(str, Enum):
 
 def fit(
     out: Annotated[Path, typer.Option(help="Folder of the run: weights, checkpoints, logs.")] = Path("axnet-run"),
-    data: Data = DataName.phantom,
+    data: Data = DEFAULT,
     root: Root = None,
     segmenter: SegmenterFile = None,
     organ_root: OrganRoot = None,
@@ -121,7 +122,7 @@ def fit(
         progress=not quiet,
     )
     source = DataConfig(
-        data=data.value,
+        data=data,
         root=None if root is None else str(root),
         seed=seed,
         train_images=train_images,

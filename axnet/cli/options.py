@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import os
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
+from axnet.data.sets import DEFAULT, ORGANS_ONLY, names
+
 UNREADABLE = (ValueError, OSError, ImportError)
 """What reading an image may raise: it is damaged, it is gone, or its decoder is not installed."""
 
 
-class DataName(str, Enum):
-    """Data sets that the commands know."""
-
-    phantom = "phantom"
-    nih = "nih"
-
-
-Data = Annotated[DataName, typer.Option(help="The built-in phantom, or NIH ChestX-ray14 in --root.")]
+_NAMES = ", ".join(name for name in names() if name not in (DEFAULT, *ORGANS_ONLY))
+Data = Annotated[
+    str, typer.Option(help=f"Data set: {DEFAULT}, which is built in, or, in --root, {_NAMES}.", metavar="NAME")
+]
 Root = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option(help="Folder of the NIH download (Data_Entry_2017*.csv, images*/, the split lists)."),
+    typer.Option(help="Folder of the data set, as it is downloaded."),
 ]
 SegmenterFile = Annotated[
     Optional[Path],  # noqa: UP045

@@ -19,13 +19,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Draw lungs and heart on chest X-rays.", no_args_is_help=True)
 
 
-class OrganData(str, Enum):
-    """Sets that teach the segmenter."""
-
-    wingspan = "wingspan"
-    phantom = "phantom"
-
-
 class Preset(str, Enum):
     """Sizes of the U-Net."""
 
@@ -44,9 +37,10 @@ class Method(str, Enum):
 @app.command()
 def fit(
     out: Annotated[Path, typer.Option(help="File for the weights.")] = Path("segmenter.safetensors"),
-    data: Annotated[OrganData, typer.Option(help="Organ mask set in --root, or the built-in phantom.")] = (
-        OrganData.wingspan
-    ),
+    data: Annotated[
+        str,
+        typer.Option(help="Organ masks: wingspan, a folder in --root, or phantom, which is built in.", metavar="NAME"),
+    ] = "wingspan",
     root: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder of the organ mask set: index.csv, images/, masks/left_lung, right_lung, heart."),
@@ -75,25 +69,22 @@ def fit(
     quiet: Quiet = False,
 ) -> None:
     """Train a segmenter and print its Dice on the validation and test images."""
-    from torch.utils.data import Dataset
-
-    from axnet.data import OrganMaskSet, PhantomXray, open_unlabelled
+    from axnet.data import open_unlabelled
+    from axnet.data.sets import Request, find
     from axnet.segment import PRESETS, evaluate_segmenter, fit_segmenter
 
     if method is Method.mean_teacher and unlabelled is None:
         raise ValueError("unlabelled is missing, expected a folder of radiographs for --method mean-teacher.")
-    config = PRESETS[preset.value] if size is None else replace(PRESETS[preset.value], size=size)
-    parts: dict[str, Dataset[dict[str, object]]]
-    if data is OrganData.phantom:
-        parts = {
-            "train": PhantomXray(phantom_images, seed=seed, size=config.size, split="train"),
-            "val": PhantomXray(60, seed=seed, size=config.size, split="val"),
-            "test": PhantomXray(60, seed=seed, size=config.size, split="test"),
-        }
-    else:
-        if root is None:
-            raise ValueError("root is missing, expected the folder of the organ mask set (or --data phantom).")
-        parts = {name: OrganMaskSet(root, name) for name in ("train", "val", "test")}
+    config = PRESETS[preset.value]
+    if size is not None:
+        config = replace(config, size=size)
+    source = find(data, organs=True, root=None if root is None else str(root))
+    assert source.open_organs is not None
+    counts = {"train": phantom_images, "val": 60, "test": 60}
+    parts = {
+        split: source.open_organs(Request(split, root=str(root), seed=seed, count=count, size=config.size))
+        for split, count in counts.items()
+    }
     segmenter = fit_segmenter(
         parts["train"],
         parts["val"],

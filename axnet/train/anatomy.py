@@ -30,8 +30,8 @@ def find_segmenter(
     """The segmenter for a run; its weights are also put in out, beside the classifier's, for prediction.
 
     segmenter: weights to load. organ_root: an OrganMaskSet folder to train one on, for epochs, when segmenter is None.
-    With neither, None for the phantom, whose own masks are exact, and for other data the segmenter that comes with
-    axnet. needed: whether the classifier takes masks.
+    With neither, None for a set that is drawn, whose own masks are exact, and for other data the segmenter that comes
+    with axnet. needed: whether the classifier takes masks.
     """
     target = Path(out) / SEGMENTER_NAME
     if segmenter is not None:
@@ -51,7 +51,7 @@ def find_segmenter(
         )
         trained.save(target)
         return trained
-    if not needed or config.data == "phantom":
+    if not needed or not config.dataset.real:
         return None
     _copy(WEIGHTS, target)
     return Segmenter.load(target)
@@ -78,9 +78,9 @@ def optional_segmenter(
 ) -> Segmenter | None:
     """As segmenter_for, but None where there is none to find and none is needed.
 
-    The phantom needs none, since its own masks are exact; needed: whether the classifier takes masks.
+    A set that is drawn needs none, since its own masks are exact; needed: whether the classifier takes masks.
     """
     beside = Path(weights).parent / SEGMENTER_NAME
-    if segmenter is None and not beside.is_file() and (config.data == "phantom" or not needed):
+    if segmenter is None and not beside.is_file() and (not config.dataset.real or not needed):
         return None
     return segmenter_for(weights, segmenter)

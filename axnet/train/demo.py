@@ -117,7 +117,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResu
             {name: (result.model, result.preprocessing) for name, result in fits.items()},
             test,
             out,
-            title=f"axnet demo on {'the phantom' if config.data.data == 'phantom' else 'NIH ChestX-ray14'}",
+            title=f"axnet demo on {config.data.dataset.title}",
             description=_DESCRIPTION,
             run={**asdict(config), "seconds": seconds, "parameters": {n: r.parameters for n, r in fits.items()}},
             segmentation=_segmentation(config, segmenter),
@@ -156,6 +156,6 @@ def _organs(config: DemoConfig, start: int, count: int) -> PhantomXray:
 
 def _segmentation(config: DemoConfig, segmenter: Segmenter) -> dict[str, Any] | None:
     """Dice of each organ on further phantoms; None for real data, where the masks are not known."""
-    if config.data.data != "phantom":
+    if config.data.dataset.real:
         return None
     return evaluate_segmenter(segmenter, _organs(config, config.segmenter_images // 6 * 6 + 6, 60))

@@ -1,4 +1,4 @@
-"""From what the user named to sets ready for training: phantom or NIH, masks of the set or of a segmenter."""
+"""From what the user named to sets ready for training, with masks of the set or of a segmenter."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from axnet.data import NIH_FINDINGS, NIHChestXray, PhantomXray, read_image
+from axnet.data import read_image
 from axnet.data.files import locked, replacing
 from axnet.data.image import StrPath
+from axnet.data.sets import DataSet, Request, find
 from axnet.models.preprocessing import Preprocessing
 from axnet.progress import SILENT, Progress
 from axnet.train.data import SegmenterLike, XraySet, XraySource, collect, with_predicted_masks
@@ -27,35 +28,48 @@ Part = Literal["train", "test"]
 class DataConfig:
     """Which radiographs.
 
-    data: "phantom", drawn from seed, or "nih", the folder root of the official download.
-    train_images, test_images: how many phantoms to draw. findings: labels and their order.
-    workers: processes that read or draw. cache: folder for memory-mapped files, None to hold sets in memory.
-    Raises ValueError for an unknown name, or nih without root.
+    data: name of a data set (axnet.data.sets), such as "phantom", drawn from seed, or "nih", the folder root of the
+    official download. train_images, test_images: how many to draw of a set that is drawn. findings: labels and their
+    order, None for the set's own. workers: processes that read or draw. cache: folder for memory-mapped files, None to
+    hold sets in memory.
+    Raises ValueError for an unknown name, or a set that needs root without one.
     """
 
-    data: Literal["phantom", "nih"] = "phantom"
+    data: str = "phantom"
     root: str | None = None
     seed: int = 0
     train_images: int = 2500
     test_images: int = 2000
-    findings: tuple[str, ...] = NIH_FINDINGS
+    findings: tuple[str, ...] | None = None
     workers: int = 2
     cache: str | None = None
 
     def __post_init__(self) -> None:
         """Check the names."""
-        if self.data not in ("phantom", "nih"):
-            raise ValueError(f"data is {self.data!r}, expected 'phantom' or 'nih'.")
-        if self.data == "nih" and self.root is None:
-            raise ValueError("data 'nih' needs root, the folder of the NIH download.")
+        find(self.data, root=self.root)
 
-    def source(self, part: Part) -> XraySource:
-        """The data set of one part: for nih the official lists train_val and test."""
-        if self.data == "nih":
-            split = "train_val" if part == "train" else "test"
-            return cast(XraySource, NIHChestXray(cast(str, self.root), split, findings=self.findings))
-        count = self.train_images if part == "train" else self.test_images
-        return cast(XraySource, PhantomXray(count, seed=self.seed, split=part, findings=self.findings))
+    @property
+    def dataset(self) -> DataSet:
+        """The entry of data among the data sets."""
+        return find(self.data, root=self.root)
+
+    def source(self, part: Part, *, size: int = 128, with_masks: bool = True) -> XraySource:
+        """The data set of one part: of a downloaded one its official lists.
+
+        size, with_masks: of a set that is drawn.
+        """
+        found = self.dataset
+        request = Request(
+            split=found.splits[part],
+            root=self.root,
+            findings=self.findings,
+            seed=self.seed,
+            count=self.train_images if part == "train" else self.test_images,
+            size=size,
+            with_masks=with_masks,
+        )
+        assert found.open is not None
+        return cast(XraySource, found.open(request))
 
 
 def open_part(
@@ -71,16 +85,14 @@ def open_part(
     The segmenter's masks are computed once and, with a cache folder, kept there for the same images and segmenter.
     progress: told of the two steps, reading and drawing masks.
     """
-    source = config.source(part)
-    if isinstance(source, PhantomXray):
-        source = cast(XraySource, _sized(source, preprocessing.size, with_masks=segmenter is None))
+    source = config.source(part, size=preprocessing.size, with_masks=segmenter is None)
     with progress.step(f"reading the {part} images", len(source)) as done:
         data = collect(source, preprocessing, workers=config.workers, folder=config.cache, progress=done)
     if segmenter is None:
         return data
     # the checks of the organs know real films; a phantom's organs are drawn wider and narrower than those
     with progress.step(f"drawing masks on the {part} images", len(data)) as done:
-        return cached_masks(data, segmenter, config.cache, fallback=config.data != "phantom", progress=done)
+        return cached_masks(data, segmenter, config.cache, fallback=config.dataset.real, progress=done)
 
 
 def cached_masks(
@@ -128,12 +140,6 @@ def unlabelled(images: Sequence[npt.NDArray[np.uint8]], ids: Sequence[str], prep
         patients=tuple(ids),
         split_hash="",
         preprocessing=preprocessing,
-    )
-
-
-def _sized(source: PhantomXray, size: int, *, with_masks: bool) -> PhantomXray:
-    return PhantomXray(
-        len(source), seed=source.seed, size=size, split=source.split, findings=source.findings, with_masks=with_masks
     )
 
 

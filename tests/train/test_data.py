@@ -149,8 +149,8 @@ def test_read_images(tmp_path: Path) -> None:
 
 
 def test_config_errors() -> None:
-    with pytest.raises(ValueError, match="data is 'mimic', expected 'phantom' or 'nih'"):
-        DataConfig(data="mimic")
+    with pytest.raises(ValueError, match=r"data is 'chestmnist', expected .* or 'phantom'"):
+        DataConfig(data="chestmnist")
     with pytest.raises(ValueError, match="needs root, the folder of the NIH download"):
         DataConfig(data="nih")
     with pytest.raises(ValueError, match="size is 0, expected positive"):

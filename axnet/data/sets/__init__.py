@@ -1,0 +1,84 @@
+"""The data sets that --data names: one module of this package each, with a DataSet named DATASET.
+
+Listing the names imports none of them. A new data set is one new file here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+DEFAULT = "phantom"
+ORGANS_ONLY = ("wingspan",)
+"""Sets without labels, for which no help text need import a module."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run asks a data set for.
+
+    split: one of the set's own. root: folder or table that the user named. findings: labels and their order, None for
+    the set's own. seed, count, size, with_masks: for a set that is drawn: its random numbers, how many images, their
+    side, and whether masks are wanted. options: what else the set's reader takes, by name.
+    """
+
+    split: str
+    root: str | None = None
+    findings: tuple[str, ...] | None = None
+    seed: int = 0
+    count: int = 0
+    size: int = 128
+    with_masks: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set.
+
+    title: in reports. root: what --root is to it, for help and errors; None where it needs none. splits: the parts of
+    a run, "train" and "test", to its own splits. open: the films of a request with their labels, an
+    axnet.data.XraySource; None where it has no labels. open_organs: the films of a request with organ masks (splits
+    "train", "val", "test"); None where it has none. options: names that Request.options may have.
+    real: films of patients. Those of a set that is drawn carry their exact masks, and need no segmenter.
+    """
+
+    title: str
+    root: str | None
+    open: Callable[[Request], Any] | None = None
+    open_organs: Callable[[Request], Any] | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    real: bool = True
+
+
+def names() -> tuple[str, ...]:
+    """The names of all data sets."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+
+
+def find(name: str, *, organs: bool = False, root: str | None = "") -> DataSet:
+    """The data set of a name that has labels, or organ masks; root: what the user named, to be checked.
+
+    Raises ValueError for another name, or where the set needs a root and that is None.
+    """
+    if name not in names() or _serves(name, organs) is None:
+        accepted = [repr(other) for other in names() if _serves(other, organs)]
+        raise ValueError(f"data is {name!r}, expected {', '.join(accepted[:-1])} or {accepted[-1]}.")
+    found = load(name)
+    if found.root is not None and root is None:
+        raise ValueError(f"data '{name}' needs root, {found.root}: root is missing.")
+    return found
+
+
+def load(name: str) -> DataSet:
+    """The entry of a name, without checks."""
+    entry: DataSet = importlib.import_module(f"{__name__}.{name}").DATASET
+    return entry
+
+
+def _serves(name: str, organs: bool) -> Callable[[Request], Any] | None:
+    return load(name).open_organs if organs else load(name).open
