@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
 from axnet.cli.options import Data, OrganRoot, Quiet, Root, Seed, SegmenterFile, Workers
 from axnet.data.sets import DEFAULT
-
-STEPS_PER_MINUTE = 400
-"""Of each classifier, on 2 cores, when the demo as a whole takes that many minutes."""
 
 
 def demo(
@@ -20,7 +17,13 @@ def demo(
     root: Root = None,
     segmenter: SegmenterFile = None,
     organ_root: OrganRoot = None,
-    minutes: Annotated[float, typer.Option(min=0.01, help="About how long to take on 2 cores.")] = 4.0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long to take; a few steps are timed first.")] = 4.0,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=2, help="Steps of each network, for the same numbers on any machine; --minutes then counts not."
+        ),
+    ] = None,
     size: Annotated[int, typer.Option(min=32, help="Side of the images in pixels.")] = 96,
     train_images: Annotated[int, typer.Option(min=32, help="Phantoms to train on.")] = 2500,
     test_images: Annotated[int, typer.Option(min=8, help="Phantoms to test on.")] = 2000,
@@ -35,9 +38,9 @@ def demo(
     """
     import time
 
+    started = time.perf_counter()
     from axnet.train import DataConfig, DemoConfig, run_demo, table
 
-    started = time.perf_counter()
     config = DemoConfig(
         out=str(out),
         data=DataConfig(
@@ -49,7 +52,7 @@ def demo(
             workers=workers,
         ),
         size=size,
-        steps=max(2, round(STEPS_PER_MINUTE * minutes)),
+        **({"minutes": minutes - (time.perf_counter() - started) / 60} if steps is None else {"steps": steps}),
         seed=seed,
         segmenter=None if segmenter is None else str(segmenter),
         organ_root=None if organ_root is None else str(organ_root),
