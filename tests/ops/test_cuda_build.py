@@ -13,6 +13,7 @@ import pytest
 from nested import ROOT
 from torch.utils import cpp_extension
 
+pytestmark = pytest.mark.slow
 # wherever torch finds a CUDA toolkit, which the report's own search must find as well
 HOME = Path(cpp_extension.CUDA_HOME or os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 needs_nvcc = pytest.mark.skipif(

@@ -14,6 +14,7 @@ import pytest
 from nested import MATRIX, ROOT, poisoned_memory, run_pytest
 from torch.utils import cpp_extension
 
+pytestmark = pytest.mark.slow
 HOST = ROOT / "tests" / "cuda_host"
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 needs_gcc = pytest.mark.skipif(

@@ -21,6 +21,7 @@ def test_the_memory_is_poisoned(tmp_path):
     assert done.stdout.strip() == "[True, True, True]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["", "baseline"])
 def test_matrix(tmp_path, isa):
     passed = run_pytest(

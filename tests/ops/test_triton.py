@@ -26,6 +26,7 @@ not_interpreted = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_triton
 @not_interpreted
 def test_matrix_under_the_interpreter(tmp_path):
@@ -102,6 +103,7 @@ def compiler(monkeypatch):
     return use
 
 
+@pytest.mark.slow
 @needs_triton
 @not_interpreted
 @pytest.mark.parametrize("architecture", [80, 90])
