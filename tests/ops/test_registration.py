@@ -90,6 +90,7 @@ def heads(backend: str) -> tuple[Head, Head]:
     return expected, actual
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("training", [True, False])

@@ -11,6 +11,8 @@ from axnet.models import AnatomyXNet, DenseNetGAP, load_classifier
 from axnet.train import DataConfig, DemoConfig, DemoResult, FitConfig, pace, run_demo
 from axnet.train import demo as demo_module
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:

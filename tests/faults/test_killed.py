@@ -1,0 +1,120 @@
+"""SIGKILL in the middle of the work: what was written stays, and the next run goes on from it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from axnet.data import ORGANS, MaskTable, write_nih
+from axnet.models import AnatomyXNet, Preprocessing
+from axnet.models.storage import save_classifier
+from axnet.segment import PRESETS, Segmenter
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL belongs to POSIX systems"),
+]
+SCRIPTS = Path(__file__).with_name("scripts.py")
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def killed(*arguments: object) -> None:
+    done = run(*arguments)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-4000:]
+
+
+def ended(*arguments: object) -> str:
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def losses(file: Path) -> dict[int, str]:
+    """The loss of every step, the last where a step ran twice."""
+    return dict(line.split() for line in file.read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Losses of a run that nothing interrupts: 3 epochs."""
+    folder = tmp_path_factory.mktemp("whole")
+    ended("fit", folder / "out", folder / "losses", 3, "", "")
+    return losses(folder / "losses")
+
+
+@pytest.mark.parametrize("moment", ["step 7", "save 2"])
+def test_fit_goes_on_with_the_same_losses(tmp_path, whole, moment):
+    out, log = tmp_path / "out", tmp_path / "losses"
+    killed("fit", out, log, 3, "", moment)
+    before = losses(log)
+    assert 0 < len(before) < len(whole)
+    assert not (out / "model.safetensors").exists()
+    log.unlink()
+    ended("fit", out, log, 3, "resume", "")
+    after = losses(log)
+    assert min(map(int, after)) == len(whole) // 3  # from the end of the first epoch
+    assert before | after == whole
+    assert (out / "model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """70 films, a segmenter and a classifier."""
+    folder = tmp_path_factory.mktemp("films")
+    images = write_nih(folder / "nih", 70, size=32) / "images"
+    segmenter = folder / "segmenter.safetensors"
+    Segmenter(PRESETS["tiny"]).save(segmenter)
+    model = AnatomyXNet(2, backbone="tiny", reduction=0.25)
+    save_classifier(folder / "model.safetensors", model, Preprocessing(size=32), ("Mass", "Nodule"), training={})
+    return images, segmenter, folder / "model.safetensors"
+
+
+@pytest.mark.parametrize("out", ["masks.parquet", "masks"])
+@pytest.mark.parametrize(("method", "call"), [("flush", 3), ("add", 20)])
+def test_segment_predict_goes_on(tmp_path, films, out, method, call):
+    images, segmenter, _ = films
+    sink = "TableSink" if out.endswith(".parquet") else "PngFolder"
+    arguments = ("segment", "predict", images, "--weights", segmenter, "--out", tmp_path / out)
+    killed("command", "axnet.segment.output", f"{sink}.{method}", call, *arguments)
+    said = ended("command", "os", "getpid", 0, *arguments)
+    assert "failed" in said
+    drawn, there = int(said.split(" drawn")[0].split()[-1]), int(said.split(" were there")[0].split()[-1])
+    assert drawn + there == 70
+    assert there == (24 if method == "flush" else 16)  # eight at a time
+    names = sorted(path.name for path in images.iterdir())
+    if out.endswith(".parquet"):
+        assert sorted(MaskTable(tmp_path / out).ids) == names
+        assert os.listdir(tmp_path) == [out]
+        return
+    with (tmp_path / out / "anatomy.csv").open(newline="") as opened:
+        assert sorted(row["image"] for row in csv.DictReader(opened)) == names
+    for organ in ORGANS:
+        assert sorted(os.listdir(tmp_path / out / organ)) == names
+
+
+def test_predict_leaves_the_table_of_before_or_the_whole_new_one(tmp_path, films):
+    images, segmenter, weights = films
+    out = tmp_path / "scores.csv"
+    arguments = ("predict", images, "--weights", weights, "--segmenter", segmenter, "--out", out)
+    killed("command", "axnet.train", "predict", 1, *arguments)
+    assert not out.exists()
+    ended("command", "os", "getpid", 0, *arguments)
+    whole = out.read_bytes()
+    killed("command", "axnet.train", "predict", 1, *arguments)
+    assert out.read_bytes() == whole
+    with out.open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert len(rows) == 70
+    assert np.isfinite([float(row["Mass"]) for row in rows]).all()
