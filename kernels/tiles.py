@@ -1,8 +1,10 @@
-"""What the kernels share: where a tile lies, tuples of accumulators, maxima with their positions.
+"""What the kernels share: where a tile lies, tuples of slices and of accumulators, maxima with their positions.
 
-A tile is [BLOCK_C, BLOCK_S]: channels by pixels, the pixels flat (s = h W + w), of one image. Both layouts are walked
-by the same code; LAST says which axis is adjacent in memory and `stride` is the step of the other one. Every tile that
-sums has a size and a place that depend on the shape alone, so that sums are bit-equal from run to run.
+A tile holds BLOCK_C channels by LANES x GROUP pixels of one image, the pixels flat (s = h W + w). It is a tuple of GROUP
+slices [BLOCK_C, LANES]: slice g has pixel GROUP l + g of lane l. So an accumulator is [BLOCK_C, LANES] whatever GROUP
+is, and a thread that loaded 16 bytes adds them up without an exchange. Both layouts are walked by the same code; LAST
+says that channels are adjacent in memory, and `stride` is the step of the other axis. Every tile that sums has a size
+and a place that depend on the shape alone, so that sums are bit-equal from run to run.
 """
 
 import triton
@@ -11,12 +13,93 @@ import triton.language as tl
 
 @triton.jit
 def tile_offsets(c, s, stride, LAST: tl.constexpr):
-    """Offsets [BLOCK_C, BLOCK_S] of channels c and pixels s inside an image."""
+    """Offsets [len(c), len(s)] of channels c and pixels s inside an image."""
     if LAST:
         offsets = c[:, None] + s.to(tl.int64)[None, :] * stride
     else:
         offsets = c.to(tl.int64)[:, None] * stride + s[None, :]
     return offsets
+
+
+@triton.jit
+def slices(v, GROUP: tl.constexpr):
+    """Tuple of the GROUP slices [R, L] of v [R, L, GROUP]; GROUP is 1, 2, 4 or 8."""
+    if GROUP == 1:
+        out = (tl.reshape(v, [v.shape[0], v.shape[1]]),)
+    else:
+        even, odd = tl.split(tl.reshape(v, [v.shape[0], v.shape[1], GROUP // 2, 2]))
+        left = slices(even, GROUP // 2)
+        right = slices(odd, GROUP // 2)
+        out = ()
+        for g in tl.static_range(GROUP // 2):
+            out = out + (left[g], right[g])
+    return out
+
+
+@triton.jit
+def load_tile(
+    base,
+    c,
+    valid,
+    first,
+    end,
+    stride,
+    acc: tl.constexpr,
+    LAST: tl.constexpr,
+    LANES: tl.constexpr,
+    GROUP: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """The tile at pixel `first` of the image at base, in acc; zero outside of the channels and from pixel `end` on."""
+    lane = tl.arange(0, LANES) * GROUP
+    if LAST or GROUP == 1:
+        out = ()
+        for g in tl.static_range(GROUP):
+            s = first + lane + g
+            there = valid[:, None]
+            if not EVEN:
+                there = there & (s < end)[None, :]
+            out = out + (tl.load(base + tile_offsets(c, s, stride, LAST), mask=there, other=0.0).to(acc),)
+    else:
+        s = first + lane[None, :, None] + tl.arange(0, GROUP)[None, None, :]
+        there = valid[:, None, None]
+        if not EVEN:
+            there = there & (s < end)
+        out = slices(tl.load(base + (c.to(tl.int64) * stride)[:, None, None] + s, mask=there, other=0.0).to(acc), GROUP)
+    return out
+
+
+@triton.jit
+def load_masks(
+    mask_ptr,
+    first,
+    end,
+    S,
+    acc: tl.constexpr,
+    LANES: tl.constexpr,
+    GROUP: tl.constexpr,
+    EVEN: tl.constexpr,
+    COUNT: tl.constexpr,
+):
+    """Tuple of COUNT masks that lie S apart, of the tile at pixel `first`: of each its GROUP slices [1, LANES], flat."""
+    s = first + (tl.arange(0, LANES) * GROUP)[None, :, None] + tl.arange(0, GROUP)[None, None, :]
+    out = ()
+    for a in tl.static_range(COUNT):
+        if EVEN:
+            mask = tl.load(mask_ptr + a * S + s)
+        else:
+            mask = tl.load(mask_ptr + a * S + s, mask=s < end, other=0.0)
+        out = out + slices(mask.to(acc), GROUP)
+    return out
+
+
+@triton.jit
+def load_rows(ptr, c, valid, C, acc: tl.constexpr, COUNT: tl.constexpr):
+    """Tuple of COUNT columns [BLOCK_C, 1] of rows that lie C apart."""
+    out = ()
+    for k in tl.static_range(COUNT):
+        out = out + (tl.load(ptr + k * C + c, mask=valid, other=0.0).to(acc)[:, None],)
+    return out
 
 
 @triton.jit
@@ -29,38 +112,9 @@ def repeat(value, COUNT: tl.constexpr):
 
 
 @triton.jit
-def load_masks(mask_ptr, s, inside, S, COUNT: tl.constexpr):
-    """Tuple of COUNT rows [1, BLOCK_S] of masks that lie S apart."""
-    out = ()
-    for a in tl.static_range(COUNT):
-        out = out + (tl.load(mask_ptr + a * S + s, mask=inside, other=0.0)[None, :],)
-    return out
-
-
-@triton.jit
-def load_rows(ptr, c, valid, C, COUNT: tl.constexpr):
-    """Tuple of COUNT columns [BLOCK_C, 1] of rows that lie C apart."""
-    out = ()
-    for k in tl.static_range(COUNT):
-        out = out + (tl.load(ptr + k * C + c, mask=valid, other=0.0)[:, None],)
-    return out
-
-
-@triton.jit
 def above(value, top):
     """Whether value goes before top as a maximum: NaN is the largest, and of equals the first stays."""
     return (value > top) | ((value != value) & (top == top))
-
-
-@triton.jit
-def first_maximum(top, at):
-    """Maximum [BLOCK_C] of top [BLOCK_C, BLOCK_S] over its pixels and the first of the positions `at` that hold it."""
-    nan = top != top
-    largest = tl.max(tl.where(nan, float("-inf"), top), 1)
-    found = tl.max(nan.to(tl.int32), 1) > 0
-    hit = tl.where(found[:, None], nan, top == largest[:, None])
-    position = tl.min(tl.where(hit, at, 2147483647), 1)
-    return tl.where(found, float("nan"), largest), position
 
 
 @triton.jit
