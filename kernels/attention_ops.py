@@ -8,7 +8,16 @@ masked_moments_backward 1, and 1 more for the gradient of the masks.
 import torch
 import triton
 from axnet.kernels import blend, blend_backward, combine, moments, statistics
-from axnet.kernels.launch import on_its_device, strides, strips_of, tile_sides, tiles_of, tuned, walkable
+from axnet.kernels.launch import (
+    PIXELS,
+    PROGRAMS,
+    mapping_tile,
+    on_its_device,
+    strides,
+    strips_of,
+    summing_tile,
+    walkable,
+)
 from axnet.kernels.register import register
 from torch import Tensor
 from torch.library import wrap_triton
@@ -17,10 +26,7 @@ from axnet.ops import calls, rows
 from axnet.ops.layouts import channels_last, empty_features
 
 SHARED_ANATOMIES = 4  # anatomies whose accumulators fit into one program
-IMAGES, CHANNELS = 32, 16  # tile of the algebra between the passes
-
-_apply = tuned(((64, 16, 4), (64, 16, 8), (128, 8, 4), (256, 4, 4)))(blend.apply_kernel)
-_input = tuned(((64, 16, 4), (64, 16, 8), (128, 8, 4), (256, 4, 4)))(blend_backward.input_kernel)
+IMAGES, CHANNELS = 64, 8  # tile of the algebra between the passes
 
 
 @register("masked_moments")
@@ -43,14 +49,14 @@ def masked_moments(
         return descriptors, moment, argmax, mass, link, coef_link
 
     last = channels_last(x)
-    sides = tile_sides(a, last)
-    strips, strip = strips_of(n, c, s, sides["BLOCK_C"])
+    tile = summing_tile(x, a)
+    strips, strip = strips_of(n, c, s, tile["BLOCK_C"])
     outputs = (descriptors, moment, argmax)
     parts: tuple[Tensor, ...] = outputs
     if strips > 1:
         parts = tuple(t.new_empty((t.shape[0], strips, *t.shape[1:])) for t in outputs)
     shared = a if a <= SHARED_ANATOMIES else 1
-    programs = n * rows.mass_rows(a) + n * triton.cdiv(c, sides["BLOCK_C"]) * strips * (a // shared)
+    programs = n * rows.mass_rows(a) + n * triton.cdiv(c, tile["BLOCK_C"]) * strips * (a // shared)
     wrap_triton(moments.moments_kernel)[(programs,)](
         x,
         mask,
@@ -67,8 +73,9 @@ def masked_moments(
         SECOND=second,
         POSITIONS=positions,
         LAST=last,
-        num_warps=8,
-        **sides,
+        EVEN=s % PIXELS == 0,
+        SINGLE=strips == 1,
+        **tile,
     )
     if strips > 1:
         block = 128
@@ -104,7 +111,9 @@ def masked_moments_backward(
     d = x if grad_z is None else walkable(grad_z, last)
     q = delta if coef is None else coef.contiguous()
     if input_grad:
-        wrap_triton(_input)[tiles_of(n, c, s, last)](
+        tile = mapping_tile(x, last)
+        strips, strip = strips_of(n, c, s, tile["BLOCK_C"], 4 * PROGRAMS)
+        wrap_triton(blend_backward.input_kernel)[(n * triton.cdiv(c, tile["BLOCK_C"]) * strips,)](
             x,
             d,
             mask,
@@ -117,12 +126,15 @@ def masked_moments_backward(
             *strides(dx),
             c,
             s,
+            strips,
+            strip,
             A=a,
             BLOCKS=blocks,
             LAST=last,
+            **tile,
         )
     if mask_grad:
-        sides = tile_sides(a, last)
+        sides = {"BLOCK_C": 64, "BLOCK_S": 16} if last else {"BLOCK_C": 16, "BLOCK_S": 64}
         wrap_triton(blend_backward.mask_kernel)[(n * a * triton.cdiv(s, sides["BLOCK_S"]),)](
             x, d, mask, q, delta, argmax, dmask, *strides(x), *strides(d), c, s, A=a, BLOCKS=blocks, LAST=last, **sides
         )
@@ -187,7 +199,9 @@ def gate_norm(
         if moments is None or moments.shape[0] == 0:
             raise ValueError("gate_norm: moments are needed for batch statistics.")
         _statistics(gate, moments, mass, mean, var, saved, s, batch)
-    wrap_triton(_apply)[tiles_of(n, c, s, last)](
+    tile = mapping_tile(x, last)
+    strips, strip = strips_of(n, c, s, tile["BLOCK_C"], 4 * PROGRAMS)
+    wrap_triton(blend.apply_kernel)[(n * triton.cdiv(c, tile["BLOCK_C"]) * strips * blocks,)](
         x,
         z,
         mask,
@@ -202,6 +216,8 @@ def gate_norm(
         *strides(z),
         c,
         s,
+        strips,
+        strip,
         A=a,
         BLOCKS=blocks,
         WEIGHT=weight is not None,
@@ -209,6 +225,7 @@ def gate_norm(
         KEEP=not batch,
         EPS=eps,
         LAST=last,
+        **tile,
     )
     return z, mean, var, saved
 
@@ -244,10 +261,10 @@ def gate_norm_backward(
         moments = calls.Moments(*masked_moments(x, mask, True, False, 0)).moments
         saved = mask.new_empty((n, blocks, rows.saved_rows(b), c))
         _statistics(gate, moments, mass, mean, var, saved, s, False)
-    sides = tile_sides(a, last)
-    strips, strip = strips_of(n, c, s, sides["BLOCK_C"])
+    tile = summing_tile(x, b)
+    strips, strip = strips_of(n, c, s, tile["BLOCK_C"])
     sums = mask.new_empty((n, strips, blocks, rows.sum_rows(b), c))
-    wrap_triton(blend.sums_kernel)[(n * triton.cdiv(c, sides["BLOCK_C"]) * strips * blocks,)](
+    wrap_triton(blend.sums_kernel)[(n * triton.cdiv(c, tile["BLOCK_C"]) * strips * blocks,)](
         x,
         d,
         mask,
@@ -262,8 +279,8 @@ def gate_norm_backward(
         A=a,
         BLOCKS=blocks,
         LAST=last,
-        num_warps=8,
-        **sides,
+        EVEN=s % PIXELS == 0,
+        **tile,
     )
     wrap_triton(statistics.coefficients_kernel)[(triton.cdiv(c, CHANNELS), blocks)](
         gate,

@@ -4,52 +4,55 @@
     sums    e0 = sum D, e1 = sum D x', h_a = sum D m_a, f_a = sum D m_a x'                     two reads
 
 b = 1 - mean_a g_a and w_a = g_a / B for each output block of B anatomies: "mean" has one block of A, "concat" A blocks
-of one. apply: a program holds a tile [BLOCK_C, BLOCK_S] of one image and writes it for every block, from one read; no
-tile can change a bit of it, so it may be tuned. sums: a program walks a strip of pixels with an accumulator of the
-tile's size for each sum; the strips are added by coefficients_kernel.
+of one. A program walks a strip of the pixels of BLOCK_C channels for one output block; the blocks of one strip are
+neighbours and share X in the cache. apply folds all coefficients of a channel into 2 + B before it begins. sums has an
+accumulator per channel and lane (axnet.kernels.tiles) for each sum; the strips are added by coefficients_kernel.
 """
 
 import triton
 import triton.language as tl
-from axnet.kernels.tiles import load_masks, load_rows, repeat, tile_offsets
+from axnet.kernels.tiles import load_mask_rows, load_masks, load_rows, load_tile, madd, repeat, tile_offsets
 
 
 @triton.jit
-def gated_norm(
-    x,
+def folded(
     gate_ptr,
-    mask_ptr,
     weight_ptr,
     bias_ptr,
     mean,
     var,
     c,
-    s,
     valid,
-    inside,
     C,
-    S,
+    acc: tl.constexpr,
     B: tl.constexpr,
     WEIGHT: tl.constexpr,
     BIAS: tl.constexpr,
     EPS: tl.constexpr,
 ):
-    """Z of a tile x [BLOCK_C, BLOCK_S]; pointers at the image and the output block, mean and var [BLOCK_C]."""
+    """Columns k, v_a, h [BLOCK_C, 1] of Z = X (k + sum v_a m_a) + h; pointers at the image and the output block."""
     scale = 1.0 / tl.sqrt(var + EPS)
     if WEIGHT:
-        scale *= tl.load(weight_ptr + c, mask=valid, other=0.0)
-    w = load_rows(gate_ptr, c, valid, C, B)
-    m = load_masks(mask_ptr, s, inside, S, B)
+        scale *= tl.load(weight_ptr + c, mask=valid, other=0.0).to(acc)
+    offset = -mean * scale
+    if BIAS:
+        offset += tl.load(bias_ptr + c, mask=valid, other=0.0).to(acc)
+    w = load_rows(gate_ptr, c, valid, C, acc, B)
     total = tl.zeros_like(w[0])
+    out = ()
     for a in tl.static_range(B):
         total += w[a]
-    gate = 1.0 - total / B + tl.zeros_like(x)
+        out = out + (w[a] * (1.0 / B) * scale[:, None],)
+    return ((1.0 - total * (1.0 / B)) * scale[:, None],) + out + (offset[:, None],)
+
+
+@triton.jit
+def gated(x, fold, m, B: tl.constexpr):
+    """Z of a tile x by its folded coefficients and masks."""
+    gate = fold[0]
     for a in tl.static_range(B):
-        gate += w[a] / B * m[a]
-    z = (x * gate - mean[:, None]) * scale[:, None]
-    if BIAS:
-        z += tl.load(bias_ptr + c, mask=valid, other=0.0)[:, None]
-    return z
+        gate = madd(fold[1 + a], m[a], gate)
+    return madd(x, gate, fold[1 + B])
 
 
 @triton.jit
@@ -57,7 +60,7 @@ def apply_kernel(
     x_ptr,  # [N, C, S]
     z_ptr,  # [N, blocks C, S]
     mask_ptr,  # [N, A, S]
-    gate_ptr,  # [N, A, C]
+    gate_ptr,  # [N, A, C]; this and the next four of any floating type
     weight_ptr,  # [blocks C]
     bias_ptr,
     mean_ptr,  # [blocks C]: what normalises
@@ -70,6 +73,8 @@ def apply_kernel(
     z_stride,
     C,
     S,
+    strips,
+    strip_pixels,
     A: tl.constexpr,
     BLOCKS: tl.constexpr,
     WEIGHT: tl.constexpr,
@@ -77,51 +82,39 @@ def apply_kernel(
     KEEP: tl.constexpr,
     EPS: tl.constexpr,
     LAST: tl.constexpr,
-    FAST: tl.constexpr,
-    SLOW: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):
-    """Grid: (image, channel block, pixel block); FAST is the tile's side along the adjacent axis."""
-    BLOCK_C: tl.constexpr = FAST if LAST else SLOW
-    BLOCK_S: tl.constexpr = SLOW if LAST else FAST
+    """Grid: (image, channel block, strip, output block)."""
     B: tl.constexpr = A // BLOCKS
-    acc: tl.constexpr = mask_ptr.dtype.element_ty
-    pixel_blocks = tl.cdiv(S, BLOCK_S)
-    channel_blocks = tl.cdiv(C, BLOCK_C)
+    acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     task = tl.program_id(0)
-    n = tl.cast(task // pixel_blocks // channel_blocks, tl.int64)
-    c = (task // pixel_blocks % channel_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    s = (task % pixel_blocks) * BLOCK_S + tl.arange(0, BLOCK_S)
+    o = task % BLOCKS
+    task = task // BLOCKS
+    strip = task % strips
+    task = task // strips
+    channel_blocks = tl.cdiv(C, BLOCK_C)
+    n = tl.cast(task // channel_blocks, tl.int64)
+    c = (task % channel_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     valid = c < C
-    inside = s < S
-    both = valid[:, None] & inside[None, :]
-    x = tl.load(x_ptr + n * x_image + tile_offsets(c, s, x_stride, LAST), mask=both, other=0.0).to(acc)
-    for o in tl.static_range(BLOCKS):
-        channel = o * C + c
-        mean = tl.load(mean_ptr + channel, mask=valid, other=0.0)
-        var = tl.load(var_ptr + channel, mask=valid, other=1.0)
-        if KEEP:
-            if (n == 0) & (task % pixel_blocks == 0):
-                tl.store(kept_mean_ptr + channel, mean, mask=valid)
-                tl.store(kept_var_ptr + channel, var, mask=valid)
-        z = gated_norm(
-            x,
-            gate_ptr + (n * A + o) * C,
-            mask_ptr + (n * A + o) * S,
-            weight_ptr + o * C,
-            bias_ptr + o * C,
-            mean,
-            var,
-            c,
-            s,
-            valid,
-            inside,
-            C,
-            S,
-            B,
-            WEIGHT,
-            BIAS,
-            EPS,
-        )
+    channel = o * C + c
+    mean = tl.load(mean_ptr + channel, mask=valid, other=0.0).to(acc)
+    var = tl.load(var_ptr + channel, mask=valid, other=1.0).to(acc)
+    if KEEP:
+        if (n == 0) & (strip == 0):
+            tl.store(kept_mean_ptr + channel, mean, mask=valid)
+            tl.store(kept_var_ptr + channel, var, mask=valid)
+    gate = gate_ptr + (n * A + o) * C
+    fold = folded(gate, weight_ptr + o * C, bias_ptr + o * C, mean, var, c, valid, C, acc, B, WEIGHT, BIAS, EPS)
+    masks = mask_ptr + (n * A + o) * S
+    begin = strip * strip_pixels
+    end = tl.minimum(begin + strip_pixels, S)
+    for first in tl.range(begin, end, BLOCK_S, num_stages=3):
+        s = first + tl.arange(0, BLOCK_S)
+        inside = s < end
+        both = valid[:, None] & inside[None, :]
+        x = tl.load(x_ptr + n * x_image + tile_offsets(c, s, x_stride, LAST), mask=both, other=0.0).to(acc)
+        z = gated(x, fold, load_mask_rows(masks, s, inside, S, acc, B), B)
         tl.store(z_ptr + n * z_image + tile_offsets(channel, s, z_stride, LAST), z, mask=both)
 
 
@@ -144,12 +137,14 @@ def sums_kernel(
     BLOCKS: tl.constexpr,
     LAST: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    LANES: tl.constexpr,
+    GROUP: tl.constexpr,
+    EVEN: tl.constexpr,
 ):
-    """Grid: (image, channel block, strip, output block); the output blocks of one strip share X in the cache."""
+    """Grid: (image, channel block, strip, output block)."""
     B: tl.constexpr = A // BLOCKS
     SUMS: tl.constexpr = 2 + 2 * B
-    acc: tl.constexpr = mask_ptr.dtype.element_ty
+    acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     task = tl.program_id(0)
     o = task % BLOCKS
     task = task // BLOCKS
@@ -162,31 +157,22 @@ def sums_kernel(
     begin = strip * strip_pixels
     end = tl.minimum(begin + strip_pixels, S)
     shift = tl.load(saved_ptr + (n * BLOCKS + o) * (4 + 3 * B) * C + c, mask=valid, other=0.0)[:, None]
-    e0 = tl.zeros([BLOCK_C, BLOCK_S], acc)
-    e1 = tl.zeros([BLOCK_C, BLOCK_S], acc)
-    h = repeat(e0, B)
-    f = repeat(e0, B)
-    for first in tl.range(begin, end, BLOCK_S, num_stages=3):
-        s = first + tl.arange(0, BLOCK_S)
-        inside = s < end
-        both = valid[:, None] & inside[None, :]
-        x = tl.load(x_ptr + n * x_image + tile_offsets(c, s, x_stride, LAST), mask=both, other=0.0).to(acc)
-        d = tl.load(d_ptr + n * d_image + tile_offsets(o * C + c, s, d_stride, LAST), mask=both, other=0.0).to(acc)
-        m = load_masks(mask_ptr + (n * A + o) * S, s, inside, S, B)
-        centred = x - shift  # outside the strip d = 0
-        product = d * centred
-        e0 += d
-        e1 += product
-        next_h = ()
-        next_f = ()
-        for a in tl.static_range(B):
-            next_h = next_h + (h[a] + d * m[a],)
-            next_f = next_f + (f[a] + product * m[a],)
-        h = next_h
-        f = next_f
+    masks = mask_ptr + (n * A + o) * S
+    zero = tl.zeros([BLOCK_C, LANES], acc)
+    sums = repeat(zero, SUMS)  # e0, e1, h_a, f_a
+    for first in tl.range(begin, end, LANES * GROUP, num_stages=3):
+        xs = load_tile(x_ptr + n * x_image, c, valid, first, end, x_stride, acc, LAST, LANES, GROUP, EVEN)
+        ds = load_tile(d_ptr + n * d_image, o * C + c, valid, first, end, d_stride, acc, LAST, LANES, GROUP, EVEN)
+        ms = load_masks(masks, first, end, S, acc, LANES, GROUP, EVEN, B)
+        for g in tl.static_range(GROUP):
+            d = ds[g]
+            product = d * (xs[g] - shift)  # outside the strip d = 0
+            with_d = ()
+            with_x = ()
+            for a in tl.static_range(B):
+                with_d = with_d + (madd(d, ms[a * GROUP + g], sums[2 + a]),)
+                with_x = with_x + (madd(product, ms[a * GROUP + g], sums[2 + B + a]),)
+            sums = (sums[0] + d, sums[1] + product) + with_d + with_x
     out = sums_ptr + ((n * strips + strip) * BLOCKS + o) * SUMS * C + c
-    tl.store(out, tl.sum(e0, 1), mask=valid)
-    tl.store(out + C, tl.sum(e1, 1), mask=valid)
-    for a in tl.static_range(B):
-        tl.store(out + (2 + a) * C, tl.sum(h[a], 1), mask=valid)
-        tl.store(out + (2 + B + a) * C, tl.sum(f[a], 1), mask=valid)
+    for k in tl.static_range(SUMS):
+        tl.store(out + k * C, tl.sum(sums[k], 1), mask=valid)

@@ -5,22 +5,22 @@
     dm_a = sum_c [ (k1 D_o + k2 + k3 X G_o) X w_oa + delta_mavg,a X/S + [s = argmax_a] delta_mmax,a X ]
 
 o runs over the output blocks: none (the descriptors alone), one of all anatomies ("mean"), A of one ("concat").
-input: a program holds a tile [BLOCK_C, BLOCK_S] of one image and every coefficient of its channels; no tile can change
-a bit of it. mask: a program holds the pixels of one anatomy and walks all channels; rare, so plain.
+input: a program walks a strip of the pixels of BLOCK_C channels with every coefficient of them in registers. mask: a
+program holds the pixels of one anatomy and walks all channels; rare, so plain.
 """
 
 import triton
 import triton.language as tl
-from axnet.kernels.tiles import load_masks, load_rows, tile_offsets
+from axnet.kernels.tiles import load_mask_rows, load_rows, madd, tile_offsets
 
 
 @triton.jit
 def _normalised_grad(x, d, q, m, ROWS: tl.constexpr):
     """dY of one output block and its gate G; q: k1, k2, k3, b, w_a as columns, m: masks as rows."""
-    gate = q[3] + tl.zeros_like(x)
+    gate = q[3]
     for a in tl.static_range(ROWS):
-        gate += q[4 + a] * m[a]
-    return q[0] * d + q[1] + q[2] * (x * gate), gate
+        gate = madd(q[4 + a], m[a], gate)
+    return madd(q[0], d, madd(q[2], x * gate, q[1])), gate
 
 
 @triton.jit
@@ -40,47 +40,61 @@ def input_kernel(
     dx_stride,
     C,
     S,
+    strips,
+    strip_pixels,
     A: tl.constexpr,
     BLOCKS: tl.constexpr,
     LAST: tl.constexpr,
-    FAST: tl.constexpr,
-    SLOW: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):
-    """Grid: (image, channel block, pixel block); FAST is the tile's side along the adjacent axis."""
-    BLOCK_C: tl.constexpr = FAST if LAST else SLOW
-    BLOCK_S: tl.constexpr = SLOW if LAST else FAST
+    """Grid: (image, channel block, strip)."""
     B: tl.constexpr = A if BLOCKS < 2 else 1
-    acc: tl.constexpr = mask_ptr.dtype.element_ty
-    pixel_blocks = tl.cdiv(S, BLOCK_S)
-    channel_blocks = tl.cdiv(C, BLOCK_C)
+    acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     task = tl.program_id(0)
-    n = tl.cast(task // pixel_blocks // channel_blocks, tl.int64)
-    c = (task // pixel_blocks % channel_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    s = (task % pixel_blocks) * BLOCK_S + tl.arange(0, BLOCK_S)
+    strip = task % strips
+    task = task // strips
+    channel_blocks = tl.cdiv(C, BLOCK_C)
+    n = tl.cast(task // channel_blocks, tl.int64)
+    c = (task % channel_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    if LAST:  # half of what could be loaded at once, or the coefficients of 8 channels fill a thread's registers
+        c = tl.max_contiguous(tl.multiple_of(c, 4), 4)
     valid = c < C
-    inside = s < S
-    both = valid[:, None] & inside[None, :]
-    x = tl.load(x_ptr + n * x_image + tile_offsets(c, s, x_stride, LAST), mask=both, other=0.0).to(acc)
-    whole = tl.cast(S, acc)
+    share = 1.0 / tl.cast(S, acc)
     masks = mask_ptr + n * A * S
-    delta = delta_ptr + n * (2 + 2 * A) * C
-    argmax = argmax_ptr + n * (1 + A) * C
-
-    place = tl.load(argmax + c, mask=valid, other=-1)[:, None]
-    total = tl.load(delta + c, mask=valid, other=0.0)[:, None] / whole
-    total = total + tl.where(place == s[None, :], tl.load(delta + C + c, mask=valid, other=0.0)[:, None], 0.0)
-    m = load_masks(masks, s, inside, S, A)
-    for a in tl.static_range(A):
-        place = tl.load(argmax + (1 + a) * C + c, mask=valid, other=-1)[:, None]
-        mean_grad = tl.load(delta + (2 + a) * C + c, mask=valid, other=0.0)[:, None] / whole
-        max_grad = tl.load(delta + (2 + A + a) * C + c, mask=valid, other=0.0)[:, None]
-        total += (mean_grad + tl.where(place == s[None, :], max_grad, 0.0)) * m[a]
+    delta = load_rows(delta_ptr + n * (2 + 2 * A) * C, c, valid, C, acc, 2 + 2 * A)
+    places = ()
+    for a in tl.static_range(1 + A):
+        places = places + (tl.load(argmax_ptr + (n * (1 + A) + a) * C + c, mask=valid, other=-1)[:, None],)
+    coef = ()
     for o in tl.static_range(BLOCKS):
-        d = tl.load(d_ptr + n * d_image + tile_offsets(o * C + c, s, d_stride, LAST), mask=both, other=0.0).to(acc)
-        q = load_rows(coef_ptr + (n * BLOCKS + o) * (4 + B) * C, c, valid, C, 4 + B)
-        dy, gate = _normalised_grad(x, d, q, load_masks(masks + o * S, s, inside, S, B), B)
-        total += dy * gate
-    tl.store(dx_ptr + n * dx_image + tile_offsets(c, s, dx_stride, LAST), total, mask=both)
+        coef = coef + load_rows(coef_ptr + (n * BLOCKS + o) * (4 + B) * C, c, valid, C, acc, 4 + B)
+    begin = strip * strip_pixels
+    end = tl.minimum(begin + strip_pixels, S)
+    for first in tl.range(begin, end, BLOCK_S, num_stages=3):
+        s = first + tl.arange(0, BLOCK_S)
+        inside = s < end
+        both = valid[:, None] & inside[None, :]
+        x = tl.load(x_ptr + n * x_image + tile_offsets(c, s, x_stride, LAST), mask=both, other=0.0).to(acc)
+        zero = tl.zeros_like(x)
+        m = load_mask_rows(masks, s, inside, S, acc, A)
+        total = delta[0] * share + zero
+        total = tl.where(places[0] == s[None, :], total + delta[1], total)
+        for a in tl.static_range(A):
+            slope = delta[2 + a] * share
+            slope = tl.where(places[1 + a] == s[None, :], slope + delta[2 + A + a], slope + zero)
+            total = tl.fma(slope, m[a] + zero, total)
+        for o in tl.static_range(BLOCKS):
+            d = tl.load(d_ptr + n * d_image + tile_offsets(o * C + c, s, d_stride, LAST), mask=both, other=0.0).to(acc)
+            q = ()
+            for k in tl.static_range(4 + B):
+                q = q + (coef[o * (4 + B) + k],)
+            own = ()
+            for a in tl.static_range(B):
+                own = own + (m[o + a],)
+            dy, gate = _normalised_grad(x, d, q, own, B)
+            total = madd(dy, gate, total)
+        tl.store(dx_ptr + n * dx_image + tile_offsets(c, s, dx_stride, LAST), total, mask=both)
 
 
 @triton.jit
@@ -106,7 +120,7 @@ def mask_kernel(
 ):
     """Grid: (image, pixel block, anatomy); the sum over the channels goes in their order."""
     B: tl.constexpr = A if BLOCKS < 2 else 1
-    acc: tl.constexpr = mask_ptr.dtype.element_ty
+    acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     a = tl.program_id(0) % A
     task = tl.program_id(0) // A
     pixel_blocks = tl.cdiv(S, BLOCK_S)
@@ -115,7 +129,7 @@ def mask_kernel(
     inside = s < S
     whole = tl.cast(S, acc)
     o = a // B  # the block that this anatomy belongs to
-    m = load_masks(mask_ptr + (n * A + o) * S, s, inside, S, B)
+    m = load_mask_rows(mask_ptr + (n * A + o) * S, s, inside, S, acc, B)
     total = tl.zeros([BLOCK_C, BLOCK_S], acc)
     for first in range(0, C, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
@@ -130,7 +144,7 @@ def mask_kernel(
         if BLOCKS > 0:
             d = tl.load(d_ptr + n * d_image + tile_offsets(o * C + c, s, d_stride, LAST), mask=both, other=0.0).to(acc)
             coef = coef_ptr + (n * BLOCKS + o) * (4 + B) * C
-            q = load_rows(coef, c, valid, C, 4 + B)
+            q = load_rows(coef, c, valid, C, acc, 4 + B)
             dy, _ = _normalised_grad(x, d, q, m, B)
             slope += dy * tl.load(coef + (4 + a - o * B) * C + c, mask=valid, other=0.0)[:, None]
         total += slope * x

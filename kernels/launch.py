@@ -1,4 +1,4 @@
-"""What the ops share on the host: strides of maps, strips of pixels, tuning, the device of a launch."""
+"""What the ops share on the host: strides of maps, tiles, strips of pixels, the device of a launch."""
 
 import functools
 from collections.abc import Callable
@@ -12,10 +12,9 @@ from axnet.ops.layouts import channels_last, pixel_step
 
 INTERPRETED = triton.knobs.runtime.interpret
 
-# Sides of the tiles that sum: along the adjacent axis, and across it. Fixed, because they decide the order of the sums.
-FAST = 64
 LEAST_STRIP = 512  # pixels below which a second strip costs more, in its combining launch, than it brings
-PROGRAMS = 1024  # enough to fill the largest GPU several times over
+PROGRAMS = 512  # enough to fill a large GPU once
+PIXELS = 64  # of a tile that sums
 
 
 def walkable(x: Tensor, last: bool | None = None) -> Tensor:
@@ -33,36 +32,32 @@ def strides(x: Tensor) -> tuple[int, int]:
     return x.stride(0), x.stride(1)
 
 
-def tile_sides(anatomies: int, last: bool) -> dict[str, int]:
-    """BLOCK_C and BLOCK_S of the kernels that sum: fewer channels where every one carries more accumulators."""
-    across = 16 if anatomies <= 2 else 8
-    return {"BLOCK_C": FAST, "BLOCK_S": across} if last else {"BLOCK_C": across, "BLOCK_S": FAST}
+def summing_tile(x: Tensor, anatomies: int) -> dict[str, int]:
+    """BLOCK_C, LANES and GROUP of the kernels that sum over x: 64 pixels, fewer channels where each carries more sums.
+
+    Of a row of pixels a thread loads 16 bytes where the rows allow it; of channels_last it takes 8 pixels in turn.
+    """
+    if channels_last(x):
+        return {"BLOCK_C": 64 if anatomies <= 2 else 32, "LANES": 8, "GROUP": 8}
+    group = 16 // x.element_size()
+    while group > 1 and any(size % group for size in (x.shape[2] * x.shape[3], *strides(x))):
+        group //= 2
+    rows = {8: 32, 4: 32, 2: 16}.get(group, 8)
+    return {"BLOCK_C": rows if anatomies <= 2 else max(rows // 2, 8), "LANES": PIXELS // group, "GROUP": group}
 
 
-def strips_of(images: int, channels: int, pixels: int, block_c: int) -> tuple[int, int]:
+def mapping_tile(x: Tensor, last: bool) -> dict[str, int]:
+    """BLOCK_C and BLOCK_S of the kernels that map x element by element: any of them gives the same bits."""
+    return {"BLOCK_C": 64, "BLOCK_S": 32} if last else {"BLOCK_C": 32, "BLOCK_S": 64}
+
+
+def strips_of(images: int, channels: int, pixels: int, block_c: int, programs: int = PROGRAMS) -> tuple[int, int]:
     """How many strips the pixels of an image are cut into, and the pixels of each: a function of the shape alone."""
     if pixels < 2 * LEAST_STRIP:
         return 1, pixels
-    wanted = min(pixels // LEAST_STRIP, triton.cdiv(PROGRAMS, images * triton.cdiv(channels, block_c)))
-    strip = triton.cdiv(triton.cdiv(pixels, wanted), FAST) * FAST
+    wanted = min(pixels // LEAST_STRIP, triton.cdiv(programs, images * triton.cdiv(channels, block_c)))
+    strip = triton.cdiv(triton.cdiv(pixels, wanted), PIXELS) * PIXELS
     return triton.cdiv(pixels, strip), strip
-
-
-def tiles_of(images: int, channels: int, pixels: int, last: bool) -> Callable[[dict[str, int]], tuple[int]]:
-    """Grid of a tuned kernel: one program per tile."""
-
-    def grid(meta: dict[str, int]) -> tuple[int]:
-        block_c, block_s = (meta["FAST"], meta["SLOW"]) if last else (meta["SLOW"], meta["FAST"])
-        return (images * triton.cdiv(channels, block_c) * triton.cdiv(pixels, block_s),)
-
-    return grid
-
-
-def tuned(sides: tuple[tuple[int, int, int], ...]) -> Callable[[Any], Any]:
-    """Autotuner over (FAST, SLOW, warps), for kernels whose bits no tile changes; the interpreter takes the first."""
-    configs = [triton.Config({"FAST": fast, "SLOW": slow}, num_warps=warps) for fast, slow, warps in sides]
-    decorator: Callable[[Any], Any] = triton.autotune(configs[:1] if INTERPRETED else configs, key=["C", "S", "LAST"])
-    return decorator
 
 
 def on_its_device(op: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,7 +20,7 @@ of its own in the same launch.
 
 import triton
 import triton.language as tl
-from axnet.kernels.tiles import above, load_masks, load_tile, pair_row, repeat, tile_offsets
+from axnet.kernels.tiles import above, load_masks, load_tile, pair_row, repeat
 
 MASS_BLOCK: tl.constexpr = tl.constexpr(1024)
 NOWHERE: tl.constexpr = tl.constexpr(2147483647)
@@ -87,9 +87,9 @@ def _walk(
 ):
     """Accumulators of a strip; the anatomies are group * ROWS and on.
 
-    sums: s1, t_i; mass: of every anatomy; squares: s2, t2_i; pairs: q2_ib, row i A + b; products: q1_ib; tops: maxima of
-    x and of every m_i x; tiles: the first pixel of the tile in which a lane reached its maximum. Where the program holds
-    all anatomies the pairs below the diagonal stay zero and cost nothing.
+    sums: s1, t_i; mass: of every anatomy; squares: s2, t2_i; pairs: q2_ib, row i A + b; products: q1_ib; tops: maxima
+    of x and of every m_i x; tiles: the first pixel of the tile in which a lane reached its maximum. Where the program
+    holds all anatomies the pairs below the diagonal stay zero and cost nothing.
     """
     PAIRS: tl.constexpr = ROWS * A if SECOND else 1
     zero = tl.zeros([BLOCK_C, LANES], acc)
@@ -240,7 +240,7 @@ def _store_strip(
     EVEN: tl.constexpr,
     CAREFUL: tl.constexpr,
 ):
-    """Statistics of BLOCK_C channels over one strip, for the anatomies group * ROWS and on; whether a row needs care."""
+    """Statistics of BLOCK_C channels over one strip, anatomies group * ROWS and on; whether a row needs care."""
     PAIRS: tl.constexpr = A * (A + 1) // 2
     MOMENTS: tl.constexpr = 3 + 2 * A + 2 * PAIRS
     acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32

@@ -7,14 +7,14 @@ What is pooled is X or, with A anatomies, A3's Z under given statistics, made in
 The first walk makes the logits [MAPS, BLOCK_S] and reads X from memory; the second makes the numerators [MAPS, C] and
 finds X in the cache. An image of one tile is finished there; else `pool_combine_kernel` merges the tiles in order.
 
-Products are tl.dot (DOT, maps padded to 16) or, for few maps and for double, sums of broadcast products that are
-reduced once after the walk. Features of 16 bits are exact in tf32, so only the other factor is rounded (PRECISION).
+Products are tl.dot with the maps padded to 16; axnet.kernels.pooling_few serves few maps. Features of 16 bits are exact
+in tf32, so only the other factor is rounded; float32 takes three products of tf32 (PRECISION).
 """
 
 import triton
 import triton.language as tl
-from axnet.kernels.blend import gated_norm
-from axnet.kernels.tiles import tile_offsets
+from axnet.kernels.blend import folded, gated
+from axnet.kernels.tiles import load_mask_rows, tile_offsets
 
 
 @triton.jit
@@ -31,38 +31,6 @@ def probability(logits, top):
     p = tl.where(logits < 0, small * inverse, inverse)
     rise = tl.exp(tl.minimum(logits, 0.0) - tl.minimum(top, 0.0))
     return p, rise * (1.0 + tl.exp(-tl.abs(top))) * inverse
-
-
-@triton.jit
-def contract_channels(acc, a, x, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """acc + a [MAPS, BLOCK_C] x [BLOCK_C, BLOCK_S]: [MAPS, BLOCK_S], or [MAPS, BLOCK_C, BLOCK_S] yet to be reduced."""
-    if DOT:
-        acc = tl.dot(a, x, acc, input_precision=PRECISION)
-    else:
-        acc += a[:, :, None] * x[None, :, :]
-    return acc
-
-
-@triton.jit
-def contract_pixels(a, x, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """a [MAPS, BLOCK_S] x [BLOCK_C, BLOCK_S] summed over the pixels: [MAPS, BLOCK_C]."""
-    if DOT:
-        out = tl.dot(a, tl.trans(x), input_precision=PRECISION)
-    else:
-        out = tl.sum(a[:, None, :] * x[None, :, :], 2)
-    return out
-
-
-@triton.jit
-def contraction_zero(
-    MAPS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, acc: tl.constexpr, DOT: tl.constexpr
-):
-    """Where contract_channels starts."""
-    if DOT:
-        zero = tl.zeros([MAPS, BLOCK_S], acc)
-    else:
-        zero = tl.zeros([MAPS, BLOCK_C, BLOCK_S], acc)
-    return zero
 
 
 @triton.jit
@@ -92,27 +60,12 @@ def load_features(
     x = tl.load(base + tile_offsets(c, s, stride, LAST), mask=valid[:, None] & inside[None, :], other=0.0)
     features = x.to(acc)
     if A > 0:
-        mean = tl.load(mean_ptr + c, mask=valid, other=0.0)
-        var = tl.load(var_ptr + c, mask=valid, other=1.0)
-        z = gated_norm(
-            features,
-            gate_ptr,
-            mask_ptr,
-            norm_weight_ptr,
-            norm_bias_ptr,
-            mean,
-            var,
-            c,
-            s,
-            valid,
-            inside,
-            C,
-            S,
-            A,
-            NORM_WEIGHT,
-            NORM_BIAS,
-            EPS,
+        mean = tl.load(mean_ptr + c, mask=valid, other=0.0).to(acc)
+        var = tl.load(var_ptr + c, mask=valid, other=1.0).to(acc)
+        fold = folded(
+            gate_ptr, norm_weight_ptr, norm_bias_ptr, mean, var, c, valid, C, acc, A, NORM_WEIGHT, NORM_BIAS, EPS
         )
+        z = gated(features, fold, load_mask_rows(mask_ptr, s, inside, S, acc, A), A)
         features = z.to(x.dtype).to(acc)
     return features
 
@@ -145,13 +98,12 @@ def pool_kernel(
     EPS: tl.constexpr,
     SINGLE: tl.constexpr,
     LAST: tl.constexpr,
-    DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     """Grid: (image, tile)."""
-    acc: tl.constexpr = weight_ptr.dtype.element_ty
+    acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     tiles = tl.cdiv(S, BLOCK_S)
     task = tl.cast(tl.program_id(0), tl.int64)
     n = task // tiles
@@ -164,7 +116,7 @@ def pool_kernel(
     gate = gate_ptr + n * A * C
     mask = mask_ptr + n * A * S
 
-    product = contraction_zero(MAPS, BLOCK_C, BLOCK_S, acc, DOT)
+    logits = tl.zeros([MAPS, BLOCK_S], acc)
     for first in tl.range(0, C, BLOCK_C, num_stages=3):
         c = first + tl.arange(0, BLOCK_C)
         valid = c < C
@@ -190,13 +142,12 @@ def pool_kernel(
             EPS,
             LAST,
         )
-        weight = tl.load(
-            weight_ptr + k[:, None] * C + c[None, :], mask=wanted[:, None] & valid[None, :], other=0.0
+        weight = tl.load(weight_ptr + k[:, None] * C + c[None, :], mask=wanted[:, None] & valid[None, :], other=0.0).to(
+            acc
         )  # [MAPS, BLOCK_C]
-        product = contract_channels(product, weight, x, DOT, PRECISION)
-    logits = product if DOT else tl.sum(product, 1)  # [MAPS, BLOCK_S]
+        logits = tl.dot(weight, x, logits, input_precision=PRECISION)
     if BIAS:
-        logits += tl.load(bias_ptr + k, mask=wanted, other=0.0)[:, None]
+        logits += tl.load(bias_ptr + k, mask=wanted, other=0.0).to(acc)[:, None]
 
     top = tl.max(tl.where(inside[None, :], logits, float("-inf")), 1)  # [MAPS]
     top = tl.where(top - top == 0, top, 0.0)  # inf or NaN among the logits: let it show in the sums
@@ -236,7 +187,7 @@ def pool_kernel(
             EPS,
             LAST,
         )
-        numerator = contract_pixels(w, x, DOT, PRECISION)  # [MAPS, BLOCK_C]
+        numerator = tl.dot(w, tl.trans(x), input_precision=PRECISION)  # [MAPS, BLOCK_C]
         where = (task * K + k[:, None]) * C + c[None, :]
         tl.store(numerator_ptr + where, numerator, mask=wanted[:, None] & valid[None, :])
 

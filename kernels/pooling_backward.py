@@ -10,18 +10,8 @@ axnet.kernels.pooling.
 
 import triton
 import triton.language as tl
-from axnet.kernels.pooling import contract_channels, contract_pixels, contraction_zero, probability
+from axnet.kernels.pooling import probability
 from axnet.kernels.tiles import tile_offsets
-
-
-@triton.jit
-def _expand(a, b, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """a [MAPS, BLOCK_C], b [MAPS, BLOCK_S] summed over the maps: [BLOCK_C, BLOCK_S]."""
-    if DOT:
-        out = tl.dot(tl.trans(a), b, input_precision=PRECISION)
-    else:
-        out = tl.sum(a[:, :, None] * b[:, None, :], 0)
-    return out
 
 
 @triton.jit
@@ -47,13 +37,12 @@ def pool_backward_kernel(
     PROB: tl.constexpr,
     INPUT: tl.constexpr,
     LAST: tl.constexpr,
-    DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     """Grid: (image, tile)."""
-    acc: tl.constexpr = weight_ptr.dtype.element_ty
+    acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     tiles = tl.cdiv(S, BLOCK_S)
     task = tl.cast(tl.program_id(0), tl.int64)
     n = task // tiles
@@ -65,7 +54,7 @@ def pool_backward_kernel(
     base = x_ptr + n * x_image
     maps = (n * K + k[:, None]) * C
 
-    product = contraction_zero(MAPS, BLOCK_C, BLOCK_S, acc, DOT)
+    a = tl.zeros([MAPS, BLOCK_S], acc)
     mean = tl.zeros([MAPS, BLOCK_C], acc)
     for first in tl.range(0, C, BLOCK_C, num_stages=3):
         c = first + tl.arange(0, BLOCK_C)
@@ -74,8 +63,7 @@ def pool_backward_kernel(
         there = wanted[:, None] & valid[None, :]
         grad = tl.load(grad_pooled_ptr + maps + c[None, :], mask=there, other=0.0).to(acc)  # [MAPS, BLOCK_C]
         mean += grad * tl.load(pooled_ptr + maps + c[None, :], mask=there, other=0.0).to(acc)
-        product = contract_channels(product, grad, x, DOT, PRECISION)
-    a = product if DOT else tl.sum(product, 1)  # [MAPS, BLOCK_S]
+        a = tl.dot(grad, x, a, input_precision=PRECISION)
 
     place = (n * K + k[:, None]) * S + s[None, :]
     logits = tl.load(logits_ptr + place, mask=both, other=0.0)
@@ -95,12 +83,13 @@ def pool_backward_kernel(
         there = wanted[:, None] & valid[None, :]
         tile = valid[:, None] & inside[None, :]
         x = tl.load(base + tile_offsets(c, s, x_stride, LAST), mask=tile, other=0.0).to(acc)
-        part = contract_pixels(dl, x, DOT, PRECISION)  # [MAPS, BLOCK_C]
+        part = tl.dot(dl, tl.trans(x), input_precision=PRECISION)  # [MAPS, BLOCK_C]
         tl.store(part_weight_ptr + (task * K + k[:, None]) * C + c[None, :], part, mask=there)
         if INPUT:
             grad = tl.load(grad_pooled_ptr + maps + c[None, :], mask=there, other=0.0).to(acc)
-            weight = tl.load(weight_ptr + k[:, None] * C + c[None, :], mask=there, other=0.0)
-            dx = _expand(grad, share, DOT, PRECISION) + _expand(weight, dl, DOT, PRECISION)
+            weight = tl.load(weight_ptr + k[:, None] * C + c[None, :], mask=there, other=0.0).to(acc)
+            dx = tl.dot(tl.trans(grad), share, input_precision=PRECISION)
+            dx = tl.dot(tl.trans(weight), dl, dx, input_precision=PRECISION)
             tl.store(dx_ptr + n * dx_image + tile_offsets(c, s, dx_stride, LAST), dx, mask=tile)
 
 

@@ -7,39 +7,52 @@ from typing import Any
 
 import torch
 import triton
-from axnet.kernels import pooling, pooling_backward
-from axnet.kernels.launch import on_its_device, strides, walkable
+from axnet.kernels import pooling, pooling_backward, pooling_few
+from axnet.kernels.launch import PROGRAMS, on_its_device, strides, walkable
 from axnet.kernels.register import register
 from torch import Tensor
 from torch.library import wrap_triton
 
 from axnet.ops.layouts import accumulator, channels_last, empty_features
 
-FEW_MAPS = 4  # up to here the padding of tl.dot to 16 maps costs more than its products save
+FEW_MAPS = 4  # up to here sums over channels and pixels cost less than products padded to 16 maps
+
+
+def _few_tile(x: Tensor, images: int) -> tuple[dict[str, int], int, int]:
+    """Tile of the kernels for few maps, strips of an image, pixels of a strip: functions of type and shape alone.
+
+    All channels of as many pixels as leave a thread 64 numbers of 16 bits, 32 of float32.
+    """
+    last, pixels = channels_last(x), x.shape[2] * x.shape[3]
+    block_c = triton.next_power_of_2(x.shape[1])
+    held = min(max(32768 // x.element_size() // block_c, 1), 64)
+    group = 8
+    if not last:
+        group = 16 // x.element_size()
+        while group > 1 and any(size % group for size in (pixels, *strides(x))):
+            group //= 2
+    group = min(group, held)
+    tiles = triton.cdiv(pixels, held)
+    wanted = min(max(triton.cdiv(2 * PROGRAMS, images), 1), tiles)
+    strip = triton.cdiv(tiles, wanted) * held
+    tile = {"BLOCK_C": block_c, "LANES": held // group, "GROUP": group, "num_warps": 8 if block_c * held >= 4096 else 4}
+    return tile, triton.cdiv(pixels, strip), strip
 
 
 def _tile(x: Tensor, maps: int) -> dict[str, Any]:
-    """How the products are made, and the sides of the tile: a function of type and shape alone.
+    """Tile of the kernels for many maps: a function of type and shape alone.
 
-    More pixels in a tile make fewer parts to merge, fewer make more programs; many maps need registers.
+    More pixels in a tile make fewer parts to merge, fewer make more programs; many maps need registers. Features of 16
+    bits are exact in tf32; float32 goes in three products of tf32, float64 and other devices multiply as they are.
     """
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     block_s = 128 if pixels >= 65536 else 64 if pixels >= 4096 else 32
-    half = x.dtype in (torch.bfloat16, torch.float16)
-    tile = {"DOT": True, "PRECISION": "tf32" if half and torch.version.hip is None else "ieee"}
-    if maps <= FEW_MAPS or x.dtype == torch.float64:
-        padded = triton.next_power_of_2(maps)
-        sides = {"MAPS": padded, "BLOCK_C": max(1, 32 // padded), "BLOCK_S": min(block_s, 64)}
-        return {**tile, **sides, "DOT": False, "num_warps": 4}
-    if maps <= 16:
+    nvidia = torch.version.hip is None and x.dtype != torch.float64
+    tile: dict[str, Any] = {"PRECISION": "ieee" if not nvidia else "tf32x3" if x.dtype == torch.float32 else "tf32"}
+    if maps <= 16 and x.dtype != torch.float64:
         return {**tile, "MAPS": 16, "BLOCK_C": 32, "BLOCK_S": block_s, "num_warps": 4}
-    return {
-        **tile,
-        "MAPS": triton.next_power_of_2(maps),
-        "BLOCK_C": 16,
-        "BLOCK_S": min(block_s, 64),
-        "num_warps": 8,
-    }
+    padded = max(16, triton.next_power_of_2(maps))
+    return {**tile, "MAPS": padded, "BLOCK_C": 16, "BLOCK_S": min(block_s, 64), "num_warps": 8}
 
 
 def _pool(
@@ -53,13 +66,18 @@ def _pool(
     logits, norm = x.new_empty((n, k, h, w), dtype=acc), x.new_empty((n, 2, k), dtype=acc)
     if n == 0:
         return pooled, prob, logits, norm
-    tile = _tile(x, k)
-    tiles = triton.cdiv(s, tile["BLOCK_S"])
+    few = k <= FEW_MAPS
+    if few:
+        tile, strips, strip = _few_tile(x, n)
+        extent: tuple[int, ...] = (strips, strip)
+    else:
+        tile, extent = _tile(x, k), ()
+        strips = triton.cdiv(s, tile["BLOCK_S"])
     numerator, part_norm = pooled, norm
-    if tiles > 1:
-        numerator, part_norm = x.new_empty((n, tiles, k, c), dtype=acc), x.new_empty((n, tiles, 2, k), dtype=acc)
+    if strips > 1:
+        numerator, part_norm = x.new_empty((n, strips, k, c), dtype=acc), x.new_empty((n, strips, 2, k), dtype=acc)
     gate, mask, norm_weight, norm_bias, mean, var = attention or (None,) * 6
-    wrap_triton(pooling.pool_kernel)[(n * tiles,)](
+    wrap_triton(pooling_few.pool_few_kernel if few else pooling.pool_kernel)[(n * strips,)](
         x,
         weight,
         weight if bias is None else bias,
@@ -71,20 +89,21 @@ def _pool(
         *strides(x),
         c,
         s,
+        *extent,
         K=k,
         BIAS=bias is not None,
         A=0 if mask is None else mask.shape[1],
         NORM_WEIGHT=norm_weight is not None,
         NORM_BIAS=norm_bias is not None,
         EPS=eps,
-        SINGLE=tiles == 1,
+        SINGLE=strips == 1,
         LAST=channels_last(x),
         **tile,
     )
-    if tiles > 1:
+    if strips > 1:
         block = 256
         wrap_triton(pooling.pool_combine_kernel)[(n * k * triton.cdiv(c, block),)](
-            numerator, part_norm, pooled, norm, c, tiles, K=k, BLOCK_C=block
+            numerator, part_norm, pooled, norm, c, strips, K=k, BLOCK_C=block
         )
     return pooled, prob, logits, norm
 
@@ -135,10 +154,16 @@ def pwap_backward(
     grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty((k,))
     if n == 0:
         return dx, grad_weight.zero_(), grad_bias.zero_()
-    tile = _tile(x, k)
-    parts = n * triton.cdiv(s, tile["BLOCK_S"])
-    part_weight, part_bias = weight.new_empty((parts, k, c)), weight.new_empty((parts, k))
-    wrap_triton(pooling_backward.pool_backward_kernel)[(parts,)](
+    few = k <= FEW_MAPS
+    if few:
+        tile, strips, strip = _few_tile(x, n)
+        extent: tuple[int, ...] = (strips, strip)
+    else:
+        tile, extent = _tile(x, k), ()
+        strips = triton.cdiv(s, tile["BLOCK_S"])
+    parts, acc = n * strips, accumulator(x.dtype)
+    part_weight, part_bias = x.new_empty((parts, k, c), dtype=acc), x.new_empty((parts, k), dtype=acc)
+    wrap_triton(pooling_few.pool_few_backward_kernel if few else pooling_backward.pool_backward_kernel)[(parts,)](
         grad_pooled.contiguous(),
         weight if grad_prob is None else grad_prob.contiguous(),
         x,
@@ -153,13 +178,14 @@ def pwap_backward(
         *strides(dx),
         c,
         s,
+        *extent,
         K=k,
         PROB=grad_prob is not None,
         INPUT=input_grad,
         LAST=channels_last(x),
         **tile,
     )
-    block_p, block_c = 32, 64
+    block_p, block_c = 128, 16
     wrap_triton(pooling_backward.weight_gradient_kernel)[(k * triton.cdiv(c, block_c),)](
         part_weight, part_bias, grad_weight, grad_bias, c, parts, K=k, BLOCK_P=block_p, BLOCK_C=block_c
     )

@@ -35,9 +35,9 @@ def _load_sum(ptr, valid, parts, step):
 def _base_gate(gate, valid, C, B: tl.constexpr):
     """b = 1 - mean_a g_a."""
     total = tl.zeros(valid.shape, tl.float64)
-    for a in range(B):
+    for a in tl.range(0, B, loop_unroll_factor=B if B <= 4 else 1):
         total += _load(gate + a * C, valid)
-    return 1.0 - total / B
+    return 1.0 - total * (1.0 / B)
 
 
 @triton.jit
@@ -84,15 +84,15 @@ def statistics_kernel(
         wwm = tl.zeros([BLOCK_N, BLOCK_C], tl.float64)
         wwq1 = tl.zeros([BLOCK_N, BLOCK_C], tl.float64)
         wwq2 = tl.zeros([BLOCK_N, BLOCK_C], tl.float64)
-        for i in range(B):
-            w = _load(gate + i * C, valid) / B
+        for i in tl.range(0, B, loop_unroll_factor=B if B <= 4 else 1):
+            w = _load(gate + i * C, valid) * (1.0 / B)
             t = _load(moments + (3 + o + i) * C, valid)
             t2 = _load(moments + (3 + A + o + i) * C, valid)
             inner_m = tl.zeros([BLOCK_N, BLOCK_C], tl.float64)
             inner1 = tl.zeros([BLOCK_N, BLOCK_C], tl.float64)
             inner2 = tl.zeros([BLOCK_N, BLOCK_C], tl.float64)
-            for j in range(B):
-                other = _load(gate + j * C, valid) / B
+            for j in tl.range(0, B, loop_unroll_factor=B if B <= 4 else 1):
+                other = _load(gate + j * C, valid) * (1.0 / B)
                 row = pair_row(o + tl.minimum(i, j), o + tl.maximum(i, j), A)
                 inner_m += other * _load(mass + A + row, valid)
                 inner1 += other * _load(moments + (3 + 2 * A + row) * C, valid)
@@ -185,8 +185,8 @@ def coefficients_kernel(
         e0 = _load_sum(sums, valid, strips, step)
         with_d = b * e0
         with_x = b * _load_sum(sums + C, valid, strips, step)
-        for i in range(B):
-            w = _load(gate + i * C, valid) / B
+        for i in tl.range(0, B, loop_unroll_factor=B if B <= 4 else 1):
+            w = _load(gate + i * C, valid) * (1.0 / B)
             with_d += w * _load_sum(sums + (2 + i) * C, valid, strips, step)
             with_x += w * _load_sum(sums + (2 + B + i) * C, valid, strips, step)
         near += shift * with_d + with_x - mean * e0
@@ -215,8 +215,8 @@ def coefficients_kernel(
         shift = _load(saved, valid)
         b = _base_gate(gate, valid, C, B)
         sum_g = b * size
-        for i in range(B):
-            sum_g += _load(gate + i * C, valid) / B * _load(mass + o + i, valid)
+        for i in tl.range(0, B, loop_unroll_factor=B if B <= 4 else 1):
+            sum_g += _load(gate + i * C, valid) * (1.0 / B) * _load(mass + o + i, valid)
         sum_dy = k1 * _load_sum(sums, valid, strips, step) + k2 * size
         sum_dy += k3 * (shift * sum_g + _load(saved + (2 + B) * C, valid))
         db = shift * sum_dy + k1 * _load_sum(sums + C, valid, strips, step) + k2 * _load(saved + C, valid)
@@ -225,15 +225,15 @@ def coefficients_kernel(
         tl.store(coef + C, k2 + rows, mask=valid)
         tl.store(coef + 2 * C, k3 + rows, mask=valid)
         tl.store(coef + 3 * C, b, mask=valid)
-        for i in range(B):
+        for i in tl.range(0, B, loop_unroll_factor=B if B <= 4 else 1):
             mass_i = _load(mass + o + i, valid)
             sum_gm = b * mass_i
-            for j in range(B):
+            for j in tl.range(0, B, loop_unroll_factor=B if B <= 4 else 1):
                 row = pair_row(o + tl.minimum(i, j), o + tl.maximum(i, j), A)
-                sum_gm += _load(gate + j * C, valid) / B * _load(mass + A + row, valid)
+                sum_gm += _load(gate + j * C, valid) * (1.0 / B) * _load(mass + A + row, valid)
             sum_dym = k1 * _load_sum(sums + (2 + i) * C, valid, strips, step) + k2 * mass_i
             sum_dym += k3 * (shift * sum_gm + _load(saved + (3 + B + i) * C, valid))
             dw = shift * sum_dym + k1 * _load_sum(sums + (2 + B + i) * C, valid, strips, step)
             dw += k2 * _load(saved + (2 + i) * C, valid) + k3 * _load(saved + (4 + 2 * B + i) * C, valid)
-            tl.store(coef + (4 + i) * C, _load(gate + i * C, valid) / B, mask=valid)
-            tl.store(grad_gate_ptr + (n * A + o + i) * C + c, (dw - db) / B, mask=valid)
+            tl.store(coef + (4 + i) * C, _load(gate + i * C, valid) * (1.0 / B), mask=valid)
+            tl.store(grad_gate_ptr + (n * A + o + i) * C + c, (dw - db) * (1.0 / B), mask=valid)

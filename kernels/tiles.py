@@ -1,10 +1,12 @@
 """What the kernels share: where a tile lies, tuples of slices and of accumulators, maxima with their positions.
 
-A tile holds BLOCK_C channels by LANES x GROUP pixels of one image, the pixels flat (s = h W + w). It is a tuple of GROUP
+A tile holds BLOCK_C channels by some pixels of one image, the pixels flat (s = h W + w). Both layouts are walked by the
+same code; LAST says that channels are adjacent in memory, and `stride` is the step of the other axis. Kernels that map
+element by element have it as [BLOCK_C, BLOCK_S]. Kernels that sum have LANES x GROUP pixels as a tuple of GROUP
 slices [BLOCK_C, LANES]: slice g has pixel GROUP l + g of lane l. So an accumulator is [BLOCK_C, LANES] whatever GROUP
-is, and a thread that loaded 16 bytes adds them up without an exchange. Both layouts are walked by the same code; LAST
-says that channels are adjacent in memory, and `stride` is the step of the other axis. Every tile that sums has a size
-and a place that depend on the shape alone, so that sums are bit-equal from run to run.
+is, and a thread that loaded 16 bytes adds them up without an exchange. Every tile that sums has a size and a place that
+depend on the shape alone, so that sums are bit-equal from run to run. A tile of masks has fewer numbers than the
+program has threads: the compiler then loads it in the layout of the features instead of the other way round.
 """
 
 import triton
@@ -70,6 +72,15 @@ def load_tile(
 
 
 @triton.jit
+def load_mask_rows(mask_ptr, s, inside, S, acc: tl.constexpr, COUNT: tl.constexpr):
+    """Tuple of COUNT rows [1, BLOCK_S] of masks that lie S apart."""
+    out = ()
+    for a in tl.static_range(COUNT):
+        out = out + (tl.load(mask_ptr + a * S + s, mask=inside, other=0.0).to(acc)[None, :],)
+    return out
+
+
+@triton.jit
 def load_masks(
     mask_ptr,
     first,
@@ -81,7 +92,7 @@ def load_masks(
     EVEN: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """Tuple of COUNT masks that lie S apart, of the tile at pixel `first`: of each its GROUP slices [1, LANES], flat."""
+    """Tuple of COUNT masks that lie S apart, of the tile at pixel `first`: GROUP slices [1, LANES] of each, flat."""
     s = first + (tl.arange(0, LANES) * GROUP)[None, :, None] + tl.arange(0, GROUP)[None, None, :]
     out = ()
     for a in tl.static_range(COUNT):
@@ -100,6 +111,15 @@ def load_rows(ptr, c, valid, C, acc: tl.constexpr, COUNT: tl.constexpr):
     for k in tl.static_range(COUNT):
         out = out + (tl.load(ptr + k * C + c, mask=valid, other=0.0).to(acc)[:, None],)
     return out
+
+
+@triton.jit
+def madd(a, b, c):
+    """a b + c in one instruction, of tensors that broadcast."""
+    a, b = tl.broadcast(a, b)
+    a, c = tl.broadcast(a, c)
+    b, c = tl.broadcast(b, c)
+    return tl.fma(a, b, c)
 
 
 @triton.jit
