@@ -10,20 +10,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from axnet.data.cardiothoracic import cardiothoracic_ratio
-    from axnet.data.findings import ANATOMIES, NIH_FINDINGS, ORGANS, Box, organs_to_anatomies
+    from axnet.data.findings import (
+        ANATOMIES,
+        CHEXPERT_FINDINGS,
+        NIH_FINDINGS,
+        ORGANS,
+        Box,
+        canonical,
+        organs_to_anatomies,
+    )
     from axnet.data.folder import RadiographFolder, open_unlabelled
     from axnet.data.image import read_image, read_mask
     from axnet.data.mask_table import MaskTable, MaskWriter
     from axnet.data.nih import NIHChestXray
     from axnet.data.organs import OrganMaskSet
     from axnet.data.phantom import PhantomSample, PhantomXray, render, write_nih
+    from axnet.data.sets.chexpert import CheXpert
+    from axnet.data.sets.csv import CSVDataset
+    from axnet.data.sets.mimic import MIMICCXR
     from axnet.imaging import percentile_normalize, resize
 
 _HOME = {
     "ANATOMIES": "axnet.data.findings",
+    "CHEXPERT_FINDINGS": "axnet.data.findings",
     "NIH_FINDINGS": "axnet.data.findings",
     "ORGANS": "axnet.data.findings",
     "Box": "axnet.data.findings",
+    "CSVDataset": "axnet.data.sets.csv",
+    "CheXpert": "axnet.data.sets.chexpert",
+    "MIMICCXR": "axnet.data.sets.mimic",
+    "canonical": "axnet.data.findings",
     "cardiothoracic_ratio": "axnet.data.cardiothoracic",
     "organs_to_anatomies": "axnet.data.findings",
     "RadiographFolder": "axnet.data.folder",
@@ -44,9 +60,13 @@ _HOME = {
 
 __all__ = [
     "ANATOMIES",
+    "CHEXPERT_FINDINGS",
+    "MIMICCXR",
     "NIH_FINDINGS",
     "ORGANS",
     "Box",
+    "CSVDataset",
+    "CheXpert",
     "MaskTable",
     "MaskWriter",
     "NIHChestXray",
@@ -54,6 +74,7 @@ __all__ = [
     "PhantomSample",
     "PhantomXray",
     "RadiographFolder",
+    "canonical",
     "cardiothoracic_ratio",
     "open_unlabelled",
     "organs_to_anatomies",

@@ -28,6 +28,43 @@ NIH_FINDINGS: tuple[str, ...] = (
 NO_FINDING = "No Finding"
 """What the NIH table writes where none of the 14 labels applies."""
 
+CHEXPERT_FINDINGS: tuple[str, ...] = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+"""The 14 labels of CheXpert's labeller, which MIMIC-CXR has too, in canonical names and the order of CheXpert."""
+
+_CANONICAL = {
+    "Pleural Effusion": "Effusion",
+    "Pleural Thickening": "Pleural_Thickening",
+    "Infiltrate": "Infiltration",
+    "Airspace Opacity": "Lung Opacity",
+}
+
+
+def canonical(finding: str) -> str:
+    """The name by which a finding is known in every data set.
+
+    That is NIH's where NIH has it (Effusion, Pleural_Thickening, Infiltration), else CheXpert's (Lung Opacity, also for
+    the Airspace Opacity of MIMIC's first release). Labels of other meaning stay apart: Lung Lesion is not Mass or
+    Nodule, Pleural Other is not Pleural_Thickening, and Lung Opacity is not Infiltration.
+    """
+    name = finding.strip()
+    return _CANONICAL.get(name, name)
+
+
 ORGANS: tuple[str, ...] = ("left_lung", "right_lung", "heart")
 """Channels of an organ mask. Left is the patient's left: the right-hand side of the image."""
 

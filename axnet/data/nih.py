@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from torch.utils.data import Dataset
 from axnet.data.files import file_fingerprint
 from axnet.data.findings import NIH_FINDINGS, NO_FINDING, Box
 from axnet.data.image import StrPath, read_image
+from axnet.data.sets import absent
+from axnet.data.splits import split_hash
 from axnet.imaging import mask_values, resize
 
 SPLITS = ("train_val", "test", "all")
@@ -152,11 +153,6 @@ class NIHChestXray(Dataset[Item]):
 _HEAD = ("image", "patient", "view", "age", "sex", "follow_up")
 
 
-def split_hash(ids: Iterable[str]) -> str:
-    """SHA-256 (hexadecimal) of the sorted image list, one name per line: the same for any order of the same images."""
-    return hashlib.sha256("".join(f"{name}\n" for name in sorted(ids)).encode()).hexdigest()
-
-
 def _some(names: Sequence[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
@@ -164,9 +160,7 @@ def _some(names: Sequence[str], limit: int = 3) -> str:
 def _read_table(root: Path) -> pd.DataFrame:
     candidates = sorted(root.glob("Data_Entry_2017*.csv"))
     if not candidates:
-        raise FileNotFoundError(
-            f"root '{root}' holds no Data_Entry_2017*.csv, expected the folder of the NIH download."
-        )
+        raise absent(root, "Data_Entry_2017*.csv", "nih")
     path = candidates[-1]  # "..._v2020.csv" sorts after the older "....csv"
     text = dict.fromkeys(("Image Index", "Finding Labels", "Patient ID", "Patient Age"), str)
     raw = pd.read_csv(path, dtype=text, index_col=False)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from axnet.data import PhantomXray
+from axnet.data import NIH_FINDINGS, PhantomXray
 from axnet.models import Preprocessing
 from axnet.segment import PRESETS, Segmenter, evaluate_segmenter, fit_segmenter
 from axnet.train.anatomy import SEGMENTER_NAME, find_segmenter
@@ -85,7 +85,8 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> DemoResu
         seconds[name] = time.perf_counter() - started
 
     if config.minutes is not None:
-        pace = seconds_per_step(_runs(config), made_up(config.size, 2 * config.batch_size, config.data.findings))
+        findings = config.data.findings or NIH_FINDINGS  # how many there are is all that the time depends on
+        pace = seconds_per_step(_runs(config), made_up(config.size, 2 * config.batch_size, findings))
         say(_first_word(config, pace))
     with part("segmenter"):
         segmenter = _segmenter(config, out)

@@ -9,7 +9,11 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
 from typing import Any
+
+StrPath = str | PathLike[str]
 
 DEFAULT = "phantom"
 ORGANS_ONLY = ("wingspan",)
@@ -42,7 +46,8 @@ class DataSet:
     title: in reports. root: what --root is to it, for help and errors; None where it needs none. splits: the parts of
     a run, "train" and "test", to its own splits. open: the films of a request with their labels, an
     axnet.data.XraySource; None where it has no labels. open_organs: the films of a request with organ masks (splits
-    "train", "val", "test"); None where it has none. options: names that Request.options may have.
+    "train", "val", "test"); None where it has none. options: names that Request.options may have. marks: patterns of
+    files that together tell a folder of this set.
     real: films of patients. Those of a set that is drawn carry their exact masks, and need no segmenter.
     """
 
@@ -52,6 +57,7 @@ class DataSet:
     open_organs: Callable[[Request], Any] | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
     real: bool = True
 
 
@@ -78,6 +84,20 @@ def load(name: str) -> DataSet:
     """The entry of a name, without checks."""
     entry: DataSet = importlib.import_module(f"{__name__}.{name}").DATASET
     return entry
+
+
+def absent(root: StrPath, what: str, name: str) -> FileNotFoundError:
+    """The error for a folder that lacks a set's file; says which other set the folder looks like."""
+    folder = Path(root)
+    if not folder.exists():
+        return FileNotFoundError(f"root '{folder}' does not exist.")
+    like = next((other for other in names() if other != name and _marked(folder, load(other).marks)), None)
+    hint = "" if like is None else f"; it looks like {load(like).title} (data '{like}')"
+    return FileNotFoundError(f"root '{folder}' holds no {what}, expected {load(name).root}{hint}.")
+
+
+def _marked(folder: Path, marks: tuple[str, ...]) -> bool:
+    return bool(marks) and all(any(folder.glob(mark)) for mark in marks)
 
 
 def _serves(name: str, organs: bool) -> Callable[[Request], Any] | None:

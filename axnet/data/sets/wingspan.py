@@ -17,4 +17,5 @@ DATASET = DataSet(
     title="organ masks",
     root="the folder of the organ mask set (index.csv, images/, masks/left_lung, right_lung, heart)",
     open_organs=_open_organs,
+    marks=("index.csv", "masks"),
 )

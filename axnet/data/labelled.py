@@ -1,0 +1,213 @@
+"""Films with labels out of a table: what the readers of CheXpert, MIMIC-CXR and CSV tables share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+
+from axnet.data.files import file_fingerprint
+from axnet.data.findings import canonical
+from axnet.data.image import StrPath, read_image
+from axnet.data.splits import split_hash
+from axnet.data.uncertainty import UNCERTAIN, Policy, settled
+from axnet.imaging import mask_values, resize
+
+VIEWS = ("frontal", "lateral", "PA", "AP", "all")
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Films:
+    """Films of a table before anything is chosen.
+
+    table: its file, for errors. rows: columns image (a name), path, patient, view ("PA", "AP", "frontal", "lateral" or
+    another), one row per film. raw: float64 [N,K], 0, 1, -1 for uncertain, NaN for blank. findings: K canonical names.
+    """
+
+    table: Path
+    rows: pd.DataFrame
+    raw: npt.NDArray[np.float64]
+    findings: tuple[str, ...]
+
+
+class LabelledFilms(Dataset[Item]):
+    """Films with labels of one split.
+
+    findings: labels to return and their order, in canonical names (axnet.data.canonical) or the set's own; None for
+    all. views: "frontal" (PA, AP), "lateral", "PA", "AP", several of these, or "all". uncertain, blank: what labels
+    that the reports leave open become (axnet.data.uncertainty). size: side in pixels to which images (and masks) are
+    resized, None for the stored size. masks: called with an image id, returns its mask [A,H,W], as MaskTable does.
+    transform: called with the item, returns the item to use.
+
+    Items: image float32 [1,H,W] in [0,1], label float32 [K] (NaN: left out), id, patient, view, and with masks also
+    mask float32 [A,H,W]. Attributes: root, split, findings, table (image, path, patient, view), raw float64 [N,K] and
+    labels float32 [N,K], ids, patients, and split_hash, the SHA-256 of the sorted image list.
+    Raises FileNotFoundError for missing images, ValueError for an unknown finding or view, labels other than 0, 1, -1
+    and blank, a name that comes twice, or when nothing is left.
+    """
+
+    def __init__(
+        self,
+        films: Films,
+        *,
+        root: Path,
+        split: str,
+        findings: Sequence[str] | None = None,
+        views: str | Sequence[str] = "frontal",
+        uncertain: Policy = "ignore",
+        blank: str = "zeros",
+        size: int | None = None,
+        masks: Callable[[str], npt.NDArray[Any]] | None = None,
+        transform: Callable[[Item], Item] | None = None,
+    ) -> None:
+        """Choose and check; the class describes the arguments."""
+        wanted = films.findings if findings is None else tuple(canonical(finding) for finding in findings)
+        unknown = [finding for finding in wanted if finding not in films.findings]
+        if unknown:
+            raise ValueError(f"findings has {unknown[0]!r}, expected labels out of {films.findings}.")
+        if not len(films.rows):
+            raise ValueError(f"split '{split}' of table '{films.table}' holds no film.")
+        shown = _in_view(films.rows["view"], views)
+        if not shown.any():
+            there = ", ".join(sorted(set(films.rows["view"].astype(str)))[:8])
+            raise ValueError(
+                f"views {views!r} leaves none of the {len(shown)} films of split '{split}', whose views are: {there}."
+            )
+        self.root, self.split, self.findings = root, split, wanted
+        self.size, self.masks, self.transform = size, masks, transform
+        self.table: pd.DataFrame = films.rows[shown].reset_index(drop=True)
+        self.ids: list[str] = self.table["image"].tolist()
+        self.patients: list[str] = self.table["patient"].tolist()
+        twice = self.table["image"][self.table["image"].duplicated()].tolist()
+        if twice:
+            raise ValueError(f"table '{films.table}' lists {len(twice)} films more than once: {some(twice)}.")
+        self.raw = films.raw[shown][:, [films.findings.index(finding) for finding in wanted]]
+        self.labels = settled(self.raw, self.ids, wanted, uncertain, blank)
+        self.split_hash = split_hash(self.ids)
+        self._paths: list[str] = self.table["path"].tolist()
+        missing = [path for path in self._paths if not os.path.isfile(path)]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(self._paths)} images of split '{split}' are missing: {some(missing)}."
+            )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Item:
+        """One image with its labels."""
+        name = self.ids[index]
+        image = read_image(self._paths[index])
+        if self.size is not None:
+            image = resize(image, self.size)
+        item: Item = {
+            "image": torch.from_numpy(image)[None],
+            "label": torch.from_numpy(self.labels[index].copy()),
+            "id": name,
+            "patient": self.patients[index],
+            "view": self.table["view"].iat[index],
+        }
+        if self.masks is not None:
+            mask = mask_values(self.masks(name), f"masks for '{name}'")
+            item["mask"] = torch.from_numpy(resize(mask, (image.shape[0], image.shape[1])))
+        return item if self.transform is None else self.transform(item)
+
+    def path(self, image_id: str) -> Path:
+        """The file of an image of this split; raises ValueError for an unknown id."""
+        if image_id not in self.ids:
+            raise ValueError(f"image_id is '{image_id}', expected an image of split '{self.split}'.")
+        return Path(self._paths[self.ids.index(image_id)])
+
+    def counts(self) -> pd.DataFrame:
+        """What the policies make: per finding the films that count as positive and negative, and those left out.
+
+        Columns positive, negative, left_out, uncertain and blank; smoothed labels count as positive.
+        """
+        return pd.DataFrame(
+            {
+                "positive": (self.labels > 0).sum(0),
+                "negative": (self.labels == 0).sum(0),
+                "left_out": np.isnan(self.labels).sum(0),
+                "uncertain": (self.raw == UNCERTAIN).sum(0),
+                "blank": np.isnan(self.raw).sum(0),
+            },
+            index=list(self.findings),
+        )
+
+    def fingerprint(self) -> str | None:
+        """Names the images and masks of the items; None where a transform or masks of unknown origin make them."""
+        masks = None if self.masks is None else getattr(self.masks, "fingerprint", lambda: "")()
+        if self.transform is not None or masks == "":
+            return None
+        return f"{file_fingerprint(self._paths)}-{self.size}-{masks}"
+
+
+def read_table(path: StrPath) -> pd.DataFrame:
+    """A CSV file, also compressed, as text; header lines that come again, as in files put together, are left out."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    table.columns = [str(name).strip() for name in table.columns]
+    first = table.columns[0]
+    return table[table[first] != first].reset_index(drop=True)
+
+
+def raw_labels(table: pd.DataFrame, columns: Sequence[str], path: Path) -> npt.NDArray[np.float64]:
+    """Labels [N,K] of text columns: 0, 1, -1, NaN for blank. Raises ValueError that names file, row and column."""
+    raw = np.empty((len(table), len(columns)))
+    for place, column in enumerate(columns):
+        codes, texts = pd.factorize(table[column].str.strip())
+        values = np.array([_label(text) for text in texts], dtype=np.float64)
+        wrong = np.flatnonzero(np.isinf(values))
+        if len(wrong):
+            row = int(np.flatnonzero(codes == wrong[0])[0])
+            raise ValueError(
+                f"table '{path}' has {column} {texts[wrong[0]]!r} in row {row + 1}, expected 0, 1, -1 or blank."
+            )
+        raw[:, place] = values[codes] if len(values) else np.nan
+    return raw
+
+
+def need_columns(table: pd.DataFrame, columns: Sequence[str], path: Path) -> None:
+    """Check that a table has its columns; raises ValueError that says what it has."""
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise ValueError(
+            f"table '{path}' lacks column '{missing[0]}', expected {list(columns)}; it has {list(table.columns)}."
+        )
+
+
+def some(names: Sequence[str], limit: int = 3) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def _label(text: str) -> float:
+    """A label's number; infinity for what is none."""
+    if text.lower() in ("", "nan", "na", "none"):
+        return float("nan")
+    try:
+        value = float(text)
+    except ValueError:
+        return float("inf")
+    return value if value in (0, 1, -1) else float("inf")
+
+
+def _in_view(views: pd.Series, wanted: str | Sequence[str]) -> npt.NDArray[np.bool_]:
+    asked = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    unknown = [view for view in asked if view not in VIEWS]
+    if unknown or not asked:
+        raise ValueError(f"views is {wanted!r}, expected one or several of {VIEWS}.")
+    if "all" in asked:
+        return np.ones(len(views), dtype=bool)
+    taken = {"frontal": ("frontal", "PA", "AP"), "lateral": ("lateral", "LATERAL", "LL", "RL", "L")}
+    accepted = {name for view in asked for name in taken.get(view, (view,))}
+    return np.asarray(views.isin(accepted), dtype=np.bool_)

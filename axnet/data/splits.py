@@ -1,0 +1,36 @@
+"""Splits: their names in reports, and patients who must not be on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+
+def split_hash(ids: Iterable[str]) -> str:
+    """SHA-256 (hexadecimal) of the sorted image list, one name per line: the same for any order of the same images."""
+    return hashlib.sha256("".join(f"{name}\n" for name in sorted(ids)).encode()).hexdigest()
+
+
+def by_patient(patients: Sequence[str], fraction: float, seed: int) -> list[str]:
+    """ "test" for about this fraction of the patients, "train" for the others; one entry per film.
+
+    Where a patient goes depends on the name and the seed alone, so it stays when others come and go.
+    Raises ValueError for a fraction that is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"test_fraction is {fraction}, expected a number between 0 and 1.")
+    sides = {}
+    for patient in set(patients):
+        draw = hashlib.sha256(f"{seed}|{patient}".encode()).digest()[:8]
+        sides[patient] = "test" if int.from_bytes(draw, "big") < fraction * 2**64 else "train"
+    return [sides[patient] for patient in patients]
+
+
+def check_disjoint(sides: Mapping[str, Iterable[str]], where: str) -> None:
+    """Check that no patient is in two splits; raises ValueError that names some and, as where, the table."""
+    seen: dict[str, str] = {}
+    for split, patients in sides.items():
+        shared = sorted(patient for patient in set(patients) if seen.setdefault(patient, split) != split)
+        if shared:
+            shown = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
+            raise ValueError(f"{where}: {len(shared)} patients are in both '{seen[shared[0]]}' and '{split}': {shown}.")
