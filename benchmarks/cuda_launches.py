@@ -36,6 +36,9 @@ BUDGETS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
     "pwap backward, 14": ((20, float("inf")), (60, 35)),
 }
 
+# Passes that are still over their budget at SHAPE; tests/bench/test_cuda_model.py wants this list exact.
+NOT_YET = {(name, dtype, layout) for name in BUDGETS for dtype in DTYPES for layout in LAYOUTS}
+
 
 def calls(shape: tuple[int, int, int, int], layout: str, dtype: torch.dtype) -> dict[str, Any]:
     """The ops by pass, as the device's record times them (axnet.bench.measure.passes)."""

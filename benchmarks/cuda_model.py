@@ -18,35 +18,28 @@ from __future__ import annotations
 
 import argparse
 import csv
-import ctypes
-import hashlib
+import itertools
 import json
 import os
 import random
 import re
-import shutil
-import struct
-import subprocess
 import sys
-import sysconfig
 import time
-import types
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import cuda_launches  # noqa: E402
 from benchmarks.cuda_resources import find_nvcc  # noqa: E402
-from benchmarks.sass.machine import Launch, Machine, writable_memory  # noqa: E402
-from benchmarks.sass.program import Program, disassemble, kernel_of, parse  # noqa: E402
+from benchmarks.sass.launches import Recorder, buffers_of, find_nvdisasm, host_library, machine_code  # noqa: E402
+from benchmarks.sass.machine import Launch, Machine  # noqa: E402
+from benchmarks.sass.program import Program, parse  # noqa: E402
 
 MULTIPROCESSORS, CLOCK = 132, 1.75e9  # of an H200
 COPY = 4.23e12  # bytes a second, measured on it
@@ -81,139 +74,6 @@ class Row:
     predicted_ms: float
 
 
-# -- what is compiled
-
-
-def flags(source: Path) -> list[str]:
-    includes = [f"-I{source / 'csrc'}"]
-    for path in (*cpp_extension.include_paths(), sysconfig.get_paths()["include"]):
-        includes += ["-isystem", path]
-    return ["-std=c++20", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000", *includes]
-
-
-def cache_of(source: Path, word: str, *files: Path) -> Path:
-    """A place for what follows from these files."""
-    digest = hashlib.sha256(word.encode())
-    for file in files:
-        digest.update(file.read_bytes())
-    folder = ROOT / "build" / "cuda_model"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / digest.hexdigest()[:20]
-
-
-def headers(*folders: Path) -> list[Path]:
-    return sorted(p for f in folders for e in ("*.h", "*.cuh") for p in f.rglob(e))
-
-
-def machine_code(source: Path, file: Path, nvcc: str, nvdisasm: str) -> dict[str, str]:
-    """The listing of each kernel of a file, with the registers in its first line."""
-    kept = cache_of(source, "sass 3", file, *headers(source / "csrc")).with_suffix(".json")
-    if not kept.exists():
-        cubin = kept.with_suffix(".cubin")
-        command = [nvcc, "-cubin", str(file), "-o", str(cubin), "-O3", "--expt-relaxed-constexpr", "-arch=sm_90"]
-        done = subprocess.run([*command, "-Xptxas", "-v", *flags(source)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{file.name} does not compile for sm_90:\n{done.stderr[-6000:]}")
-        used = {}
-        for entry in done.stderr.split("Compiling entry function '")[1:]:
-            registers, shared = re.search(r"Used (\d+) registers", entry), re.search(r"(\d+) bytes smem", entry)
-            used[entry.split("'")[0]] = [int(registers[1]) if registers else 0, int(shared[1]) if shared else 0]
-        listings = disassemble(nvdisasm, cubin)
-        kept.write_text(json.dumps({k: [used[v.partition("\n")[0]], v] for k, v in listings.items()}))
-        cubin.unlink()
-    found: dict[str, Any] = json.loads(kept.read_text())
-    return found
-
-
-def host_library(source: Path, files: list[Path]) -> Path:
-    """The ops with the kernels' host code, which records launches (tests/cuda_host)."""
-    host = ROOT / "tests" / "cuda_host"
-    shared = headers(source / "csrc", host)
-    objects = []
-
-    def compile_one(file: Path) -> Path:
-        out = cache_of(source, "host 3", file, *shared).with_suffix(".o")
-        if not out.exists():
-            command = ["g++", "-x", "c++", "-O0", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas", f"-I{host}"]
-            done = subprocess.run(
-                [*command, *flags(source), "-UUSE_CUDA", "-c", str(file), "-o", str(out)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                sys.exit(f"{file.name} does not compile for the host:\n{done.stderr[-6000:]}")
-        return out
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, [host / "fibers.cpp", source / "csrc" / "ops.cpp", *files]))
-    library = cache_of(source, "library", *objects).with_suffix(".so")
-    if not library.exists():
-        folders = [f for path in cpp_extension.library_paths() for f in (f"-L{path}", f"-Wl,-rpath,{path}")]
-        command = ["g++", "-shared", *map(str, objects), *folders, "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
-        subprocess.run([*command, "-o", str(library)], check=True)
-    return library
-
-
-# -- what is launched
-
-
-class Recorder:
-    """The launches that calls of the ops make."""
-
-    def __init__(self, library: Path) -> None:
-        import importlib.util
-
-        self.release = ctypes.CDLL(str(library)).axnet_host_release
-        self.file = ROOT / "build" / "cuda_model" / f"launches.{os.getpid()}"
-        os.environ["AXNET_RECORD_LAUNCHES"] = str(self.file)
-        spec = importlib.util.spec_from_file_location("axnet._C", library)
-        assert spec is not None and spec.loader is not None  # noqa: PT018
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["axnet._C"] = module
-        sys.modules.setdefault("axnet._buildinfo", types.SimpleNamespace(cuda_kernels="no (the judge)"))  # type: ignore[arg-type]
-        spec.loader.exec_module(module)
-        table = subprocess.run(["nm", "-C", str(library)], capture_output=True, text=True, check=True).stdout
-        self.names = {}
-        for line in table.splitlines():
-            address, _, rest = line.partition(" ")
-            name = kernel_of(rest)
-            if name and address:
-                self.names[int(address, 16)] = name
-
-    def __call__(self, call: Any) -> list[Launch]:
-        self.release()
-        self.file.write_text("")
-        self.kept = call()  # its tensors stay alive while the launches are executed
-        launches = []
-        for line in self.file.read_text().splitlines():
-            offset, blocks, groups, threads, shared, *data = line.split()
-            launches.append(
-                Launch(
-                    self.names[int(offset)],
-                    (int(blocks), int(groups)),
-                    int(threads),
-                    int(shared),
-                    bytes.fromhex(data[0] if data else ""),
-                )
-            )
-        self.file.unlink()
-        return launches
-
-
-def buffers_of(launch: Launch) -> list[tuple[int, int]]:
-    """Address and bytes of the tensors that the arguments point to."""
-    usable = ctypes.CDLL(None).malloc_usable_size
-    usable.restype, usable.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
-    regions = writable_memory()
-    found = {}
-    for at in range(0, len(launch.arguments) // 8 * 8, 8):
-        (address,) = struct.unpack_from("<Q", launch.arguments, at)
-        if address % 16 == 0 and any(low + 16 <= address < high for low, high in regions):
-            found[address] = min(usable(address), max(high - address for low, high in regions if low <= address < high))
-    return sorted(found.items())
-
-
 # -- what it costs
 
 
@@ -236,16 +96,24 @@ def sample(grid: tuple[int, int], count: int) -> list[tuple[int, int]]:
 
 def judge(program: Program, used: list[int], launch: Launch, elements: int, blocks: int) -> tuple[dict[str, Any], Any]:
     registers, static = used
-    machine = Machine(program, launch, sample(launch.grid, blocks or 4), buffers_of(launch))
-    machine.run()
-    if not blocks and machine.steps < 40_000 and len(machine.blocks) < launch.grid[0] * launch.grid[1]:
-        machine = Machine(program, launch, sample(launch.grid, 32 if machine.steps < 5000 else 8), buffers_of(launch))
+    total = launch.grid[0] * launch.grid[1]
+    per = resident(registers, launch.shared_bytes + static, launch.threads)
+    at_once = min(per, -(-total // MULTIPROCESSORS))
+    rate = COPY / CLOCK / MULTIPROCESSORS / at_once
+
+    def run(count: int) -> Machine:
+        machine = Machine(
+            program, launch, sample(launch.grid, count), buffers_of(launch), bandwidth=rate, sharers=at_once
+        )
         machine.run()
+        return machine
+
+    machine = run(blocks or 4)
+    if not blocks and machine.steps < 40_000 and len(machine.blocks) < total:
+        machine = run(32 if machine.steps < 5000 else 8)
     share = launch.grid[0] * launch.grid[1] / len(machine.blocks)
     threads = sum(i.threads for i in program.code) * share
     warps = sum(i.warps for i in program.code) * share
-    per = resident(registers, launch.shared_bytes + static, launch.threads)
-    total = launch.grid[0] * launch.grid[1]
     moved = 0.0
     asked = 0.0
     sizes = dict(machine.buffers)
@@ -253,7 +121,6 @@ def judge(program: Program, used: list[int], launch: Launch, elements: int, bloc
         asked += count
         moved += min(count * share, sizes[base])
     alone = float(machine.clock.reshape(len(machine.blocks), -1).max(1).mean())
-    at_once = min(per, -(-total // MULTIPROCESSORS))
     waves = max(1.0, total / (at_once * MULTIPROCESSORS))
     memory = machine.memory
     bytes_s, issue_s = moved / COPY, warps * 32 / INSTRUCTIONS
@@ -301,59 +168,126 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="a record of Nsight Compute (benchmarks/results/h200_ncu.csv)")
     parser.add_argument("--source", type=Path, default=ROOT, help="the tree whose csrc/ and axnet/ are judged")
     parser.add_argument("--profile", action="store_true", help="print each instruction with its count")
+    parser.add_argument("--verify", action="store_true", help="compare results with the host build's; small shapes")
     parser.add_argument("--out", type=Path, help="JSON of all rows")
     arguments = parser.parse_args()
+    if arguments.verify:
+        return verify(arguments)
     rows = measure(arguments)
+    print(summary(rows))
     if arguments.against:
         print(compare(rows, arguments.against))
     if arguments.out:
         arguments.out.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n", encoding="utf-8")
 
 
+class Judge:
+    """The kernels of a tree, compiled when they are first launched."""
+
+    def __init__(self, source: Path) -> None:
+        sys.path.insert(0, str(source))
+        nvcc, nvdisasm = find_nvcc(), find_nvdisasm()
+        if nvcc is None or nvdisasm is None:
+            sys.exit("nvcc and nvdisasm are needed: set CUDA_HOME, or install triton, whose wheel carries nvdisasm.")
+        self.source, self.nvcc, self.nvdisasm = source, nvcc, nvdisasm
+        self.files = sorted((source / "csrc" / "cuda").glob("*.cu"))
+        self.recorder = Recorder(host_library(source, self.files))
+        self.listings: dict[str, Any] = {}
+        self.programs: dict[str, tuple[Program, list[int]]] = {}
+
+    def code(self, kernel: str) -> tuple[Program, list[int]]:
+        if kernel not in self.programs:
+            name = kernel.partition("<")[0]
+            likely = [f for f in self.files if re.search(rf"\b{name}\(", f.read_text(encoding="utf-8"))]
+            for file in [*likely, *self.files]:
+                if kernel not in self.listings:
+                    self.listings.update(machine_code(self.source, file, self.nvcc, self.nvdisasm))
+            used, listing = self.listings[kernel]
+            self.programs[kernel] = (parse(kernel, listing), used)
+        return self.programs[kernel]
+
+
 def measure(arguments: argparse.Namespace) -> list[Row]:
-    source = arguments.source.resolve()
-    sys.path.insert(0, str(source))
-    nvcc = find_nvcc()
-    nvdisasm = find_nvdisasm()
-    if nvcc is None or nvdisasm is None:
-        sys.exit("nvcc and nvdisasm are needed: set CUDA_HOME, or install triton, whose wheel carries nvdisasm.")
-    files = sorted((source / "csrc" / "cuda").glob("*.cu"))
-    recorder = Recorder(host_library(source, files))
-    listings: dict[str, Any] = {}
-    programs: dict[str, tuple[Program, list[int]]] = {}
-
-    def code_of(kernel: str) -> tuple[Program, list[int]]:
-        if kernel not in programs:
-            for file in files:
-                if re.search(rf"\b{kernel.partition('<')[0]}\(const", file.read_text()):
-                    listings.update(machine_code(source, file, nvcc, nvdisasm))
-            if kernel not in listings:
-                for file in files:
-                    listings.update(machine_code(source, file, nvcc, nvdisasm))
-            used, listing = listings[kernel]
-            programs[kernel] = (parse(kernel, listing), used)
-        return programs[kernel]
-
+    own = Judge(arguments.source.resolve())
     rows = []
     elements = int(np.prod(arguments.shape))
-    for dtype in arguments.dtype:
-        for layout in arguments.layout:
-            torch.manual_seed(0)
-            calls = cuda_launches.calls(tuple(arguments.shape), layout, cuda_launches.DTYPES[dtype])
-            for name, call in calls.items():
-                if arguments.name not in name:
+    for dtype, layout in itertools.product(arguments.dtype, arguments.layout):
+        torch.manual_seed(0)
+        calls = cuda_launches.calls(tuple(arguments.shape), layout, cuda_launches.DTYPES[dtype])
+        for name, call in calls.items():
+            for launch in own.recorder(call) if arguments.name in name else []:
+                if arguments.kernel not in launch.kernel:
                     continue
-                for launch in recorder(call):
-                    if arguments.kernel not in launch.kernel:
-                        continue
-                    started = time.monotonic()
-                    program, used = code_of(launch.kernel)
-                    result, machine = judge(program, used, launch, elements, arguments.blocks)
-                    rows.append(Row(name, dtype, layout, shape=tuple(arguments.shape), **result))
-                    print(line(rows[-1]), f"[{time.monotonic() - started:.1f} s, {machine.steps} steps]", flush=True)
-                    if arguments.profile:
-                        print(profile(program))
+                started = time.monotonic()
+                program, used = own.code(launch.kernel)
+                result, machine = judge(program, used, launch, elements, arguments.blocks)
+                rows.append(Row(name, dtype, layout, shape=tuple(arguments.shape), **result))
+                print(line(rows[-1]), f"[{time.monotonic() - started:.1f} s, {machine.steps} steps]", flush=True)
+                if arguments.profile:
+                    print(profile(program))
     return rows
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    """Execute every block of every launch, and compare with what the host build of the same kernels computes."""
+    own = Judge(arguments.source.resolve())
+    record = os.environ.pop("AXNET_RECORD_LAUNCHES")
+    wrong = 0
+    for dtype, layout in itertools.product(arguments.dtype, arguments.layout):
+        torch.manual_seed(0)
+        calls = cuda_launches.calls(tuple(arguments.shape), layout, cuda_launches.DTYPES[dtype])
+        for name, call in calls.items():
+            if arguments.name not in name:
+                continue
+            expected = call()
+            os.environ["AXNET_RECORD_LAUNCHES"] = record
+            launches = own.recorder(call)
+            del os.environ["AXNET_RECORD_LAUNCHES"]
+            for launch in launches:
+                program, _ = own.code(launch.kernel)
+                blocks = [(x, y) for y in range(launch.grid[1]) for x in range(launch.grid[0])]
+                for at in range(0, len(blocks), 16):
+                    Machine(program, launch, blocks[at : at + 16], buffers_of(launch), exact=True).run()
+            worst = 0.0
+            for got, right in zip(own.recorder.kept, expected, strict=True):
+                if right.numel():
+                    scale = right.double().abs().max().clamp_min(1e-30)
+                    worst = max(worst, float((got.double() - right.double()).abs().max() / scale))
+            bound = 1e-2 if dtype == "bfloat16" else 1e-5
+            wrong += not worst <= bound
+            verdict = "agrees" if worst <= bound else "DIFFERS"
+            print(f"{name:<18} {dtype:<8} {layout:<13} {len(launches)} launches, difference {worst:.1e}  {verdict}")
+    if wrong:
+        sys.exit(f"{wrong} passes differ")
+
+
+def passes(rows: list[Row]) -> dict[tuple[str, str, str], tuple[float, float]]:
+    """Instructions an element and predicted percent of a copy's bandwidth, by pass, dtype and layout."""
+    found: dict[tuple[str, str, str], tuple[float, float]] = {}
+    for key in dict.fromkeys((r.name, r.dtype, r.layout) for r in rows):
+        mine = [r for r in rows if (r.name, r.dtype, r.layout) == key]
+        size = np.prod(mine[0].shape) * (2 if key[1] == "bfloat16" else 4) * cuda_launches.MAPS[key[0]]
+        share = 100 * size / COPY / sum(r.predicted_ms / 1e3 for r in mine)
+        found[key] = (round(sum(r.issued for r in mine), 2), round(float(share), 1))
+    return found
+
+
+def within(key: tuple[str, str, str], found: tuple[float, float], side: int) -> bool:
+    """Whether a pass keeps its budget; small maps may execute twice as many instructions."""
+    most, least = (values[key[1] == "float32"] for values in cuda_launches.BUDGETS[key[0]])
+    return found[0] <= most * (1 if side > 7 else 2) and (side <= 7 or found[1] >= least)
+
+
+def summary(rows: list[Row]) -> str:
+    lines = []
+    for key, found in passes(rows).items():
+        most, least = (values[key[1] == "float32"] for values in cuda_launches.BUDGETS[key[0]])
+        verdict = "within" if within(key, found, rows[0].shape[2]) else "OVER"
+        lines.append(
+            f"{key[0]:<18} {key[1]:<8} {key[2]:<13} {found[0]:>7} instructions an element (budget {most})  "
+            f"{found[1]:>5} % of a copy (budget {least} %)  {verdict}"
+        )
+    return "\n".join(lines)
 
 
 def compare(rows: list[Row], record: Path) -> str:
@@ -385,16 +319,6 @@ def line(r: Row) -> str:
         f"sectors {r.sectors_per_request:>4}  banks {r.bank_conflicts:>4}  "
         f"bytes {r.bytes_ms:.3f} issue {r.issue_ms:.3f} latency {r.latency_ms:.3f} -> {r.predicted_ms:.3f} ms"
     )
-
-
-def find_nvdisasm() -> str | None:
-    from importlib.util import find_spec
-
-    found = shutil.which("nvdisasm")
-    spec = find_spec("triton")
-    if found is None and spec is not None and spec.origin:
-        found = shutil.which("nvdisasm", path=str(Path(spec.origin).parent / "backends" / "nvidia" / "bin"))
-    return found
 
 
 if __name__ == "__main__":

@@ -113,8 +113,11 @@ class Machine:
         blocks: list[tuple[int, int]],
         buffers: list[tuple[int, int]],
         exact: bool = False,
+        bandwidth: float = 18.3,
+        sharers: int = 1,
     ) -> None:
-        from benchmarks.sass.semantics import compiled
+        from benchmarks.sass import control, floats, integers, memory  # noqa: F401 each registers its instructions
+        from benchmarks.sass.operands import compiled
 
         self.program, self.launch, self.blocks = program, launch, blocks
         self.exact = exact  # products of the matrix units and stores too
@@ -143,7 +146,10 @@ class Machine:
         self.bases = np.array([b for b, _ in self.buffers] or [0], np.uint64)
         self.touched = {b: np.zeros(size // SECTOR + 2, bool) for b, size in self.buffers}
         self.memory = Memory()
-        self.fetched = 0  # bytes of first touch under way, for the clocks
+        self.bandwidth = bandwidth  # bytes a cycle from DRAM for a block
+        self.sharers = sharers  # blocks of a multiprocessor
+        self.shared_queue = np.zeros(len(blocks))
+        self.queue = np.zeros(len(blocks))  # when the last of them will be there
         W = L // WARP
         self.clock = np.zeros(W)
         self.boards = np.zeros((6, W))
@@ -238,6 +244,40 @@ class Machine:
         if ins.write_barrier < 6:
             self.boards[ins.write_barrier][group.warp_at] = self.now + latency
 
+    def memory_latency(self, address: Lanes, first: Lanes, group: Group) -> Lanes:
+        """Cycles until each warp of the group has what it asked for.
+
+        What was touched before comes from a cache. What was not comes from DRAM, which feeds a block no faster than
+        its share of the bandwidth.
+        """
+        fresh = first.reshape(-1, WARP)
+        if not fresh.any():
+            return np.full(self.clock.size, L1_LATENCY)[group.warp_at]
+        key = np.sort(np.where(fresh, (address // SECTOR).astype(np.int64).reshape(-1, WARP), -1), axis=1)
+        count = (key[:, 1:] != key[:, :-1]).sum(1) + (key[:, 0] >= 0)
+        per = self.T // WARP
+        cycles = (count * SECTOR / self.bandwidth).reshape(-1, per)
+        now = np.full(self.clock.size, -np.inf)
+        now[group.warp_at] = self.now
+        start = np.maximum(self.queue, now.reshape(-1, per).min(1, initial=np.inf, where=cycles > 0))
+        start = np.where(np.isfinite(start), start, self.queue)
+        done = start[:, None] + np.cumsum(cycles, axis=1)
+        self.queue = done[:, -1]
+        ready = np.maximum(DRAM_LATENCY, done.reshape(-1) - now)
+        return np.where(fresh.any(1), ready, L1_LATENCY)[group.warp_at]
+
+    def shared_latency(self, group: Group) -> Lanes:
+        """Cycles until each warp of the group is served by shared memory: a wavefront a cycle for all of them."""
+        per = self.T // WARP
+        cycles = (self.wavefronts * self.sharers).reshape(-1, per)
+        now = np.full(self.clock.size, -np.inf)
+        now[group.warp_at] = self.now
+        start = np.maximum(self.shared_queue, now.reshape(-1, per).min(1, initial=np.inf, where=cycles > 0))
+        start = np.where(np.isfinite(start), start, self.shared_queue)
+        done = start[:, None] + np.cumsum(cycles, axis=1)
+        self.shared_queue = done[:, -1]
+        return np.maximum(0, done.reshape(-1) - now)[group.warp_at] + SHARED_LATENCY
+
     def meet(self, lanes: Lanes) -> None:
         """The clocks of the blocks that passed a barrier."""
         per = self.T // WARP
@@ -288,6 +328,8 @@ class Machine:
         self.memory.requests += int((unique > 0).sum())
         first = np.zeros(self.L, bool)
         lanes = np.flatnonzero(active)
+        if lanes.size == 0:
+            return first
         where = np.searchsorted(self.bases, address[lanes], side="right") - 1
         for k in np.unique(where):
             if k < 0:
@@ -345,6 +387,7 @@ class Machine:
         flat = (np.arange(rows.shape[0])[:, None] * banks + bank)[fresh]
         conflicts = np.bincount(flat, minlength=rows.shape[0] * banks).reshape(-1, banks).max(1)
         self.memory.shared_wavefronts += int(conflicts.sum())
+        self.wavefronts = conflicts.reshape(self.clock.size, -1).sum(1)
         self.memory.shared_requests += int(active.reshape(-1, WARP).any(1).sum())
         return index
 
@@ -355,4 +398,4 @@ LATENCY = {
     **{"SHFL": 25, "LDC": 30, "LDS": 30, "LDSM": 33, "DFMA": 20, "DADD": 20, "DMUL": 20, "DSETP": 20, "HMMA": 34},
     **{"VOTE": 12, "VOTEU": 12, "REDUX": 25, "STG": 25, "STS": 25, "LDGSTS": 25, "BAR": 20},
 }
-DRAM_LATENCY, L2_LATENCY, L1_LATENCY = 800.0, 270.0, 40.0
+DRAM_LATENCY, L1_LATENCY, SHARED_LATENCY = 800.0, 40.0, 28.0
