@@ -22,6 +22,7 @@ from torch.utils import cpp_extension
 from benchmarks.sass.machine import Launch, writable_memory
 from benchmarks.sass.program import disassemble, kernel_of
 
+KEEP = "-Daoti_torch_empty_strided=axnet_host_empty_strided"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -83,11 +84,11 @@ def host_library(source: Path, files: list[Path]) -> Path:
     objects = []
 
     def compile_one(file: Path) -> Path:
-        out = cache_of(source, "host 3", file, *shared).with_suffix(".o")
+        out = cache_of(source, "host 4", file, *shared).with_suffix(".o")
         if not out.exists():
             command = ["g++", "-x", "c++", "-O0", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas", f"-I{host}"]
             done = subprocess.run(
-                [*command, *flags(source), "-UUSE_CUDA", "-c", str(file), "-o", str(out)],
+                [*command, *flags(source), "-UUSE_CUDA", KEEP, "-c", str(file), "-o", str(out)],
                 capture_output=True,
                 text=True,
                 check=False,

@@ -366,6 +366,11 @@ class Machine:
         if lanes.size == 0:
             return
         at = address[lanes].astype(np.int64)
+        inside = np.zeros(at.size, bool)
+        for base, length in self.buffers:
+            inside |= (at >= base) & (at + size <= base + length)
+        if not inside.all():
+            raise RuntimeError(f"{self.program.name} writes to {int(at[~inside][0]):#x}, outside of its tensors")
         for mine, index, array in self.host.views(at, size, width):
             for word, source in enumerate(words):
                 array[index + word] = source[lanes[mine]].astype(array.dtype)

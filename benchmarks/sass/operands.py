@@ -42,7 +42,7 @@ def constant(m: Machine, o: Operand, words: int = 1) -> list[Any]:
     bank, register = o.terms
     if bank != 0:
         raise NotImplementedError(f"constant bank {bank}: {o.text}")
-    if register:
+    if register and register not in ("RZ", "URZ"):
         index = m.U[int(register[2:])] if register[0] == "U" else m.R[int(register[1:])]
         table = np.frombuffer(m.constant[: len(m.constant) // 4 * 4], U32)
         return [table[np.minimum((index + U32(o.index)) // 4 + U32(k), table.size - 1)] for k in range(words)]

@@ -12,14 +12,19 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+// Where launches are recorded, the build calls this in the place of torch's function: a tensor stays alive until
+// axnet_host_release, so that the launches that use it can be looked at later.
 #undef aoti_torch_empty_strided
+extern "C" AOTITorchError aoti_torch_empty_strided(int64_t, const int64_t*, const int64_t*, int32_t, int32_t, int32_t,
+                                                   AtenTensorHandle*);
 
 namespace {
 std::vector<AtenTensorHandle> kept;
 }  // namespace
 
-AOTITorchError axnet_host_empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
-                                        int32_t device_type, int32_t device_index, AtenTensorHandle* tensor) {
+extern "C" AOTITorchError axnet_host_empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides,
+                                                   int32_t dtype, int32_t device_type, int32_t device_index,
+                                                   AtenTensorHandle* tensor) {
   const AOTITorchError error = aoti_torch_empty_strided(ndim, sizes, strides, dtype, device_type, device_index, tensor);
   AtenTensorHandle again = nullptr;
   if (axnet::host::recording() && !error && !aoti_torch_new_tensor_handle(*tensor, &again)) kept.push_back(again);

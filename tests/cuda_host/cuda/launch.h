@@ -16,13 +16,6 @@
 #include <tuple>
 #include <utility>
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
-// As the function of torch, but a recorded tensor stays alive until axnet_host_release.
-AOTITorchError axnet_host_empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
-                                        int32_t device_type, int32_t device_index, AtenTensorHandle* tensor);
-#define aoti_torch_empty_strided axnet_host_empty_strided
-
 #include "tensors.h"
 
 #define __global__
