@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from axnet.cli.options import Cache, Data, Root, Seed, SegmenterFile, Workers
+from axnet.cli.options import Cache, Data, Root, Seed, SegmenterFile, SplitName, Uncertain, Views, Workers
 from axnet.data.sets import DEFAULT
 
 
@@ -19,6 +19,9 @@ def evaluate(
     ] = None,
     data: Data = DEFAULT,
     root: Root = None,
+    split: SplitName = None,
+    uncertain: Uncertain = None,
+    views: Views = None,
     segmenter: SegmenterFile = None,
     out: Annotated[Path, typer.Option(help="Folder for report.html and metrics.json.")] = Path("axnet-report"),
     test_images: Annotated[int, typer.Option(min=2, help="Phantoms to test on (--data phantom).")] = 2000,
@@ -30,6 +33,7 @@ def evaluate(
 
     The anatomy masks come from --segmenter, from segmenter.safetensors beside the weights, or are the phantom's own.
     """
+    from axnet.data.uncertainty import read_policy
     from axnet.models import AnatomyXNet, load_classifier
     from axnet.progress import Progress
     from axnet.train import DataConfig, assess, open_part, optional_segmenter, table, with_blank_masks
@@ -43,6 +47,9 @@ def evaluate(
         findings=info.classes,
         workers=workers,
         cache=None if cache is None else str(cache),
+        split=split,
+        uncertain=None if uncertain is None else read_policy(uncertain),
+        views=None if views is None else tuple(views.split(",")),
     )
     models = {weights.parent.name or weights.stem: (model, info.preprocessing)}
     if baseline is not None:
@@ -62,7 +69,13 @@ def evaluate(
         out,
         title=f"Evaluation on {source.dataset.title}",
         description=f"{len(test)} test images of {len(set(test.patients))} patients.",
-        run={"weights": str(weights), "baseline": str(baseline or ""), "data": data, "seed": seed},
+        run={
+            "weights": str(weights),
+            "baseline": str(baseline or ""),
+            "data": data,
+            "split name": test.split_name,
+            "seed": seed,
+        },
         seed=seed,
         progress=progress,
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from axnet.cli.options import Cache, Data, OrganRoot, Quiet, Root, Seed, SegmenterFile, Workers
+from axnet.cli.options import Cache, Data, OrganRoot, Quiet, Root, Seed, SegmenterFile, Uncertain, Views, Workers
 from axnet.data.sets import DEFAULT
 
 
@@ -52,6 +52,8 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder of the run: weights, checkpoints, logs.")] = Path("axnet-run"),
     data: Data = DEFAULT,
     root: Root = None,
+    uncertain: Uncertain = None,
+    views: Views = None,
     segmenter: SegmenterFile = None,
     organ_root: OrganRoot = None,
     architecture: Annotated[Architecture, typer.Option(help="Network.")] = Architecture.anatomy_xnet,
@@ -93,11 +95,13 @@ def fit(
     """
     from contextlib import nullcontext
 
+    from axnet.data.uncertainty import read_policy
     from axnet.models import Preprocessing
     from axnet.progress import Progress
     from axnet.train import Augmentation, DataConfig, FitConfig, find_segmenter, open_part, with_blank_masks
     from axnet.train import fit as train_classifier
     from axnet.train.anatomy import SEGMENTER_EPOCHS, SEGMENTER_NAME
+    from axnet.train.labels import counts
 
     config = FitConfig(
         out=str(out),
@@ -128,6 +132,8 @@ def fit(
         train_images=train_images,
         workers=workers,
         cache=None if cache is None else str(cache),
+        uncertain=None if uncertain is None else read_policy(uncertain),
+        views=None if views is None else tuple(views.split(",")),
     )
     progress = Progress(typer.echo, bars=not quiet)
     guided = architecture is Architecture.anatomy_xnet
@@ -145,7 +151,12 @@ def fit(
     if not guided:
         everything = with_blank_masks(everything)
     train, validation = everything.split_by_patient(val_fraction, seed)
-    typer.echo(f"train: {len(train)} images, validation: {len(validation)}, split {everything.split_hash[:12]}")
+    typer.echo(
+        f"train: {len(train)} images, validation: {len(validation)}, split {everything.split_name} "
+        f"{everything.split_hash[:12]}"
+    )
+    if "uncertain" in source.dataset.options:
+        typer.echo(counts(train.labels, train.findings))
     with progress.step("training the classifier", epochs * len(train)) as done:
         result = train_classifier(config, train, validation)
         done(result.films)

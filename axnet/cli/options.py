@@ -22,6 +22,20 @@ Root = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="Folder of the data set, as it is downloaded."),
 ]
+Uncertain = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="What uncertain labels become: zeros, ones, ignore (the default), smooth, or a file POLICY.json."
+    ),
+]
+Views = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Views to take, comma-separated: frontal, lateral, PA, AP, all; without it the data set's own."),
+]
+SplitName = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--split", help="Split to measure on, by the data set's name for it; without it the test split."),
+]
 SegmenterFile = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--segmenter", help="Weights of a segmenter (axnet segment fit) that draws the anatomy masks."),

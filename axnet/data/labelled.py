@@ -43,10 +43,11 @@ class LabelledFilms(Dataset[Item]):
     """Films with labels of one split.
 
     findings: labels to return and their order, in canonical names (axnet.data.canonical) or the set's own; None for
-    all. views: "frontal" (PA, AP), "lateral", "PA", "AP", several of these, or "all". uncertain, blank: what labels
-    that the reports leave open become (axnet.data.uncertainty). size: side in pixels to which images (and masks) are
-    resized, None for the stored size. masks: called with an image id, returns its mask [A,H,W], as MaskTable does.
-    transform: called with the item, returns the item to use.
+    all; with allow_absent, those that the set does not label are NaN instead of an error. views: "frontal" (PA, AP),
+    "lateral", "PA", "AP", several of these, or "all". uncertain, blank: what labels that the reports leave open become
+    (axnet.data.uncertainty). size: side in pixels to which images (and masks) are resized, None for the stored size.
+    masks: called with an image id, returns its mask [A,H,W], as MaskTable does. transform: called with the item,
+    returns the item to use.
 
     Items: image float32 [1,H,W] in [0,1], label float32 [K] (NaN: left out), id, patient, view, and with masks also
     mask float32 [A,H,W]. Attributes: root, split, findings, table (image, path, patient, view), raw float64 [N,K] and
@@ -62,6 +63,7 @@ class LabelledFilms(Dataset[Item]):
         root: Path,
         split: str,
         findings: Sequence[str] | None = None,
+        allow_absent: bool = False,
         views: str | Sequence[str] = "frontal",
         uncertain: Policy = "ignore",
         blank: str = "zeros",
@@ -72,7 +74,7 @@ class LabelledFilms(Dataset[Item]):
         """Choose and check; the class describes the arguments."""
         wanted = films.findings if findings is None else tuple(canonical(finding) for finding in findings)
         unknown = [finding for finding in wanted if finding not in films.findings]
-        if unknown:
+        if unknown and not (allow_absent and len(unknown) < len(wanted)):
             raise ValueError(f"findings has {unknown[0]!r}, expected labels out of {films.findings}.")
         if not len(films.rows):
             raise ValueError(f"split '{split}' of table '{films.table}' holds no film.")
@@ -90,8 +92,12 @@ class LabelledFilms(Dataset[Item]):
         twice = self.table["image"][self.table["image"].duplicated()].tolist()
         if twice:
             raise ValueError(f"table '{films.table}' lists {len(twice)} films more than once: {some(twice)}.")
-        self.raw = films.raw[shown][:, [films.findings.index(finding) for finding in wanted]]
+        present = [finding in films.findings for finding in wanted]
+        columns = [films.findings.index(finding) for finding in wanted if finding in films.findings]
+        self.raw = np.full((len(self.ids), len(wanted)), np.nan)
+        self.raw[:, present] = films.raw[shown][:, columns]
         self.labels = settled(self.raw, self.ids, wanted, uncertain, blank)
+        self.labels[:, np.logical_not(present)] = np.nan
         self.split_hash = split_hash(self.ids)
         self._paths: list[str] = self.table["path"].tolist()
         missing = [path for path in self._paths if not os.path.isfile(path)]

@@ -47,7 +47,8 @@ class NIHChestXray(Dataset[Item]):
         train_val_list.txt and test_list.txt, and optionally BBox_List_2017.csv.
     split: "train_val" or "test", the official lists, or "all", every row of the table.
     size: side in pixels to which images (and masks) are resized, None for the stored size.
-    findings: the labels to return and their order.
+    findings: the labels to return and their order; with allow_absent, those that are not NIH's are NaN instead of an
+        error.
     masks: called with an image id, returns its mask [A,H,W] of any size, bool, 0/1 or 0 to 255; it is resized to the
         image.
     transform: called with the item, returns the item to use.
@@ -66,6 +67,7 @@ class NIHChestXray(Dataset[Item]):
         *,
         size: int | None = None,
         findings: Sequence[str] = NIH_FINDINGS,
+        allow_absent: bool = False,
         masks: Callable[[str], npt.NDArray[Any]] | None = None,
         transform: Callable[[Item], Item] | None = None,
     ) -> None:
@@ -73,7 +75,7 @@ class NIHChestXray(Dataset[Item]):
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}, expected one of {SPLITS}.")
         unknown = [finding for finding in findings if finding not in NIH_FINDINGS]
-        if unknown:
+        if unknown and not (allow_absent and len(unknown) < len(findings)):
             raise ValueError(f"findings has {unknown[0]!r}, expected labels out of {NIH_FINDINGS}.")
         self.root = Path(root)
         self.split = split
@@ -87,11 +89,15 @@ class NIHChestXray(Dataset[Item]):
         _check_lists(table, lists)
         if split != "all":
             table = table[table["image"].isin(lists[split])]
-        self.table: pd.DataFrame = table[[*_HEAD, *self.findings]].reset_index(drop=True)
+        known = [finding for finding in self.findings if finding in NIH_FINDINGS]
+        self.table: pd.DataFrame = table[[*_HEAD, *known]].reset_index(drop=True)
         self.ids: list[str] = self.table["image"].tolist()
         self.patients: list[str] = self.table["patient"].tolist()
-        self.labels: npt.NDArray[np.float32] = self.table[list(self.findings)].to_numpy(dtype=np.float32)
+        self.labels: npt.NDArray[np.float32] = self.table.reindex(columns=list(self.findings)).to_numpy(
+            dtype=np.float32
+        )
         self.split_hash: str = split_hash(self.ids)
+        self.split_name = f"nih-{split}"
         self._views: list[str] = self.table["view"].tolist()
         self._paths = _find_images(self.root, self.ids)
         self._boxes: dict[str, list[Box]] | None = None

@@ -64,8 +64,8 @@ class XraySet:
     """Radiographs ready for training.
 
     images: uint8 [N,1,S,S]; masks: uint8 [N,A,S,S] (255 = 1) or None; labels: float32 [N,K] in the order of findings,
-    0, 1, or NaN for unknown;
-    ids, patients: one per image; split_hash: names the split in reports; preprocessing: how the images were made.
+    0, 1, NaN for unknown, or between 0 and 1 to train on; ids, patients: one per image; split_hash, split_name: name
+    the split in reports; preprocessing: how the images were made.
     """
 
     images: Tensor
@@ -76,6 +76,7 @@ class XraySet:
     patients: tuple[str, ...]
     split_hash: str
     preprocessing: Preprocessing
+    split_name: str = ""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -148,12 +149,13 @@ def collect(
     return XraySet(
         images=torch.from_numpy(arrays["images"]),
         masks=None if masks is None else torch.from_numpy(masks),
-        labels=checked_labels(source.labels, source.findings, source.ids),
+        labels=checked_labels(source.labels, source.findings, source.ids, smooth=True),
         findings=tuple(source.findings),
         ids=tuple(source.ids),
         patients=tuple(source.patients),
         split_hash=source.split_hash,
         preprocessing=preprocessing,
+        split_name=getattr(source, "split_name", ""),
     )
 
 

@@ -210,7 +210,7 @@ def _checked_sets(train: XraySet, validation: XraySet | None) -> tuple[XraySet, 
     """The sets with checked labels."""
     if len(train) < 2:
         raise ValueError(f"train has {len(train)} images, expected two or more.")
-    train = replace(train, labels=checked_labels(train.labels, train.findings, train.ids, "train"))
+    train = replace(train, labels=checked_labels(train.labels, train.findings, train.ids, "train", smooth=True))
     known_findings(train.labels, train.findings, "train")
     if validation is None:
         return train, None
@@ -223,8 +223,9 @@ def _checked_sets(train: XraySet, validation: XraySet | None) -> tuple[XraySet, 
     shared = sorted(set(validation.patients) & set(train.patients))
     if shared:
         raise ValueError(f"{len(shared)} patients are in both train and validation, among them '{shared[0]}'.")
-    labels = checked_labels(validation.labels, validation.findings, validation.ids, "validation")
-    return train, replace(validation, labels=labels)
+    labels = checked_labels(validation.labels, validation.findings, validation.ids, "validation", smooth=True)
+    uncertain = (labels > 0) & (labels < 1)  # smoothed to train on, but no truth to measure with
+    return train, replace(validation, labels=labels.masked_fill(uncertain, float("nan")))
 
 
 def _load_pretrained(model: nn.Module, path: str) -> None:

@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 
-def checked_labels(labels: Any, findings: Sequence[str], ids: Sequence[str], name: str = "labels") -> Tensor:
+def checked_labels(
+    labels: Any, findings: Sequence[str], ids: Sequence[str], name: str = "labels", *, smooth: bool = False
+) -> Tensor:
     """Labels as float32 [N,K]: 0, 1, or NaN for unknown, which losses, class weights and metrics leave out.
+
+    smooth: whether values between 0 and 1 count too, as training may use for uncertain labels.
 
     labels: an array, tensor or table [N,K] of numbers or truth values; None and pandas' NA count as NaN. findings: K
     names; ids: N films; name: of the set, for errors.
@@ -28,11 +32,21 @@ def checked_labels(labels: Any, findings: Sequence[str], ids: Sequence[str], nam
             f"{name} has labels of shape {list(values.shape)}, expected [{len(ids)}, {len(findings)}]: a row per film, "
             "a column per finding."
         )
-    strange = ~(np.isnan(values) | (values == 0) | (values == 1))
+    strange = ~(np.isnan(values) | ((values >= 0) & (values <= 1) if smooth else (values == 0) | (values == 1)))
     if strange.any():
         row, column = np.argwhere(strange)[0].tolist()
         _refuse(f"{values[row, column]:g}", findings[column], ids[row], int(strange.sum()), name)
     return torch.from_numpy(values.astype(np.float32))
+
+
+def counts(labels: Tensor, findings: Sequence[str]) -> str:
+    """How many labels [N,K] are positive (also smoothed ones), negative and left out, one line per finding."""
+    width = max(map(len, findings), default=0)
+    lines = [f"{'':{width}}  positive  negative  left out"]
+    for finding, column in zip(findings, labels.unbind(1), strict=True):
+        positive, negative = int((column > 0).sum()), int((column == 0).sum())
+        lines.append(f"{finding:{width}}  {positive:8}  {negative:8}  {len(column) - positive - negative:8}")
+    return "\n".join(lines)
 
 
 def known_findings(labels: Tensor, findings: Sequence[str], name: str) -> None:

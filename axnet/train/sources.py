@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,9 @@ class DataConfig:
     data: name of a data set (axnet.data.sets), such as "phantom", drawn from seed, or "nih", the folder root of the
     official download. train_images, test_images: how many to draw of a set that is drawn. findings: labels and their
     order, None for the set's own. workers: processes that read or draw. cache: folder for memory-mapped files, None to
-    hold sets in memory.
-    Raises ValueError for an unknown name, or a set that needs root without one.
+    hold sets in memory. uncertain, blank, views, and split, of the test part: what the set's reader takes by these
+    names, None for its default.
+    Raises ValueError for an unknown name, a set that needs root without one, or what its reader does not take.
     """
 
     data: str = "phantom"
@@ -43,10 +44,21 @@ class DataConfig:
     findings: tuple[str, ...] | None = None
     workers: int = 2
     cache: str | None = None
+    uncertain: Any = None
+    blank: str | None = None
+    views: str | tuple[str, ...] | None = None
+    split: str | None = None
 
     def __post_init__(self) -> None:
         """Check the names."""
-        find(self.data, root=self.root)
+        accepted = self.dataset.options
+        for option in self._options():
+            if option not in accepted:
+                raise ValueError(f"data '{self.data}' takes no {option}, expected of these options {accepted}.")
+
+    def _options(self) -> dict[str, Any]:
+        given = {"uncertain": self.uncertain, "blank": self.blank, "views": self.views}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def dataset(self) -> DataSet:
@@ -59,8 +71,12 @@ class DataConfig:
         size, with_masks: of a set that is drawn.
         """
         found = self.dataset
+        options = self._options()
+        if part == "test" and "allow_absent" in found.options:
+            options["allow_absent"] = True  # a classifier of another set is measured on the findings that both have
         request = Request(
-            split=found.splits[part],
+            split=self.split if part == "test" and self.split is not None else found.splits[part],
+            options=options,
             root=self.root,
             findings=self.findings,
             seed=self.seed,

@@ -150,6 +150,11 @@ class PhantomXray(Dataset[Item]):
         """The patient of each image."""
         return [self._patient(self._study(index)) for index in range(self.length)]
 
+    @property
+    def split_name(self) -> str:
+        """Name of the split in reports."""
+        return f"phantom-{self.split}-seed-{self.seed}"
+
     @cached_property
     def split_hash(self) -> str:
         """SHA-256 (hexadecimal) of the sorted ids, one per line, as NIHChestXray's."""

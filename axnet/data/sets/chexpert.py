@@ -46,6 +46,7 @@ class CheXpert(LabelledFilms):
         split: str = "train",
         *,
         findings: Sequence[str] | None = None,
+        allow_absent: bool = False,
         views: str | Sequence[str] = "frontal",
         uncertain: Policy = "ignore",
         blank: str = "zeros",
@@ -73,6 +74,7 @@ class CheXpert(LabelledFilms):
             root=folder,
             split=name,
             findings=findings,
+            allow_absent=allow_absent,
             views=views,
             uncertain=uncertain,
             blank=blank,
@@ -155,6 +157,6 @@ DATASET = DataSet(
     root="the folder of the CheXpert download (train.csv, valid.csv, train/, valid/)",
     open=_open,
     splits={"train": "train", "test": "valid"},
-    options=("split", "views", "uncertain", "blank"),
+    options=("allow_absent", "views", "uncertain", "blank"),
     marks=("train.csv", "valid.csv"),
 )

@@ -61,6 +61,7 @@ class CSVDataset(LabelledFilms):
         test_fraction: float = 0.2,
         seed: int = 0,
         findings: Sequence[str] | None = None,
+        allow_absent: bool = False,
         views: str | Sequence[str] = "all",
         uncertain: Policy = "ignore",
         blank: str = "ignore",
@@ -106,6 +107,7 @@ class CSVDataset(LabelledFilms):
             root=path.parent,
             split=split,
             findings=findings,
+            allow_absent=allow_absent,
             views=views,
             uncertain=uncertain,
             blank=blank,
@@ -177,5 +179,5 @@ DATASET = DataSet(
     root="a CSV file with a column of image files and columns of labels, or the folder of one",
     open=_open,
     splits={"train": "train", "test": "test"},
-    options=("split", "views", "uncertain", "blank", "columns", "test_fraction"),
+    options=("allow_absent", "views", "uncertain", "blank", "columns", "test_fraction"),
 )

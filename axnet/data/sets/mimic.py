@@ -41,6 +41,7 @@ class MIMICCXR(LabelledFilms):
         *,
         labeller: str = "chexpert",
         findings: Sequence[str] | None = None,
+        allow_absent: bool = False,
         views: str | Sequence[str] = "frontal",
         uncertain: Policy = "ignore",
         blank: str = "zeros",
@@ -76,6 +77,7 @@ class MIMICCXR(LabelledFilms):
             root=folder,
             split=name,
             findings=findings,
+            allow_absent=allow_absent,
             views=views,
             uncertain=uncertain,
             blank=blank,
@@ -120,6 +122,6 @@ DATASET = DataSet(
     root="the folder of the MIMIC-CXR-JPG download (mimic-cxr-2.*-metadata.csv, -split.csv, -chexpert.csv, files/)",
     open=_open,
     splits={"train": "train", "test": "test"},
-    options=("split", "views", "uncertain", "blank", "labeller"),
+    options=("allow_absent", "views", "uncertain", "blank", "labeller"),
     marks=("mimic-cxr-2.*-metadata.csv*",),
 )

@@ -1,0 +1,156 @@
+"""Every data set through the commands: fit, evaluate, predict, on miniatures of its layout."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from axnet.cli import app
+from axnet.data import CHEXPERT_FINDINGS, PhantomXray
+
+OWN_NAMES = ["Pleural Effusion" if name == "Effusion" else name for name in CHEXPERT_FINDINGS]
+PATIENTS = 16
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def labels(patient: int) -> dict[str, str]:
+    """Positive, negative, uncertain and blank in turn; a test patient's are known."""
+    known = patient >= PATIENTS // 2
+    values = ["1.0", "0.0"] if known else ["1.0", "0.0", "-1.0", ""]
+    return {name: values[(patient + place // 2) % len(values)] for place, name in enumerate(OWN_NAMES)}
+
+
+def chexpert(root: Path) -> list[Path]:
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
+    for patient in range(PATIENTS):
+        side = "train" if patient < PATIENTS // 2 else "valid"
+        name = f"CheXpert-v1.0-small/{side}/patient{patient:05d}/study1/view1_frontal.jpg"
+        rows[side].append({"Path": name, "Sex": "Male", "Age": 60, "Frontal/Lateral": "Frontal", "AP/PA": "AP"})
+        rows[side][-1] |= labels(patient)
+    for side, found in rows.items():
+        write(root / f"{side}.csv", found)
+    return [root / row["Path"].partition("/")[2] for found in rows.values() for row in found]
+
+
+def mimic(root: Path) -> list[Path]:
+    tables: dict[str, list[dict[str, Any]]] = {"metadata": [], "split": [], "chexpert": []}
+    files = []
+    for patient in range(PATIENTS):
+        who = {"subject_id": f"{10000000 + patient}", "study_id": f"{50000000 + patient}"}
+        dicom = {"dicom_id": f"{patient:08x}-00000000"}
+        tables["metadata"].append({**dicom, **who, "ViewPosition": "PA"})
+        tables["split"].append({**dicom, **who, "split": "train" if patient < PATIENTS // 2 else "test"})
+        tables["chexpert"].append({**who, **labels(patient)})
+        files.append(root / f"files/p10/p{who['subject_id']}/s{who['study_id']}/{dicom['dicom_id']}.jpg")
+    for name, rows in tables.items():
+        write(root / f"mimic-cxr-2.0.0-{name}.csv", rows)
+    return files
+
+
+def table(root: Path) -> list[Path]:
+    rows = [
+        {"path": f"films/{patient}.png", "fold": "train" if patient < PATIENTS // 2 else "test", **labels(patient)}
+        for patient in range(PATIENTS)
+    ]
+    write(root / "films.csv", rows)
+    (root / "films.json").write_text(json.dumps({"split": "fold"}))
+    return [root / row["path"] for row in rows]
+
+
+@pytest.mark.parametrize("layout", [chexpert, mimic, table])
+def test_fit_evaluate_and_predict(tmp_path: Path, layout: Any) -> None:
+    root, out = tmp_path / "set", tmp_path / "run"
+    root.mkdir()
+    drawn = PhantomXray(PATIENTS, size=48)
+    files = layout(root)
+    for index, path in enumerate(files):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(drawn.sample(index).image)).save(path)
+    name = "csv" if layout is table else layout.__name__
+    data = ["--data", name, "--root", root, "--workers", 0]
+    small = ["--architecture", "densenet-gap", "--backbone", "tiny", "--size", 32, "--epochs", 1, "--batch-size", 4]
+    said = run(
+        "fit",
+        *data,
+        *small,
+        "--out",
+        out,
+        "--uncertain",
+        "smooth",
+        "--val-fraction",
+        0.3,
+        "--quiet",
+        "--accelerator",
+        "cpu",
+    )
+    split = {"chexpert": "chexpert-train", "mimic": "mimic-official-train", "csv": "films-train"}[name]
+    assert f"split {split} " in said
+    train = int(said.split("train: ")[1].split()[0])
+    lines = [line.split() for line in said.splitlines() if line.startswith("Effusion")]
+    assert sum(map(int, lines[0][1:])) == train
+    weights = out / "model.safetensors"
+    assert "mean AUC" in run("evaluate", *data, "--weights", weights, "--out", tmp_path / "report")
+    record = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert (
+        record["run"]["split name"]
+        == {"chexpert": "chexpert-valid", "mimic": "mimic-official-test", "csv": "films-test"}[name]
+    )
+    run("predict", files[0].parent, "--weights", weights, "--out", tmp_path / "p.csv")
+    assert (tmp_path / "p.csv").read_text().splitlines()[0] == ",".join(("image", *CHEXPERT_FINDINGS))
+
+
+def test_a_classifier_of_one_set_on_another(tmp_path: Path) -> None:
+    """What the other set does not label is left out of the numbers."""
+    root, out = tmp_path / "set", tmp_path / "run"
+    root.mkdir()
+    for path in chexpert(root):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(PhantomXray(1, size=48).sample(0).image)).save(path)
+    small = ["--architecture", "densenet-gap", "--backbone", "tiny", "--size", 32, "--epochs", 1, "--batch-size", 8]
+    run("fit", *small, "--out", out, "--train-images", 24, "--workers", 0, "--quiet", "--accelerator", "cpu")
+    data = ["--data", "chexpert", "--root", root, "--workers", 0]
+    run("evaluate", *data, "--weights", out / "model.safetensors", "--out", tmp_path / "report")
+    record = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    (model,) = record["models"].values()
+    shown = {entry["class"]: entry["positives"] + entry["negatives"] for entry in model["classes"]}
+    assert shown["Effusion"] == PATIENTS // 2
+    assert shown["Hernia"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--uncertain", "perhaps"], "uncertain is 'perhaps', expected"),
+        (["--uncertain", "none.json"], "uncertain is 'none.json', which cannot be read"),
+        (["--views", "back"], "views is .*back"),
+        (["--data", "nih", "--uncertain", "ones"], "data 'nih' takes no uncertain"),
+        (["--data", "mimic"], r"holds no mimic-cxr.* it looks like CheXpert"),
+    ],
+)
+def test_wrong_options_get_one_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
+    for path in chexpert(tmp_path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        run("fit", "--data", "chexpert", "--root", tmp_path, "--out", tmp_path / "run", *arguments)
