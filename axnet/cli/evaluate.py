@@ -7,7 +7,18 @@ from typing import Annotated, Optional
 
 import typer
 
-from axnet.cli.options import Cache, Data, Root, Seed, SegmenterFile, SplitName, Uncertain, Views, Workers
+from axnet.cli.options import (
+    Cache,
+    Data,
+    Root,
+    Seed,
+    SegmenterFile,
+    SplitName,
+    Uncertain,
+    Views,
+    Workers,
+    writable_folder,
+)
 from axnet.data.sets import DEFAULT
 
 
@@ -38,6 +49,7 @@ def evaluate(
     from axnet.progress import Progress
     from axnet.train import DataConfig, assess, open_part, optional_segmenter, table, with_blank_masks
 
+    writable_folder(out, "--out")
     model, info = load_classifier(weights)
     source = DataConfig(
         data=data,

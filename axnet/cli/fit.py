@@ -8,7 +8,19 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from axnet.cli.options import Cache, Data, OrganRoot, Quiet, Root, Seed, SegmenterFile, Uncertain, Views, Workers
+from axnet.cli.options import (
+    Cache,
+    Data,
+    OrganRoot,
+    Quiet,
+    Root,
+    Seed,
+    SegmenterFile,
+    Uncertain,
+    Views,
+    Workers,
+    writable_folder,
+)
 from axnet.data.sets import DEFAULT
 
 
@@ -125,6 +137,7 @@ def fit(
         resume=resume,
         progress=not quiet,
     )
+    writable_folder(out, "--out")
     source = DataConfig(
         data=data,
         root=None if root is None else str(root),

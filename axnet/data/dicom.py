@@ -20,6 +20,12 @@ _NATIVE = {
     (False, False): "1.2.840.10008.1.2.2",
 }
 
+# (0002,0000), (0002,0001), (0002,0010), (0008,0000), (0008,0001), (0008,0005), (0008,0008), (0008,0016), (0008,0018),
+# little endian, each with a length below 256 or the letters of an explicit type
+_FIRST_ELEMENT = re.compile(
+    rb"(\x02\x00[\x00\x01\x10]\x00|\x08\x00[\x00\x01\x05\x08\x16\x18]\x00)([A-Z]{2}|.\x00\x00\x00)", re.DOTALL
+)
+
 Pixels = npt.NDArray[Any]
 
 
@@ -29,9 +35,13 @@ def is_dicom(path: Path) -> bool:
 
 
 def begins_as_dicom(path: Path) -> bool:
-    """Whether a file has DICOM's mark after its first 128 bytes."""
+    """Whether a file has DICOM's mark after its first 128 bytes, or begins with the first elements of a data set.
+
+    Those are of group 0002 or 0008, where a file without preamble begins.
+    """
     with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        head = file.read(132)
+    return head[128:] == b"DICM" or _FIRST_ELEMENT.match(head) is not None
 
 
 def read_dicom(path: Path) -> npt.NDArray[np.float32]:
@@ -51,7 +61,7 @@ def read_dicom(path: Path) -> npt.NDArray[np.float32]:
             f"image file '{path}' is DICOM, which needs pydicom: pip install 'axnet[dicom]'.", name="pydicom"
         ) from None
     try:
-        data = pydicom.dcmread(path, force=path.suffix.lower() in SUFFIXES)
+        data = pydicom.dcmread(path, force=True)
         _tidy(data)
         problem = _problem(data)
     except Exception as error:  # pydicom raises its own kinds for every element that may be wrong

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from axnet.checkpoint import StrPath
 from axnet.data.findings import ORGANS
+from axnet.precision import float32_by_default
 from axnet.progress.training import bar
 from axnet.segment.evaluation import OrganSet, evaluate_segmenter, organ_mask
 from axnet.segment.learner import Learner, Shuffle
@@ -30,6 +31,7 @@ STATE_NAME = "last.ckpt"
 """File of the training state in the folder that fit_segmenter is given."""
 
 
+@float32_by_default()
 def fit_segmenter(
     train: OrganSet | Dataset[Any],
     val: OrganSet | Dataset[Any] | None = None,

@@ -42,6 +42,9 @@ def _file(folder: Path, name: str, key: str) -> Path:
 
 def _write(folder: Path, key: str, shapes: Shapes, batches: Iterable[Mapping[str, Bytes]]) -> str:
     """Write the files and return the checksum of what they hold."""
+    for name in shapes:  # what a run that was killed left; the lock is ours
+        for cut in folder.glob(f".{_file(folder, name, key).name}.*"):
+            cut.unlink()
     digest = hashlib.sha256()
     with ExitStack() as stack:
         files = {}

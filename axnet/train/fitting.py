@@ -19,6 +19,7 @@ from torch import nn
 
 from axnet.models.preprocessing import Preprocessing
 from axnet.models.storage import build_classifier, save_classifier
+from axnet.precision import float32_by_default
 from axnet.progress.training import bar
 from axnet.train.augment import Augmentation
 from axnet.train.data import XraySet, measured
@@ -148,7 +149,7 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
     out.mkdir(parents=True, exist_ok=True)
     preprocessing = measured(train)
     pos_weight = positive_weights(train.labels) if config.pos_weight else None
-    with _quiet(), _float32_by_default(), torch.random.fork_rng():
+    with _quiet(), float32_by_default(), torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build_classifier(config.architecture, {"num_classes": len(train.findings), **config.options})
         if config.pretrained is not None:
@@ -270,17 +271,6 @@ def _trainer(config: FitConfig, out: Path, keepers: list[ModelCheckpoint]) -> L.
         num_sanity_val_steps=0,
         log_every_n_steps=10,
     )
-
-
-@contextmanager
-def _float32_by_default() -> Iterator[None]:
-    """Weights and random numbers of a run are float32, also for a caller who computes in float64 otherwise."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -138,7 +139,12 @@ def cached_masks(
 
 
 def read_images(paths: Sequence[StrPath], preprocessing: Preprocessing) -> XraySet:
-    """Image files without labels as a set: labels are float32 [N,0], ids the file names."""
+    """Image files without labels as a set: labels are float32 [N,0], ids the file names.
+
+    Raises as axnet.data.read_image does, TypeError for one path that is not in a list.
+    """
+    if isinstance(paths, (str, bytes, PathLike)):
+        raise TypeError(f"paths is a {type(paths).__name__}, expected a list of image files.")
     if not paths:
         raise ValueError("paths is empty, expected one or more image files.")
     images = [preprocessing.store(read_image(path)) for path in paths]

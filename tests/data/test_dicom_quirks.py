@@ -19,6 +19,7 @@ from pydicom.uid import (
 )
 
 from axnet.data import read_image
+from axnet.data.folder import find_images
 
 RAMP = np.arange(12, dtype=np.uint16).reshape(3, 4) * 300
 EXAMPLES = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -249,6 +250,17 @@ def test_transfer_syntaxes(tmp_path, syntax, kind):
 def test_files_without_meta_information(tmp_path, syntax, photometric):
     path = write(tmp_path / "x.dcm", photometric=photometric, syntax=syntax, meta=False)
     close(path, RAMP / 3300 if photometric == "MONOCHROME2" else 1 - RAMP / 3300)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_files_without_meta_information_and_without_a_suffix(tmp_path, syntax):
+    uid = DigitalXRayImageStorageForPresentation
+    for tags in ({"SOPClassUID": uid}, {"SpecificCharacterSet": "ISO_IR 100"}, {"ImageType": ["ORIGINAL", "PRIMARY"]}):
+        path = write(tmp_path / "IM0001", syntax=syntax, meta=False, **tags)
+        close(path, RAMP / 3300)
+        assert [file.id for file in find_images(tmp_path)] == ["IM0001"]
+    path.write_bytes(b"\x08\x00 no such thing" * 20)
+    assert not find_images(tmp_path)
 
 
 def test_meta_information_without_the_transfer_syntax(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from axnet.data import ORGANS, PhantomXray
-from axnet.segment import Segmenter, evaluate_segmenter, fit_segmenter, learner
+from axnet.segment import Segmenter, SegmenterConfig, evaluate_segmenter, fit_segmenter, learner
 from axnet.segment import segmenter as segmenter_module
 from axnet.segment.learner import Learner
 
@@ -264,3 +264,15 @@ def test_every_step_shows_as_many_unlabelled_images_as_labelled(data, config, mo
 def test_shares_out_of_range_are_named(data, config, name, value):
     with pytest.raises(ValueError, match=rf"{name} is {value}, expected"):
         fit_segmenter(data, config=config, **{name: value})
+
+
+def test_the_callers_default_type_is_not_the_runs():
+    torch.set_default_dtype(torch.float64)
+    try:
+        trained = fit_segmenter(
+            PhantomXray(4, size=64), config=SegmenterConfig(size=64, channels=(8, 16, 16)), epochs=1, progress=False
+        )
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in trained.parameters()} == {torch.float32}

@@ -151,6 +151,14 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert len(collect(PhantomXray(40, size=32), PLAIN, folder=tmp_path / "c")) == 40
 
 
+def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
+    collect(PhantomXray(8, size=32), PLAIN, folder=tmp_path)
+    file = next(tmp_path.glob("images-*.npy"))
+    file.rename(file.with_name(f".{file.name}.123-abcdef"))
+    collect(PhantomXray(8, size=32), PLAIN, folder=tmp_path)
+    assert sorted(path.name[:6] for path in tmp_path.iterdir()) == ["images", "masks-"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "shape"])
 def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     collect(PhantomXray(8, size=32), PLAIN, folder=tmp_path)

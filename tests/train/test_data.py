@@ -144,6 +144,8 @@ def test_read_images(tmp_path: Path) -> None:
     data = read_images(files, PLAIN)
     assert data.images.shape == (8, 1, 32, 32)
     assert data.ids == tuple(map(str, files))
+    with pytest.raises(TypeError, match="paths is a str, expected a list of image files"):
+        read_images("film.png", PLAIN)
     with pytest.raises(ValueError, match="paths is empty"):
         read_images([], PLAIN)
 
