@@ -103,22 +103,24 @@ def bench(
         typer.echo(f"  {name:7} {way:9} {other:13} {ratio['mean']:6.2f}x {ratio['least']:5.2f}x")
     if out is None:
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".csv":
-        with out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(records[0].to_dict()))
-            writer.writeheader()
-            writer.writerows(r.to_dict() for r in records)
-    else:
-        content = {
-            "environment": environment(),
-            "copy_gigabytes_per_second": copy / 1e9,
-            "seconds": seconds,
-            "summary": [{"task": t, "mode": m, "form": f, **ratio} for (t, m, f), ratio in table.items()],
-            **extra,
-            "records": [r.to_dict() for r in records],
-        }
-        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    from axnet.data.files import replacing
+
+    with replacing(out) as partial:
+        if out.suffix == ".csv":
+            with partial.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(records[0].to_dict()))
+                writer.writeheader()
+                writer.writerows(r.to_dict() for r in records)
+        else:
+            content = {
+                "environment": environment(),
+                "copy_gigabytes_per_second": copy / 1e9,
+                "seconds": seconds,
+                "summary": [{"task": t, "mode": m, "form": f, **ratio} for (t, m, f), ratio in table.items()],
+                **extra,
+                "records": [r.to_dict() for r in records],
+            }
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     typer.echo(str(out))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -12,21 +13,30 @@ from pathlib import Path
 
 from axnet.data.image import StrPath
 
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
 
 @contextmanager
-def replacing(path: StrPath) -> Iterator[Path]:
+def replacing(path: StrPath, partial: Path | None = None) -> Iterator[Path]:
     """A new file beside path, which takes its name at the end; on an error it goes, and what was there stays.
 
-    The folder is made where it is missing.
+    The folder is made where it is missing. partial: the name until then, None for one that no other process has.
+    Raises OSError in one sentence where the disk is full.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    if partial is None:
+        partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         yield partial
         partial.replace(target)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            kept = "; the file that was there before is whole" if target.is_file() else ""
+            failure = OSError(f"cannot write '{target}': {os.strerror(error.errno)}{kept}.")
+            failure.errno = error.errno  # set apart, so that the text does not begin with "[Errno 28]"
+            raise failure from error
         raise
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from axnet.data import rle
-from axnet.data.files import file_fingerprint, locked, remove_folder
+from axnet.data.files import file_fingerprint, locked, remove_folder, replacing
 from axnet.data.findings import ORGANS
 from axnet.data.image import StrPath
 from axnet.data.mask_rows import ROWS_PER_GROUP, open_rows
@@ -177,9 +177,8 @@ class MaskWriter:
             return
         with locked(self._lock):
             number = 1 + max((int(part.stem) for part in self._parts() if part != self.path), default=0)
-            partial = self.folder / f".{number:06d}.part"
-            pq.write_table(pa.Table.from_pylist(list(self._waiting), schema=SCHEMA), partial, compression="zstd")
-            partial.replace(self.folder / f"{number:06d}.parquet")
+            with replacing(self.folder / f"{number:06d}.parquet", self.folder / f".{number:06d}.part") as partial:
+                pq.write_table(pa.Table.from_pylist(list(self._waiting), schema=SCHEMA), partial, compression="zstd")
         self._waiting.clear()
 
     def finish(self) -> None:
@@ -197,10 +196,12 @@ class MaskWriter:
             remove_folder(self._lock)
 
     def _merge(self, parts: list[Path]) -> None:
-        partial = self.path.with_name(f".{self.path.name}.part")
         seen: set[str] = set()
         held = SCHEMA.empty_table()  # parts are as small as a batch: put together to groups
-        with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        with (
+            replacing(self.path, self.path.with_name(f".{self.path.name}.part")) as partial,
+            pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer,
+        ):
             for part in parts:
                 file = pq.ParquetFile(part)
                 for index in range(file.num_row_groups):
@@ -214,7 +215,6 @@ class MaskWriter:
                         held = held.slice(ROWS_PER_GROUP)
             if len(held):
                 writer.write_table(held)
-        partial.replace(self.path)
 
 
 def _names_in(part: Path) -> list[str]:

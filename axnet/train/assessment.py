@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from axnet.data import ANATOMIES
+from axnet.data.files import replacing
 from axnet.data.image import StrPath
 from axnet.metrics import Evaluation, Interval, auc_difference, evaluate
 from axnet.models import Preprocessing
@@ -92,7 +93,8 @@ def assess(
         "environment": where,
     }
     metrics, report = folder / METRICS_NAME, folder / REPORT_NAME
-    metrics.write_text(json.dumps(record, indent=2) + "\n")
+    with replacing(metrics) as partial:
+        partial.write_text(json.dumps(record, indent=2) + "\n")
     model, preprocessing = models[names[0]]
     write_report(
         report,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import CSVLogger
 
+from axnet.data.files import replacing
 from axnet.train.data import XraySet
 
 CONFIG_NAME = "config.json"
@@ -61,9 +61,8 @@ def check_same_run(folder: Path, record: Mapping[str, Any], config_type: type) -
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write config.json in one step."""
-    partial = folder / f".{CONFIG_NAME}.{os.getpid()}"
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(folder / CONFIG_NAME)
+    with replacing(folder / CONFIG_NAME) as partial:
+        partial.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def keep_rows(logger: CSVLogger, step: int) -> None:

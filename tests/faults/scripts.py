@@ -90,6 +90,12 @@ def command(module: str, name: str, call: str, *arguments: str) -> None:
     main()
 
 
+def wait() -> None:
+    """Say that the imports are done, and go on when all others have done theirs."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
 def cached(folder: str, size: str, images: str) -> None:
     """Draw phantoms into a cache, at the same moment as another process; print what came out."""
     import hashlib
@@ -97,9 +103,9 @@ def cached(folder: str, size: str, images: str) -> None:
     from axnet.models import Preprocessing
     from axnet.train import DataConfig, open_part
 
-    data = open_part(
-        DataConfig(train_images=int(images), workers=0, cache=folder), "train", Preprocessing(size=int(size))
-    )
+    config = DataConfig(train_images=int(images), workers=0, cache=folder)
+    wait()
+    data = open_part(config, "train", Preprocessing(size=int(size)))
     digest = hashlib.sha256(data.images.numpy().tobytes())
     assert data.masks is not None
     digest.update(data.masks.numpy().tobytes())
@@ -107,12 +113,13 @@ def cached(folder: str, size: str, images: str) -> None:
 
 
 def table(path: str, start: str, count: str, writers: str) -> None:
-    """Add rows to a mask table, a part for each few."""
+    """Add rows to a mask table, a part for each few, at the same moment as another process."""
     import numpy as np
 
     from axnet.data import MaskWriter
     from axnet.data.mask_table import to_row
 
+    wait()
     for _ in range(int(writers)):
         writer = MaskWriter(path)
         for number in range(int(start), int(start) + int(count)):

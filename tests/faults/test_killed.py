@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from faults.processes import run
 
 from axnet.data import ORGANS, MaskTable, write_nih
 from axnet.models import AnatomyXNet, Preprocessing
@@ -21,13 +20,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL belongs to POSIX systems"),
 ]
-SCRIPTS = Path(__file__).with_name("scripts.py")
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPTS), *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 def killed(*arguments: object) -> None:
