@@ -130,14 +130,13 @@ inline Tensor dense(const Tensor& x, std::optional<bool> like = std::nullopt) {
 }
 
 template <class F>
-void with_type(const Tensor& x, const F& f) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return f(float{});
-    case ScalarType::Double: return f(double{});
-    case ScalarType::BFloat16: return f(BFloat16{});
-    case ScalarType::Half: return f(Half{});
-    default: STD_TORCH_CHECK(false, "axnet: x must be float32, float64, bfloat16 or float16");
-  }
+auto with_type(const Tensor& x, const F& f) {
+  const ScalarType type = x.scalar_type();
+  if (type == ScalarType::Float) return f(float{});
+  if (type == ScalarType::Double) return f(double{});
+  if (type == ScalarType::BFloat16) return f(BFloat16{});
+  STD_TORCH_CHECK(type == ScalarType::Half, "axnet: x must be float32, float64, bfloat16 or float16");
+  return f(Half{});
 }
 
 }  // namespace axnet::cuda

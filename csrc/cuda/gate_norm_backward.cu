@@ -6,89 +6,10 @@
 //            k3 = -gamma r^2 dgamma / NS;  k2 = -gamma r dbeta / NS - k3 mean      (running statistics: k2 = k3 = 0)
 #include "checks.h"
 #include "cuda/algebra.cuh"
-#include "cuda/tile.cuh"
+#include "cuda/sums.cuh"
 
 namespace axnet::cuda {
 namespace {
-
-constexpr int kChannels = kWarp;
-constexpr int kTileBytes = 16 * 1024;  // of X; as much again of D
-
-struct ReducePlan {
-  int64_t N, C, S, channel_blocks;
-  int A, blocks, members, chunk;
-  TilePlan x, d;
-  const void *x_data, *d_data;  // T [N, C, S], T [N, blocks*C, S]
-  const void* mask;             // acc [N, A, S]
-  const void* saved;            // acc [N, blocks, saved_rows(members), C]; row 0: the shift
-  void* sums;                   // acc [N, blocks, sum_rows(members), C]
-};
-
-//   tile    32 channels of one image x up to 128 (float) pixels of X and of D in shared memory
-//   thread  channel = lane, pixels warp, warp + 8, ...; the warps are added in order
-//   grid    (image, 32 channels) x groups of B anatomies: the members of a block, or the blocks of fusion "concat"
-template <class T, int B>
-__global__ void __launch_bounds__(kThreads, (B == 1 ? 3 : 2)) reduce_kernel(const ReducePlan p) {
-  using Acc = acc_t<T>;
-  constexpr int count = sum_rows(B);
-  AXNET_SHARED(shared);
-  Acc* masks = reinterpret_cast<Acc*>(shared);        // [chunk, B]
-  T* xs = reinterpret_cast<T*>(masks + p.chunk * B);  // [32, pitch]
-  T* ds = xs + kChannels * p.x.pitch;                 // [32, pitch]
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int group = static_cast<int>(blockIdx.y), o = p.blocks > 1 ? group : 0, first = group * B;
-  const int member = p.blocks > 1 ? 0 : first;  // of the group's first anatomy in its block
-  const int64_t n = blockIdx.x / p.channel_blocks, c0 = blockIdx.x % p.channel_blocks * kChannels, C = p.C;
-  const int channels = static_cast<int>(C - c0 < kChannels ? C - c0 : kChannels);
-  const View xv = p.x.view, dv = p.d.view;
-  const T* x = static_cast<const T*>(p.x_data) + n * xv.n + c0 * xv.c;
-  const T* d = static_cast<const T*>(p.d_data) + n * dv.n + (o * C + c0) * dv.c;
-  const Acc* mask = static_cast<const Acc*>(p.mask) + (n * p.A + first) * p.S;
-  const Acc* saved = static_cast<const Acc*>(p.saved) + (n * p.blocks + o) * saved_rows(p.members) * C + c0;
-  const Acc shift = lane < channels ? saved[lane] : Acc(0);
-
-  Acc sum[count] = {};
-  for (int64_t s0 = 0; s0 < p.S; s0 += p.chunk) {
-    const int pixels = static_cast<int>(p.S - s0 < p.chunk ? p.S - s0 : p.chunk);
-    stage(p.x, x + s0 * xv.s, channels, pixels, xs);
-    stage(p.d, d + s0 * dv.s, channels, pixels, ds);
-    for (int s = threadIdx.x; s < pixels; s += kThreads)
-#pragma unroll
-      for (int a = 0; a < B; ++a)
-        masks[s * B + a] = mask[a * p.S + s0 + s];
-    __syncthreads();
-    if (lane < channels) {
-      const T *x_row = xs + lane * p.x.pitch, *d_row = ds + lane * p.d.pitch;
-#pragma unroll 4
-      for (int s = warp; s < pixels; s += kWarps) {
-        const Acc grad = static_cast<Acc>(d_row[s]), centred = static_cast<Acc>(x_row[s]) - shift;
-        sum[0] += grad;
-        sum[1] += grad * centred;
-#pragma unroll
-        for (int a = 0; a < B; ++a) {
-          const Acc weighted = grad * masks[s * B + a];
-          sum[2 + a] += weighted;
-          sum[2 + B + a] += weighted * centred;
-        }
-      }
-    }
-    __syncthreads();
-  }
-  Acc* parts = reinterpret_cast<Acc*>(shared);  // [count, 8, 32], over the tiles
-#pragma unroll
-  for (int k = 0; k < count; ++k)
-    parts[k * kThreads + threadIdx.x] = sum[k];
-  __syncthreads();
-  Acc* out = static_cast<Acc*>(p.sums) + (n * p.blocks + o) * sum_rows(p.members) * C + c0 + lane;
-  for (int k = warp; k < count; k += kWarps) {
-    if (lane >= channels || (k < 2 && member > 0)) continue;
-    double total = 0;
-    for (int w = 0; w < kWarps; ++w)
-      total += parts[k * kThreads + w * kWarp + lane];
-    const int row = k < 2 ? k : k < 2 + B ? k + member : k - B + p.members + member;
-    out[row * C] = static_cast<Acc>(total);
-  }
-}
 
 struct CombinePlan {
   GateShape gate;
@@ -168,13 +89,6 @@ __global__ void __launch_bounds__(kThreads, 1) combine_kernel(const CombinePlan 
   }
 }
 
-template <class T, int B>
-void launch_reduce(const ReducePlan& p, cudaStream_t stream) {
-  const size_t tiles = p.chunk * B * sizeof(acc_t<T>) + 2 * kChannels * p.x.pitch * sizeof(T);
-  const size_t parts = sum_rows(B) * kThreads * sizeof(acc_t<T>);
-  launch(reduce_kernel<T, B>, p.N * p.channel_blocks, p.A / B, kThreads, std::max(tiles, parts), stream, p);
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Tensor x_in, Tensor mask, Tensor gate_in,
@@ -199,31 +113,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
   const Tensor d = dense(grad_z, is_channels_last(x)), gate = torch::stable::contiguous(gate_in);
   const Tensor saved = kept.size(0) ? kept : rows_again(queue, x, mask, gate, mass, concat);
   Tensor sums = empty({N, blocks, sum_rows(B), C}, acc, device);
-  with_type(x, [&](auto type) {
-    using T = decltype(type);
-    const int64_t room = kTileBytes / (kChannels * static_cast<int64_t>(sizeof(T)));
-    const int chunk = static_cast<int>(std::min(S, room));
-    const ReducePlan p{N,
-                       C,
-                       S,
-                       ceil_div(C, kChannels),
-                       a,
-                       static_cast<int>(blocks),
-                       B,
-                       chunk,
-                       TilePlan(view_of(x), S, kChannels, chunk, kVector<T>),
-                       TilePlan(view_of(d), S, kChannels, chunk, kVector<T>),
-                       data(x),
-                       data(d),
-                       data(mask),
-                       data(saved),
-                       data(sums)};
-    if constexpr (!std::is_same_v<T, double>) {
-      if (B == 2) return launch_reduce<T, 2>(p, queue.stream());
-      if (B == 3) return launch_reduce<T, 3>(p, queue.stream());
-    }
-    launch_reduce<T, 1>(p, queue.stream());
-  });
+  const SumsPlan pass{N,          C,           S,          a,       static_cast<int>(blocks),
+                      B,          view_of(x),  view_of(d), data(x), data(d),
+                      data(mask), data(saved), data(sums)};
+  const bool halves = x.scalar_type() == ScalarType::BFloat16;
+  if (!(halves ? matrix_sums(queue, pass) : scalar_sums(queue, pass, x))) any_sums(queue, pass, x);
   const CombinePlan plan{{N, C, S, a, static_cast<int>(blocks), B, concat, batch_statistics, eps, data(gate),
                           static_cast<const double*>(data(mass))},
                          data(weight),

@@ -29,15 +29,26 @@ inline int64_t pieces_of_a_block(int64_t blocks, int64_t pieces, int64_t most) {
   return std::min(ceil_div(pieces, std::min(parts, pieces)), std::max<int64_t>(most, 1));
 }
 
+constexpr int64_t kMostOffset = std::numeric_limits<int32_t>::max();
+
+template <class T>
+bool is_aligned_map(const void* data, const View& view, int64_t step) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && view.n % kVector<T> == 0 && step % kVector<T> == 0;
+}
+
+// A channels_last map whose pixels are whole vectors, with 32-bit offsets within an image.
+template <class T>
+bool is_vector_map(const void* data, const View& view, int64_t C, int64_t S) {
+  return C % kVector<T> == 0 && is_aligned_map<T>(data, view, view.s) && view.s <= kMostOffset / S;
+}
+
 // A map of which every vector that a Walk meets is whole and aligned, with 32-bit offsets within an image.
 template <class T>
 bool can_walk(int64_t C, int64_t S, bool channels_last,
               std::initializer_list<std::pair<const void*, const View*>> maps) {
-  constexpr int64_t V = kVector<T>, most = std::numeric_limits<int32_t>::max();
-  if (channels_last ? C % V != 0 : S < V || C * S % V != 0) return false;
   for (const auto& [data, view] : maps)
-    if (reinterpret_cast<uintptr_t>(data) % 16 != 0 || view->n % V != 0 ||
-        (channels_last ? view->s % V != 0 || view->s > most / S : C > most / S))
+    if (channels_last ? !is_vector_map<T>(data, *view, C, S)
+                      : S < kVector<T> || !is_aligned_map<T>(data, *view, C * S) || C > kMostOffset / S)
       return false;
   return true;
 }
@@ -130,9 +141,11 @@ struct Bits {
     if constexpr (words == 4) {
       const uint4 v = __ldcs(reinterpret_cast<const uint4*>(p));
       at[0] = v.x, at[1] = v.y, at[2] = v.z, at[3] = v.w;
-    } else {
+    } else if constexpr (words == 2) {
       const uint2 v = __ldcs(reinterpret_cast<const uint2*>(p));
       at[0] = v.x, at[1] = v.y;
+    } else {
+      at[0] = __ldcs(reinterpret_cast<const uint32_t*>(p));
     }
   }
   __device__ void store(T* p) const {

@@ -255,3 +255,45 @@ def test_reference_differentiates_twice():
     assert torch.autograd.gradgradcheck(
         lambda x: AF.anatomy_attention(x, mask, gate, training=True, backend="reference"), (x,)
     )
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("shape", "anatomies"),
+    # several shares of the pixels, more masks than a GPU's shared memory holds at a time, more rows than a block,
+    # a last chunk that is not full, vectors that end a channel and begin the next
+    [((1, 40, 48, 48), 2), ((1, 16, 72, 72), 3), ((2, 264, 5, 8), 1), ((1, 2640, 3, 3), 2), ((1, 32, 21, 21), 2)],
+    ids=str,
+)
+def test_every_way_through_a_map(backend, dtype, layout, shape, anatomies):
+    compare(backend, dtype, shape, layout=layout, anatomies=anatomies)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("anatomies", [3, 4, 15, 16])
+def test_descriptors_of_many_masks(backend, dtype, layout, anatomies):
+    x = lay_out(draw((2, 24, 20, 17), dtype), layout)
+    mask = draw_mask((2, anatomies, 20, 17), dtype)
+    expected = AF.masked_pool(x.double(), mask.double(), backend="reference")
+    for name, a, e in zip(expected._fields, AF.masked_pool(x, mask, backend=backend), expected, strict=True):
+        assert_close(name, a, e, TOLERANCE[dtype][0])
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("positions", [False, True])
+def test_a_mask_that_is_not_a_number_shows(backend, dtype, layout, positions, monkeypatch):
+    monkeypatch.setattr("axnet.checks._check_range", lambda mask: None)  # on a GPU nobody looks at a mask's values
+    x = lay_out(draw((2, 16, 12, 12), dtype), layout).requires_grad_(positions)
+    mask = draw_mask((2, 2, 12, 12), dtype)
+    mask[1, 0, 3, 4] = float("nan")
+    a = AF.masked_pool(x, mask, backend=backend)
+    e = AF.masked_pool(x, mask, backend="reference")
+    for name in e._fields:
+        assert torch.equal(getattr(a, name).isnan(), getattr(e, name).isnan()), name
+    assert a.masked_max[1, 0].isnan().all()

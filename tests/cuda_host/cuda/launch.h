@@ -22,6 +22,8 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
+#define __grid_constant__
+#define __noinline__ __attribute__((noinline))
 #define AXNET_DISPATCH_KEY CPU
 #define AXNET_SHARED(name) unsigned char* name = axnet::host::shared()
 
@@ -81,6 +83,27 @@ T __shfl_xor_sync(unsigned, T v, int mask) {
   });
   return other;
 }
+
+template <class T>
+T __shfl_sync(unsigned, T v, int lane) {
+  T other;
+  axnet::host::gather(&v, sizeof(T),
+                      [&](const axnet::host::Slot* slots) { std::memcpy(&other, slots[lane % 32], sizeof(T)); });
+  return other;
+}
+
+inline unsigned __ballot_sync(unsigned, bool mine) {
+  unsigned all = 0;
+  axnet::host::gather(&mine, sizeof(mine), [&](const axnet::host::Slot* slots) {
+    for (int lane = 0; lane < 32; ++lane)
+      all |= slots[lane][0] ? 1u << lane : 0u;
+  });
+  return all;
+}
+
+inline void __syncwarp() { __ballot_sync(0xffffffffu, true); }
+
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 template <class T>
 T __ldg(const T* p) {

@@ -1,0 +1,121 @@
+// The basis of the sums on the matrix units, in shared memory (bfloat16; docs/method.md, "Sums on the matrix units"):
+//
+//   rows over the pixels   1, m_a, (PAIRS: m_a m_b,) rounded to bfloat16: row k;  what rounding left out: row rows + k
+//   splat                  channels_last: the rounded masks of a pixel, each in both halves of a register
+//   tail                   NCHW: the rounded masks of the last 32 pixels, where those beyond the map repeat its last
+//   one
+//
+// Beyond the map the basis is zero, so whatever X is read there adds nothing; the kernels read its last pixel again,
+// which changes no maximum.
+#pragma once
+
+#include "cuda/device.cuh"
+#include "cuda/matrix.h"
+#include "cuda/packed.h"
+
+namespace axnet::cuda {
+
+constexpr int kChunk = 32;  // pixels that four lanes take in one go, NCHW: 8 each
+constexpr int kStep = 16;   // channels_last: 4 each
+
+template <int B, bool PAIRS>
+struct Basis {
+  static constexpr int rows = 1 + B + (PAIRS ? pairs(B) : 0), all = 2 * rows;
+  const uint16_t* at;     // [all, pitch]
+  const uint32_t* splat;  // [stage, B]
+  const uint16_t* tail;   // [B, kChunk]
+  int pitch;
+
+  static size_t bytes(int pitch, int stage, bool channels_last) {
+    return static_cast<size_t>(all) * pitch * 2 + (channels_last ? static_cast<size_t>(stage) * B * 4 : B * kChunk * 2);
+  }
+  // Pixels in shared memory at a time: as many as `limit` bytes hold, in equal shares.
+  static int stage(int64_t S, int limit, bool channels_last) {
+    const int64_t most = limit / (all * 2 + (channels_last ? B * 4 : 0)) / 64 * 64;
+    return static_cast<int>(std::min(ceil_div(ceil_div(S, ceil_div(S, most)), kChunk) * kChunk, most));
+  }
+  // Rows start 64 (NCHW: 16-byte reads) or 32 bytes (channels_last: 8) apart in the banks.
+  static int pitch_of(int stage, bool channels_last) { return ceil_div(stage, 64) * 64 + (channels_last ? 16 : 32); }
+
+  __device__ Basis(unsigned char* shared, int pitch, int stage)
+      : at(reinterpret_cast<const uint16_t*>(shared)),
+        splat(reinterpret_cast<const uint32_t*>(shared + all * pitch * 2)),
+        tail(reinterpret_cast<const uint16_t*>(shared + all * pitch * 2)),
+        pitch(pitch) {}
+  __device__ const uint16_t* row(int k) const { return at + k * pitch; }
+  // Row of a fragment: the rounded ones, then what was left out of those but the first; beyond, one of them again.
+  __device__ static int first_order(int k) { return k <= B ? k : k <= 2 * B ? rows + k - B : rows; }
+
+  // All threads of the block, between barriers. masks: of the image, [A, S]; an anatomy beyond A repeats the first.
+  __device__ void fill(const float* masks, int A, int S, int s0, int stage, bool channels_last) const {
+    using T = c10::BFloat16;
+    auto put = [&](int k, int s, float first, float second) {
+      const uint32_t high = pair_of<T>(first, second);
+      auto* to = reinterpret_cast<uint32_t*>(const_cast<uint16_t*>(at) + k * pitch + s);
+      *to = high;
+      reinterpret_cast<uint32_t*>(const_cast<uint16_t*>(at) + (rows + k) * pitch + s)[0] =
+          pair_of<T>(first - first_of<T>(high), second - second_of<T>(high));
+      return high;
+    };
+    for (int s = 2 * static_cast<int>(threadIdx.x); s < stage; s += 2 * static_cast<int>(blockDim.x)) {
+      const bool first = s0 + s < S, second = s0 + s + 1 < S;
+      put(0, s, first ? 1.f : 0.f, second ? 1.f : 0.f);
+      float m[B][2];
+#pragma unroll
+      for (int a = 0; a < B; ++a) {
+        const float* mask = masks + static_cast<int64_t>(a < A ? a : 0) * S;
+        m[a][0] = first ? mask[s0 + s] : 0.f, m[a][1] = second ? mask[s0 + s + 1] : 0.f;
+        const uint32_t high = put(1 + a, s, m[a][0], m[a][1]);
+        if (channels_last) {
+          auto* to = const_cast<uint32_t*>(splat) + s * B + a;
+          const uint32_t last = first && second ? 0u : pair_of<T>(mask[S - 1], 0.f);
+          to[0] = first ? firsts(high, high) : firsts(last, last);
+          to[B] = second ? seconds(high, high) : firsts(last, last);
+        }
+      }
+      if constexpr (PAIRS)
+#pragma unroll
+        for (int a = 0; a < B; ++a)
+#pragma unroll
+          for (int b = a; b < B; ++b)
+            put(1 + B + pair_row(B, a, b), s, m[a][0] * m[b][0], m[a][1] * m[b][1]);
+    }
+    if (channels_last || s0 + stage < S) return;
+    const int from = S / kChunk * kChunk;
+    for (int i = threadIdx.x; i < B * kChunk; i += static_cast<int>(blockDim.x)) {
+      const int a = i / kChunk, s = from + i % kChunk;
+      const uint32_t high = pair_of<T>(masks[static_cast<int64_t>(a < A ? a : 0) * S + (s < S ? s : S - 1)], 0.f);
+      const_cast<uint16_t*>(tail)[i] = static_cast<uint16_t>(high);
+    }
+  }
+};
+
+// Eight pixels of a row of bfloat16, from pixel s on.
+__device__ inline void load_eight(const c10::BFloat16* row, int s, bool aligned, uint32_t (&out)[4]) {
+  if (aligned) {
+    const uint4 v = __ldcs(reinterpret_cast<const uint4*>(row + s));
+    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
+    return;
+  }
+  const auto* from = reinterpret_cast<const uint16_t*>(row) + s;
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+    out[k] = from[2 * k] | static_cast<uint32_t>(from[2 * k + 1]) << 16;
+}
+
+// The same at the end of a map of S pixels, whose last one stands for all beyond.
+__device__ inline void load_last(const c10::BFloat16* row, int s, int S, uint32_t (&out)[4]) {
+  const auto* from = reinterpret_cast<const uint16_t*>(row);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int first = s + 2 * k < S ? s + 2 * k : S - 1, second = s + 2 * k + 1 < S ? s + 2 * k + 1 : S - 1;
+    out[k] = from[first] | static_cast<uint32_t>(from[second]) << 16;
+  }
+}
+
+__device__ inline void load_shared(const void* p, uint32_t (&out)[4]) {
+  const uint4 v = *static_cast<const uint4*>(p);
+  out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
+}
+
+}  // namespace axnet::cuda

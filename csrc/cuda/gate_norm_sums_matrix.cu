@@ -1,0 +1,213 @@
+// The sums of gate_norm's gradient on the matrix units, bfloat16: D, and D X as two bfloat16, times the basis 1, m_a.
+// How rows and pixels are shared: masked_moments_matrix.cu, masked_moments_across.cu. The shift is taken off at the
+// end: what X resolves of itself at a mean far above its spread is coarser than the difference.
+#include "cuda/basis.cuh"
+#include "cuda/eight.cuh"
+#include "cuda/sums.cuh"
+
+namespace axnet::cuda {
+namespace {
+
+using T = BFloat16;
+
+constexpr int kRows = 16;  // of a warp, NCHW
+constexpr int kStageBytes = 36 * 1024;
+constexpr int kNumbers = 16;  // columns of D X, then of D, in the order of Basis::first_order
+
+// What the products add up to, of a column of `numbers(k)`.
+template <int B, class F>
+__device__ inline void write_sums(const SumsPlace<T, B>& place, int64_t C, int c, const F& numbers) {
+  const float shift = place.saved[c], e0 = numbers(8);
+  float* to = place.sums + c;
+  to[0] = e0, to[C] = numbers(0) - shift * e0;
+#pragma unroll
+  for (int a = 0; a < B; ++a) {
+    const float h = numbers(9 + a) + numbers(9 + B + a);
+    to[(2 + a) * C] = h, to[(2 + B + a) * C] = numbers(1 + a) + numbers(1 + B + a) - shift * h;
+  }
+}
+
+template <int B>
+__global__ void __launch_bounds__(kThreads, 2) sums_rows_matrix_kernel(const SumsPlan p, const SumsTiling tiling) {
+  using Shape = Basis<B, false>;
+  constexpr int flight = 2;  // chunks in flight
+  AXNET_SHARED(shared);
+  const Shape basis(shared, tiling.pitch, tiling.stage);
+  const SumsPlace<T, B> place(p, tiling);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), c0 = place.c0 + warp * kRows;
+  const T *x[2], *d[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int64_t c = c0 + 8 * r + g < C ? c0 + 8 * r + g : C - 1;
+    x[r] = place.x + c * p.x.c, d[r] = place.d + c * p.d.c;
+  }
+  float products[4] = {}, plain[4] = {};
+  const uint16_t* column = basis.row(Shape::first_order(g)) + 8 * t;
+  auto take = [&](const uint32_t (&xs)[2][4], const uint32_t (&ds)[2][4], int s) {
+    uint32_t b[4];
+    load_shared(column + s, b);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      uint32_t grad[4], high[4], low[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t v = xs[i % 2][2 * h + i / 2];
+        grad[i] = ds[i % 2][2 * h + i / 2];
+        high[i] = product(grad[i], v), low[i] = left_out(grad[i], v, high[i]);
+      }
+      multiply_add<T>(plain, grad, b[2 * h], b[2 * h + 1]);
+      multiply_add<T>(products, high, b[2 * h], b[2 * h + 1]);
+      multiply_add<T>(products, low, b[2 * h], b[2 * h + 1]);
+    }
+  };
+  for (int s0 = 0; s0 < S; s0 += tiling.stage) {
+    const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
+    __syncthreads();
+    basis.fill(place.mask, B, S, s0, tiling.stage, false);
+    __syncthreads();
+    auto many = [&](auto count, int s) {
+      constexpr int U = decltype(count)::value;
+      uint32_t xs[U][2][4], ds[U][2][4];
+#pragma unroll
+      for (int u = 0; u < U; ++u)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          load_eight(x[r] + s0, s + u * kChunk + 8 * t, tiling.x_aligned, xs[u][r]);
+          load_eight(d[r] + s0, s + u * kChunk + 8 * t, tiling.d_aligned, ds[u][r]);
+        }
+#pragma unroll
+      for (int u = 0; u < U; ++u)
+        take(xs[u], ds[u], s + u * kChunk);
+    };
+    int s = 0;
+    for (; s + flight * kChunk <= pixels; s += flight * kChunk)
+      many(std::integral_constant<int, flight>{}, s);
+#pragma unroll 1
+    for (; s + kChunk <= pixels; s += kChunk)
+      many(std::integral_constant<int, 1>{}, s);
+    if (s < pixels) {
+      uint32_t xs[2][4], ds[2][4];
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        load_last(x[r], s0 + s + 8 * t, S, xs[r]), load_last(d[r], s0 + s + 8 * t, S, ds[r]);
+      take(xs, ds, s);
+    }
+  }
+  __syncthreads();  // the basis has been read
+  float* results = reinterpret_cast<float*>(shared) + warp * kNumbers * kRows;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + i / 2 * 8, number = 2 * t + i % 2;
+    results[number * kRows + row] = products[i], results[(8 + number) * kRows + row] = plain[i];
+  }
+  __syncwarp();
+  if (lane < kRows && c0 + lane < C)
+    write_sums(place, p.C, c0 + lane, [&](int k) { return results[k * kRows + lane]; });
+}
+
+template <int B>
+__global__ void __launch_bounds__(kThreads, 2)
+    sums_channels_last_matrix_kernel(const SumsPlan p, const SumsTiling tiling) {
+  using Shape = Basis<B, false>;
+  constexpr int W = 4, V = 8;
+  AXNET_SHARED(shared);
+  const Shape basis(shared, tiling.pitch, tiling.stage);
+  const SumsPlace<T, B> place(p, tiling);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), part = warp % tiling.parts;
+  const int x_step = static_cast<int>(p.x.s), d_step = static_cast<int>(p.d.s);
+  const int own = warp / tiling.parts * 8 * V, c = place.c0 + own + g * V;
+  const T *x = place.x + (c < C ? c : C - V), *d = place.d + (c < C ? c : C - V);
+  float sum[V][4] = {};  // rows 0 to 7: of D X; 8 to 15: of D
+  const uint16_t* row = basis.row(Shape::first_order(g)) + 4 * t;
+  auto take = [&](const Bits<T, V>(&xs)[4], const Bits<T, V>(&ds)[4], int s) {
+    const uint2 u = *reinterpret_cast<const uint2*>(row + s);
+    const uint32_t upper[4] = {u.x, 0, u.y, 0}, lower[4] = {0, u.x, 0, u.y};
+#pragma unroll
+    for (int w = 0; w < W; ++w)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        auto pair = [&](const Bits<T, V>(&bits)[4], int i) {
+          return h ? seconds(bits[i].at[w], bits[i + 1].at[w]) : firsts(bits[i].at[w], bits[i + 1].at[w]);
+        };
+        const uint32_t v0 = pair(xs, 0), v1 = pair(xs, 2), grad0 = pair(ds, 0), grad1 = pair(ds, 2);
+        const uint32_t high0 = product(grad0, v0), high1 = product(grad1, v1);
+        multiply_add<T>(sum[2 * w + h], lower, grad0, grad1);
+        multiply_add<T>(sum[2 * w + h], upper, high0, high1);
+        multiply_add<T>(sum[2 * w + h], upper, left_out(grad0, v0, high0), left_out(grad1, v1, high1));
+      }
+  };
+  for (int s0 = 0; s0 < S; s0 += tiling.stage) {
+    const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
+    __syncthreads();
+    basis.fill(place.mask, B, S, s0, tiling.stage, true);
+    __syncthreads();
+    int s = part * kStep;
+    for (; s + kStep <= pixels; s += tiling.parts * kStep) {
+      const T *from = x + (s0 + s + 4 * t) * x_step, *grad = d + (s0 + s + 4 * t) * d_step;
+      Bits<T, V> xs[4], ds[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        xs[i].load(from + i * x_step), ds[i].load(grad + i * d_step);
+      take(xs, ds, s);
+    }
+    if (s < pixels) {
+      Bits<T, V> xs[4], ds[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int pixel = s0 + s + 4 * t + i < S ? s0 + s + 4 * t + i : S - 1;
+        xs[i].load(x + pixel * x_step), ds[i].load(d + pixel * d_step);
+      }
+      take(xs, ds, s);
+    }
+  }
+  __syncthreads();  // the basis has been read
+  const int channels = tiling.channels;
+  float* results = reinterpret_cast<float*>(shared);  // [parts, numbers, channels]
+#pragma unroll
+  for (int j = 0; j < V; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      results[(part * kNumbers + g + i / 2 * 8) * channels + own + (2 * t + i % 2) * V + j] = sum[j][i];
+  __syncthreads();
+  for (int r = threadIdx.x; r < channels && place.c0 + r < C; r += kThreads)
+    write_sums(place, p.C, place.c0 + r, [&](int k) {
+      float total = 0;
+#pragma unroll 1
+      for (int w = 0; w < tiling.parts; ++w)
+        total += results[(w * kNumbers + k) * channels + r];
+      return total;
+    });
+}
+
+template <int B>
+void launch_matrix(const SumsPlan& p, cudaStream_t stream) {
+  using Shape = Basis<B, false>;
+  const bool last = p.x.channels_last;
+  SumsTiling tiling{};
+  tiling.stage = Shape::stage(p.S, kStageBytes, last);
+  tiling.pitch = Shape::pitch_of(tiling.stage, last);
+  tiling.parts = last ? parts_of(p.N * ceil_div(p.C, 64), p.S, 8 * kStep) : 1;
+  tiling.channels = last ? kWarps / tiling.parts * 64 : kWarps * kRows;
+  tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
+  tiling.x_aligned = is_aligned_map<T>(p.x_data, p.x, p.x.c);
+  tiling.d_aligned = is_aligned_map<T>(p.d_data, p.d, p.d.c);
+  const size_t results = static_cast<size_t>(kNumbers) * kWarps * (last ? 64 : kRows) * sizeof(float);
+  launch(last ? sums_channels_last_matrix_kernel<B> : sums_rows_matrix_kernel<B>, p.N * tiling.blocks, p.blocks,
+         kThreads, std::max(Shape::bytes(tiling.pitch, tiling.stage, last), results), stream, p, tiling);
+}
+
+}  // namespace
+
+bool matrix_sums(const Queue& queue, const SumsPlan& p) {
+  if (p.x.channels_last && !(is_vector_map<T>(p.x_data, p.x, p.C, p.S) && is_vector_map<T>(p.d_data, p.d, p.C, p.S)))
+    return false;
+  if (p.members > 3) return false;
+  if (p.members == 1) launch_matrix<1>(p, queue.stream());
+  if (p.members == 2) launch_matrix<2>(p, queue.stream());
+  if (p.members == 3) launch_matrix<3>(p, queue.stream());
+  return true;
+}
+
+}  // namespace axnet::cuda

@@ -1,0 +1,283 @@
+// masked_moments of bfloat16 in channels_last on the matrix units: the product of masked_moments_matrix.cu across, 8 V
+// channels a warp. Pairs of pixels are formed in registers; `parts` warps share the pixels and are added in order.
+#include "cuda/basis.cuh"
+#include "cuda/eight.cuh"
+#include "cuda/tops.cuh"
+
+namespace axnet::cuda {
+namespace {
+
+using T = BFloat16;
+
+constexpr int kStageBytes = 40 * 1024;
+
+// channels_last: pairs of channels of a lane, rows of the fragments of the basis.
+template <int B, bool FULL>
+struct Across {
+  static constexpr int words = FULL || B > 3 ? 2 : 4, channels = 2 * words;
+  static constexpr int rows = FULL ? 16 : B > 3 ? 48 : 8, tiles = rows > 16 ? rows / 16 : 1;
+  static constexpr int maxima = 1 + B, numbers = rows + maxima + (FULL ? maxima : 0);
+  // FULL: the rows of X² from the top, those of X from the bottom
+  static constexpr int first = 16 - (1 + 2 * B);
+};
+
+template <int B, bool FULL>
+__global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
+    moments_channels_last_matrix_kernel(const __grid_constant__ MomentsPlan p, const Tiling tiling) {
+  using Shape = Basis<B, FULL>;
+  using Sums = RowSums<B, FULL>;
+  using Plan = Across<B, FULL>;
+  constexpr int W = Plan::words, V = Plan::channels, zero = Shape::rows;  // row `rows`: what rounding left out of 1
+  AXNET_SHARED(shared);
+  if (weigh<T>(p)) return;
+  const Shape basis(shared, tiling.pitch, tiling.stage);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const int block = static_cast<int>(blockIdx.x - p.N), n = block / tiling.blocks, part = warp % tiling.parts;
+  const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), A = B > 3 ? p.A : B, step = static_cast<int>(p.x.s);
+  const int c0 = block % tiling.blocks * tiling.channels, own = warp / tiling.parts * 8 * V;  // of the warp
+  const float* mask = static_cast<const float*>(p.mask) + static_cast<int64_t>(n) * A * S;
+  const int c = c0 + own + g * V;
+  const T* x = static_cast<const T*>(p.x_data) + n * p.x.n + (c < C ? c : C - V);
+  float sum[Plan::tiles][V][4] = {};
+  Tops<FULL> tops[W][1 + B];
+
+  // rows of the fragments that this lane holds
+  auto row_of = [&](int r) {
+    if constexpr (FULL) return r < Shape::rows ? r : r < 2 * Shape::rows - 1 ? r + 1 : zero;
+    return Shape::first_order(r);
+  };
+  auto row_of_x = [&](int r) { return r < Plan::first ? zero : Shape::first_order(r - Plan::first); };
+  const uint16_t *upper[Plan::tiles], *lower[Plan::tiles], *below = nullptr;
+#pragma unroll
+  for (int k = 0; k < Plan::tiles; ++k)
+    upper[k] = basis.row(row_of(16 * k + g)) + 4 * t, lower[k] = basis.row(row_of(16 * k + 8 + g)) + 4 * t;
+  if constexpr (FULL) below = basis.row(row_of_x(8 + g)) + 4 * t;
+
+  auto take = [&](const Bits<T, V>(&bits)[4], int s, uint32_t chunks) {
+    if constexpr (FULL) {
+      uint32_t best[W][1 + B];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int w = 0; w < W; ++w) {
+          const uint32_t v = bits[i].at[w];
+          best[w][0] = i ? greater_of(best[w][0], v) : v;
+#pragma unroll
+          for (int a = 0; a < B; ++a) {
+            const uint32_t y = product(v, basis.splat[(s + 4 * t + i) * B + a]);
+            best[w][1 + a] = i ? greater_of(best[w][1 + a], y) : y;
+          }
+        }
+#pragma unroll
+      for (int w = 0; w < W; ++w)
+#pragma unroll
+        for (int k = 0; k <= B; ++k)
+          tops[w][k].see(best[w][k], chunks, k == 0);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int w = 0; w < W; ++w)
+          tops[w][0].top = greater_of(tops[w][0].top, bits[i].at[w]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int a = 0; a < B; ++a) {
+          const uint32_t m = basis.splat[(s + 4 * t + i) * B + a];
+#pragma unroll
+          for (int w = 0; w < W; ++w)
+            tops[w][1 + a].top = greater_of(tops[w][1 + a].top, product(bits[i].at[w], m));
+        }
+    }
+    uint32_t a[Plan::tiles][4], ax[4] = {};
+#pragma unroll
+    for (int k = 0; k < Plan::tiles; ++k) {
+      const uint2 u = *reinterpret_cast<const uint2*>(upper[k] + s);
+      a[k][0] = u.x, a[k][2] = u.y, a[k][1] = a[k][3] = 0;
+      if constexpr (Plan::rows > 8) {
+        const uint2 l = *reinterpret_cast<const uint2*>(lower[k] + s);
+        a[k][1] = l.x, a[k][3] = l.y;
+      }
+    }
+    if constexpr (FULL) {
+      const uint2 l = *reinterpret_cast<const uint2*>(below + s);
+      ax[1] = l.x, ax[3] = l.y;
+    }
+#pragma unroll
+    for (int w = 0; w < W; ++w)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const uint32_t v[4] = {bits[0].at[w], bits[1].at[w], bits[2].at[w], bits[3].at[w]};
+        const uint32_t b0 = h ? seconds(v[0], v[1]) : firsts(v[0], v[1]);
+        const uint32_t b1 = h ? seconds(v[2], v[3]) : firsts(v[2], v[3]);
+        if constexpr (FULL) {
+          const uint32_t high0 = product(b0, b0), high1 = product(b1, b1);
+          multiply_add<T>(sum[0][2 * w + h], ax, b0, b1);
+          multiply_add<T>(sum[0][2 * w + h], a[0], high0, high1);
+          multiply_add<T>(sum[0][2 * w + h], a[0], left_out(b0, b0, high0), left_out(b1, b1, high1));
+        } else {
+#pragma unroll
+          for (int k = 0; k < Plan::tiles; ++k)
+            multiply_add<T>(sum[k][2 * w + h], a[k], b0, b1);
+        }
+      }
+  };
+
+  for (int s0 = 0; s0 < S; s0 += tiling.stage) {
+    const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage, stride = tiling.parts * kStep;
+    __syncthreads();
+    basis.fill(mask, A, S, s0, tiling.stage, true);
+    __syncthreads();
+    auto many = [&](auto count, int s) {
+      constexpr int U = decltype(count)::value;
+      const T* from = x + (s0 + s + 4 * t) * step;
+      Bits<T, V> bits[U][4];
+#pragma unroll
+      for (int u = 0; u < U; ++u)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          bits[u][i].load(from + (u * stride + i) * step);
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+        const int at = s + u * stride;
+        take(bits[u], at, static_cast<uint32_t>((s0 + at) / kStep) * 0x10001u);
+      }
+    };
+    int s = part * kStep;
+    for (; s + stride + kStep <= pixels; s += 2 * stride)
+      many(std::integral_constant<int, 2>{}, s);
+#pragma unroll 1
+    for (; s + kStep <= pixels; s += stride)
+      many(std::integral_constant<int, 1>{}, s);
+    if (s < pixels) {
+      Bits<T, V> bits[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int pixel = s0 + s + 4 * t + i;
+        bits[i].load(x + (pixel < S ? pixel : S - 1) * step);
+      }
+      take(bits, s, static_cast<uint32_t>((s0 + s) / kStep) * 0x10001u);
+    }
+  }
+
+  __syncthreads();  // the basis has been read
+  const int channels = tiling.channels;
+  float* results = reinterpret_cast<float*>(shared);  // [parts, numbers, channels]
+  float* mine = results + part * Plan::numbers * channels + own;
+#pragma unroll
+  for (int k = 0; k < Plan::tiles; ++k)
+#pragma unroll
+    for (int j = 0; j < V; ++j)
+#pragma unroll
+      for (int i = 0; i < (Plan::rows > 8 ? 4 : 2); ++i)
+        mine[(16 * k + g + i / 2 * 8) * channels + (2 * t + i % 2) * V + j] = sum[k][j][i];
+#pragma unroll
+  for (int w = 0; w < W; ++w)
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int k = 0; k <= B; ++k) {
+        const Tops<FULL>& found = tops[w][k];
+        float top = h ? second_of<T>(found.top) : first_of<T>(found.top);
+        int low = 0, high = 0, at = 0;
+        if constexpr (FULL) {
+          const uint32_t last = k ? found.last : found.first;
+          low = static_cast<int>(h ? found.first >> 16 : found.first & 0xffff);
+          high = static_cast<int>(h ? last >> 16 : last & 0xffff);
+        }
+        agree(top, low, high);
+        if constexpr (FULL)
+          place<4>(
+              k ? mask + (k - 1) * S : nullptr, S, low,
+              k && top != 0 ? high
+              : low < high  ? low
+                            : high,
+              tiling.parts, [&](int chunk) { return chunk * kStep + 4 * t; },
+              [&](int s, float (&v)[4]) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                  v[i] = static_cast<float>(x[(s + i < S ? s + i : S - 1) * step + 2 * w + h]);
+              },
+              top, at);
+        if (t == 0) {
+          float* to = mine + g * V + 2 * w + h;
+          to[(Plan::rows + k) * channels] = top;
+          if constexpr (FULL) memcpy(&to[(Plan::rows + Plan::maxima + k) * channels], &at, sizeof(int));
+        }
+      }
+  __syncthreads();
+  for (int r = threadIdx.x; r < (channels + kThreads - 1) / kThreads * kThreads; r += kThreads) {
+    bool again = false;
+    if (r < channels && c0 + r < C) {
+      float total[Sums::count], top[1 + B];
+      int at[1 + B] = {};
+      const float* from = results + r;
+      auto add = [&](int row) {
+        float v = 0;
+#pragma unroll 1
+        for (int w = 0; w < tiling.parts; ++w)
+          v += from[(w * Plan::numbers + row) * channels];
+        return v;
+      };
+      constexpr int base = FULL ? Plan::first : 0;
+      total[0] = add(base);
+#pragma unroll
+      for (int a = 0; a < B; ++a)
+        total[Sums::t(a)] = add(base + 1 + a) + add(base + 1 + B + a);
+      if constexpr (FULL) {
+        total[Sums::s2] = add(0);
+#pragma unroll
+        for (int k = 0; k < B + pairs(B); ++k)
+          total[k < B ? Sums::t2(k) : Sums::q2(k - B)] = add(1 + k) + add(Shape::rows + k);
+      }
+#pragma unroll
+      for (int k = 0; k <= B; ++k) {
+        top[k] = from[(Plan::rows + k) * channels];
+        if constexpr (FULL) memcpy(&at[k], &from[(Plan::rows + Plan::maxima + k) * channels], sizeof(int));
+#pragma unroll 1
+        for (int w = 1; w < tiling.parts; ++w) {
+          const float other = from[(w * Plan::numbers + Plan::rows + k) * channels];
+          if constexpr (FULL) {
+            int there;
+            memcpy(&there, &from[(w * Plan::numbers + Plan::rows + Plan::maxima + k) * channels], sizeof(int));
+            at[k] = other > top[k] || (other == top[k] && there < at[k]) ? there : at[k];
+          }
+          top[k] = fmaxf(top[k], other);
+        }
+        top[k] = static_cast<float>(T(top[k]));
+      }
+      again = write_row<T, B, FULL>(p, n, c0 + r, total, top, at);
+    }
+    mend_rows<T>(p, FULL, again, n, c0 + r);
+  }
+}
+
+template <int B, bool FULL>
+void launch_across(const MomentsPlan& p, cudaStream_t stream) {
+  using Shape = Basis<B, FULL>;
+  using Plan = Across<B, FULL>;
+  Tiling tiling{};
+  tiling.stage = Shape::stage(p.S, kStageBytes, true);
+  tiling.pitch = Shape::pitch_of(tiling.stage, true);
+  tiling.parts = parts_of(p.N * ceil_div(p.C, 8 * Plan::channels), p.S, 8 * kStep);
+  tiling.channels = kWarps / tiling.parts * 8 * Plan::channels;
+  tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
+  const size_t results = static_cast<size_t>(Plan::numbers) * kWarps * 8 * Plan::channels * sizeof(float);
+  launch(moments_channels_last_matrix_kernel<B, FULL>, p.N * (1 + tiling.blocks), 1, kThreads,
+         std::max(Shape::bytes(tiling.pitch, tiling.stage, true), results), stream, p, tiling);
+}
+
+}  // namespace
+
+bool matrix_moments_across(const Queue& queue, const MomentsPlan& p, bool full) {
+  const cudaStream_t stream = queue.stream();
+  switch (p.A) {
+    case 1: full ? launch_across<1, true>(p, stream) : launch_across<1, false>(p, stream); return true;
+    case 2: full ? launch_across<2, true>(p, stream) : launch_across<2, false>(p, stream); return true;
+  }
+  if (full) return false;
+  p.A == 3 ? launch_across<3, false>(p, stream) : launch_across<kMaxAnatomies, false>(p, stream);
+  return true;
+}
+
+}  // namespace axnet::cuda

@@ -1,0 +1,343 @@
+// masked_moments in float, element by element: float32, float16, and what the matrix units do not take of bfloat16.
+//
+//   NCHW           a warp has 16 rows of X: four lanes side by side over the pixels, two rows each; their masks come
+//   from
+//                  shared memory and serve both rows
+//   channels_last  a lane has V channels and walks over the pixels, whose masks every lane reads at once; `parts` warps
+//                  share the pixels and are added in order
+#include "cuda/eight.cuh"
+#include "cuda/moments.cuh"
+
+namespace axnet::cuda {
+namespace {
+
+constexpr int kRows = 16;  // of a warp, NCHW
+constexpr int kStageBytes = 36 * 1024;
+
+// The sums and maxima of one row in one thread.
+template <int B, bool FULL>
+struct Row {
+  using Sums = RowSums<B, FULL>;
+  float sum[Sums::count] = {}, top[1 + B];
+  int at[1 + B] = {};  // of the granule in which the maximum stands
+
+  __device__ Row() {
+#pragma unroll
+    for (int k = 0; k <= B; ++k)
+      top[k] = -std::numeric_limits<float>::infinity();
+  }
+  __device__ void rise(int k, float best, int here) {
+    if constexpr (FULL) at[k] = best > top[k] ? here : at[k];
+    top[k] = fmaxf(top[k], best);
+  }
+  // mask(a, i): of pixel i
+  template <int P, class F>
+  __device__ void add(const float (&x)[P], const F& mask, int here) {
+    float best = x[0];
+#pragma unroll
+    for (int i = 0; i < P; ++i) {
+      best = fmaxf(best, x[i]);
+      sum[0] += x[i];
+      if constexpr (FULL) sum[Sums::s2] += x[i] * x[i];
+    }
+    rise(0, best, here);
+    float weighted[FULL ? B : 1][P];
+#pragma unroll
+    for (int a = 0; a < B; ++a) {
+      float (&y)[P] = weighted[FULL ? a : 0];
+#pragma unroll
+      for (int i = 0; i < P; ++i) {
+        y[i] = mask(a, i) * x[i];
+        best = i == 0 ? y[i] : fmaxf(best, y[i]);
+        sum[Sums::t(a)] += y[i];
+        if constexpr (FULL) sum[Sums::t2(a)] += y[i] * x[i];
+      }
+      rise(1 + a, best, here);
+      if constexpr (FULL)
+#pragma unroll
+        for (int b = 0; b <= a; ++b)
+#pragma unroll
+          for (int i = 0; i < P; ++i)
+            sum[Sums::q2(pair_row(B, b, a))] += y[i] * weighted[b][i];
+    }
+  }
+  // The sums of four lanes, in every one of them.
+  __device__ void add_lanes() {
+#pragma unroll
+    for (int k = 0; k < Sums::count; ++k)
+#pragma unroll
+      for (int step = 1; step < 4; step *= 2)
+        sum[k] += __shfl_xor_sync(0xffffffffu, sum[k], step);
+  }
+};
+
+template <class T, int B, bool FULL>
+__global__ void __launch_bounds__(kThreads, 2)
+    moments_rows_kernel(const __grid_constant__ MomentsPlan p, const Tiling tiling) {
+  AXNET_SHARED(shared);
+  if (weigh<T>(p)) return;
+  float* masks = reinterpret_cast<float*>(shared);  // [B, pitch]
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const int block = static_cast<int>(blockIdx.x - p.N), n = block / tiling.blocks;
+  const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), whole = S / kStride * kStride;
+  const int c0 = block % tiling.blocks * tiling.channels + warp * kRows, A = B > 3 ? p.A : B;
+  const float* mask = static_cast<const float*>(p.mask) + static_cast<int64_t>(n) * A * S;
+  const T* x[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int c = c0 + 8 * r + g;
+    x[r] = static_cast<const T*>(p.x_data) + n * p.x.n + (c < C ? c : C - 1) * p.x.c;
+  }
+  Row<B, FULL> row[2];
+  for (int s0 = 0; s0 < S; s0 += tiling.stage) {
+    const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
+    __syncthreads();
+    for (int s = threadIdx.x; s < pixels; s += kThreads)
+#pragma unroll
+      for (int a = 0; a < B; ++a)
+        masks[a * tiling.pitch + s] = mask[(a < A ? a : 0) * S + s0 + s];
+    __syncthreads();
+    int s = 0;
+    for (; s + kStride <= pixels; s += kStride) {
+      Eight<T> eight[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        eight[r].load(x[r] + s0 + s, t, tiling.aligned);
+      float m[B][kGranule];
+#pragma unroll
+      for (int a = 0; a < B; ++a)
+        load_masks<T>(masks + a * tiling.pitch + s, t, m[a]);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float v[kGranule];
+        eight[r].spread(v);
+        row[r].add(v, [&](int a, int i) { return m[a][i]; }, s0 + s);
+      }
+    }
+#pragma unroll 1
+    for (s += t; s < pixels; s += 4)  // what is left of the map, a pixel at a time
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float v[1] = {static_cast<float>(x[r][s0 + s])};
+        row[r].add(v, [&](int a, int) { return masks[a * tiling.pitch + s]; }, s0 + s);
+      }
+  }
+  bool again = false;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    row[r].add_lanes();
+#pragma unroll
+    for (int k = 0; k <= B; ++k) {
+      float top = row[r].top[k];
+      if constexpr (FULL) {  // from the granule to the pixel
+        int& at = row[r].at[k];
+        if (at < whole) {
+          Eight<T> eight;
+          float v[kGranule];
+          eight.load(x[r] + at, t, tiling.aligned);
+          eight.spread(v);
+          int found = 0;
+#pragma unroll
+          for (int i = kGranule - 1; i >= 0; --i) {
+            const int s = Eight<T>::pixel(t, i);
+            if ((k ? mask[(k ? k - 1 : 0) * S + at + s] * v[i] : v[i]) == top) found = s;
+          }
+          at += found;
+        }
+      }
+#pragma unroll
+      for (int step = 1; step < 4; step *= 2) {
+        const float other = __shfl_xor_sync(0xffffffffu, top, step);
+        if constexpr (FULL) {
+          const int there = __shfl_xor_sync(0xffffffffu, row[r].at[k], step);
+          if (other > top || (other == top && there < row[r].at[k])) row[r].at[k] = there;
+        }
+        top = fmaxf(top, other);
+      }
+      row[r].top[k] = top;
+    }
+    const int c = c0 + 8 * r + g;
+    if (t == r && c < C) again = write_row<T, B, FULL>(p, n, c, row[r].sum, row[r].top, row[r].at);
+  }
+  mend_rows<T>(p, FULL, again, n, c0 + 8 * t + g);
+}
+
+// Channels of a thread and its pixels in flight.
+template <int B, bool FULL>
+constexpr int kLanes = FULL || B > 3 ? 2 : 4;
+
+template <class T, int B, bool FULL>
+__global__ void __launch_bounds__(kThreads, 2)
+    moments_channels_last_kernel(const __grid_constant__ MomentsPlan p, const Tiling tiling) {
+  constexpr int V = kLanes<B, FULL>;
+  using Sums = RowSums<B, FULL>;
+  constexpr int maxima = 1 + B, numbers = Sums::count + maxima + (FULL ? maxima : 0);
+  AXNET_SHARED(shared);
+  if (weigh<T>(p)) return;
+  float* masks = reinterpret_cast<float*>(shared);  // [pixels, B]
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, part = warp % tiling.parts;
+  const int block = static_cast<int>(blockIdx.x - p.N), n = block / tiling.blocks;
+  const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), step = static_cast<int>(p.x.s);
+  const int c0 = block % tiling.blocks * tiling.channels, own = (warp / tiling.parts * kWarp + lane) * V;
+  const int A = B > 3 ? p.A : B, whole = S / kGranule * kGranule;
+  const float* mask = static_cast<const float*>(p.mask) + static_cast<int64_t>(n) * A * S;
+  const T* x = static_cast<const T*>(p.x_data) + n * p.x.n + (c0 + own < C ? c0 + own : C - V);
+  Row<B, FULL> row[V];
+  for (int s0 = 0; s0 < S; s0 += tiling.stage) {
+    const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
+    __syncthreads();
+    for (int s = threadIdx.x; s < pixels; s += kThreads)
+#pragma unroll
+      for (int a = 0; a < B; ++a)
+        masks[s * B + a] = mask[(a < A ? a : 0) * S + s0 + s];
+    __syncthreads();
+    const T* from = x + static_cast<int64_t>(s0) * step;
+    auto take = [&](auto many, int s) {
+      constexpr int P = decltype(many)::value;
+      Bits<T, V> bits[P];
+#pragma unroll
+      for (int i = 0; i < P; ++i)
+        bits[i].load(from + (s + i) * step);
+      float v[V][P];
+#pragma unroll
+      for (int i = 0; i < P; ++i) {
+        float one[V];
+        bits[i].spread(one);
+#pragma unroll
+        for (int j = 0; j < V; ++j)
+          v[j][i] = one[j];
+      }
+#pragma unroll
+      for (int j = 0; j < V; ++j)
+        row[j].add(v[j], [&](int a, int i) { return masks[(s + i) * B + a]; }, s0 + s);
+    };
+    int s = part * kGranule;
+    for (; s + kGranule <= pixels; s += tiling.parts * kGranule)
+      take(std::integral_constant<int, kGranule>{}, s);
+#pragma unroll 1
+    for (; s < pixels; ++s)  // the last granule, which one part has
+      take(std::integral_constant<int, 1>{}, s);
+  }
+  if constexpr (FULL) {
+#pragma unroll
+    for (int j = 0; j < V; ++j)
+#pragma unroll
+      for (int k = 0; k <= B; ++k) {
+        int& at = row[j].at[k];
+        if (at >= whole) continue;
+        int found = 0;
+#pragma unroll
+        for (int i = kGranule - 1; i >= 0; --i) {
+          const float v = static_cast<float>(x[static_cast<int64_t>(at + i) * step + j]);
+          if ((k ? mask[(k ? k - 1 : 0) * S + at + i] * v : v) == row[j].top[k]) found = i;
+        }
+        at += found;
+      }
+  }
+  __syncthreads();  // the masks have been read
+  const int channels = tiling.channels;
+  float* results = reinterpret_cast<float*>(shared);  // [parts, numbers, channels]
+  float* mine = results + part * numbers * channels + own;
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+#pragma unroll
+    for (int k = 0; k < Sums::count; ++k)
+      mine[k * channels + j] = row[j].sum[k];
+#pragma unroll
+    for (int k = 0; k < maxima; ++k) {
+      mine[(Sums::count + k) * channels + j] = row[j].top[k];
+      if constexpr (FULL) memcpy(&mine[(Sums::count + maxima + k) * channels + j], &row[j].at[k], sizeof(int));
+    }
+  }
+  __syncthreads();
+  for (int r = threadIdx.x; r < (channels + kThreads - 1) / kThreads * kThreads; r += kThreads) {
+    bool again = false;
+    if (r < channels && c0 + r < C) {
+      float sum[Sums::count], top[maxima];
+      int at[maxima] = {};
+      const float* from = results + r;
+#pragma unroll
+      for (int k = 0; k < Sums::count; ++k) {
+        float total = 0;
+#pragma unroll 1
+        for (int w = 0; w < tiling.parts; ++w)
+          total += from[(w * numbers + k) * channels];
+        sum[k] = total;
+      }
+#pragma unroll
+      for (int k = 0; k < maxima; ++k) {
+        top[k] = -std::numeric_limits<float>::infinity();
+#pragma unroll 1
+        for (int w = 0; w < tiling.parts; ++w) {
+          const float other = from[(w * numbers + Sums::count + k) * channels];
+          if constexpr (FULL) {
+            int there;
+            memcpy(&there, &from[(w * numbers + Sums::count + maxima + k) * channels], sizeof(int));
+            if (other > top[k] || (other == top[k] && there < at[k])) at[k] = there;
+          }
+          top[k] = fmaxf(top[k], other);
+        }
+      }
+      again = write_row<T, B, FULL>(p, n, c0 + r, sum, top, at);
+    }
+    mend_rows<T>(p, FULL, again, n, c0 + r);
+  }
+}
+
+template <class T, int B, bool FULL>
+void launch_scalar(const MomentsPlan& p, cudaStream_t stream) {
+  const int per_pixel = B * static_cast<int>(sizeof(float));
+  Tiling tiling{};
+  tiling.stage = stage_of(p.S, per_pixel, kStageBytes);
+  tiling.parts = 1;
+  if (p.x.channels_last) {
+    constexpr int V = kLanes<B, FULL>;
+    tiling.parts = parts_of(p.N * ceil_div(p.C, V * kWarp), p.S, 8 * kGranule);
+    tiling.channels = kWarps / tiling.parts * kWarp * V;
+    tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
+    using Sums = RowSums<B, FULL>;
+    const size_t results = (Sums::count + (FULL ? 2 : 1) * (1 + B)) * kThreads * V * sizeof(float);
+    launch(moments_channels_last_kernel<T, B, FULL>, p.N * (1 + tiling.blocks), 1, kThreads,
+           std::max<size_t>(tiling.stage * per_pixel, results), stream, p, tiling);
+    return;
+  }
+  tiling.channels = kWarps * kRows;
+  tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
+  tiling.pitch = tiling.stage;
+  tiling.aligned = is_aligned_map<T>(p.x_data, p.x, p.x.c);
+  launch(moments_rows_kernel<T, B, FULL>, p.N * (1 + tiling.blocks), 1, kThreads, tiling.stage * per_pixel, stream, p,
+         tiling);
+}
+
+template <class T>
+bool launch_anatomies(const MomentsPlan& p, bool full, cudaStream_t stream) {
+  switch (p.A) {
+    case 1: full ? launch_scalar<T, 1, true>(p, stream) : launch_scalar<T, 1, false>(p, stream); return true;
+    case 2: full ? launch_scalar<T, 2, true>(p, stream) : launch_scalar<T, 2, false>(p, stream); return true;
+    case 3: full ? launch_scalar<T, 3, true>(p, stream) : launch_scalar<T, 3, false>(p, stream); return true;
+  }
+  if (full) return false;
+  launch_scalar<T, kMaxAnatomies, false>(p, stream);
+  return true;
+}
+
+}  // namespace
+
+bool scalar_moments(const Queue& queue, const MomentsPlan& p, const Tensor& x, bool full) {
+  const bool done = with_type(x, [&](auto type) {
+    using T = decltype(type);
+    if constexpr (std::is_same_v<T, float> || std::is_same_v<T, Half>) {
+      if (p.x.channels_last && !is_vector_map<T>(p.x_data, p.x, p.C, p.S)) return false;
+      return launch_anatomies<T>(p, full, queue.stream());
+    } else if constexpr (std::is_same_v<T, BFloat16>) {
+      if (!full || p.A != 3 || (p.x.channels_last && !is_vector_map<T>(p.x_data, p.x, p.C, p.S))) return false;
+      launch_scalar<T, 3, true>(p, queue.stream());
+      return true;
+    } else {
+      return false;
+    }
+  });
+  return done;
+}
+
+}  // namespace axnet::cuda

@@ -1,0 +1,242 @@
+// What the kernels of masked_moments share: the plan, the order of a row's sums, what is written from them, and the one
+// careful way, by a warp for a row, which any row, type and number of anatomies can take (docs/method.md, "A3 from
+// moments"):
+//
+//   x' = x - c, c = 0; where |mean| >> std would cancel, a row is gone over again with c = mean
+//   sums  s1, s2, t_a, t2_a, q2_ab of x', m_a x', m_a x'^2, m_a m_b x'^2, and q1_ab of m_a m_b x' where c is not 0
+//   max   max x, max m_a x, and the first position of each;   mass  sum m_a, sum m_a m_b           (ab: a <= b)
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace axnet::cuda {
+
+constexpr double kFar = 15;  // mean^2 / variance beyond which a row's sums are taken about its mean
+
+struct MomentsPlan {
+  int64_t N, C, S;
+  int A;
+  View x;
+  const void *x_data, *mask;  // T [N, C, S], acc [N, A, S]
+  void* descriptors;          // acc [N, 2+2A, C]: avg, max, masked_avg_a, masked_max_a
+  void* moments;              // acc [N, moment_rows(A), C] or null
+  int32_t* argmax;            // [N, 1+A, C] or null
+  double* mass;               // [N, A + pairs(A)] or null
+  void *link, *coef_link;     // one element each: written zero, or null
+};
+
+// How the blocks of a fast kernel share the work; the first N blocks of a grid take the images' masses.
+struct Tiling {
+  int channels, blocks;  // channels of a block, blocks of an image
+  int stage, pitch;      // pixels whose masks stand in shared memory at a time; elements of a row of them
+  int parts;             // channels_last: warps side by side over the pixels
+  bool aligned;          // NCHW: rows of X can be read in 16 bytes
+};
+
+// f(row, number) of a row's sums: s1, t_a, and with FULL s2, t2_a, q2_ab
+template <int B, bool FULL>
+struct RowSums {
+  static constexpr int count = FULL ? 2 + 2 * B + pairs(B) : 1 + B;
+  static constexpr int maxima = 1 + B;
+  static constexpr int t(int a) { return 1 + a; }
+  static constexpr int s2 = 1 + B;
+  static constexpr int t2(int a) { return 2 + B + a; }
+  static constexpr int q2(int ab) { return 2 + 2 * B + ab; }
+};
+
+// Writes a row about c = 0; whether it must be gone over again carefully. A: anatomies, at most B.
+template <class T, int B, bool FULL>
+__device__ inline bool write_row(const MomentsPlan& p, int64_t n, int64_t c,
+                                 const float (&sum)[RowSums<B, FULL>::count], const float (&top)[1 + B],
+                                 const int (&at)[1 + B]) {
+  using Sums = RowSums<B, FULL>;
+  const int64_t C = p.C;
+  const int A = B > 3 ? p.A : B;
+  const float inverse = 1.f / static_cast<float>(p.S);
+  float* descriptors = static_cast<float*>(p.descriptors) + n * (2 + 2 * A) * C + c;
+  float finite = sum[0] - sum[0];  // 0, or NaN
+  descriptors[0] = sum[0] * inverse;
+  descriptors[C] = top[0];
+#pragma unroll
+  for (int a = 0; a < B; ++a)
+    if (a < A) {
+      descriptors[(2 + a) * C] = sum[Sums::t(a)] * inverse;
+      descriptors[(2 + A + a) * C] = top[1 + a];
+      finite += sum[Sums::t(a)] - sum[Sums::t(a)];
+    }
+  bool again = !(finite == 0);
+  if constexpr (FULL) {
+    const float mean = sum[0] * inverse, square = mean * mean;
+    again = again || square > static_cast<float>(kFar) * (sum[Sums::s2] * inverse - square);
+    if (p.moments) {
+      float* m = static_cast<float*>(p.moments) + n * moment_rows(B) * C + c;
+      m[0] = 0, m[C] = sum[0], m[2 * C] = sum[Sums::s2];
+#pragma unroll
+      for (int a = 0; a < B; ++a)
+        m[(3 + a) * C] = sum[Sums::t(a)], m[(3 + B + a) * C] = sum[Sums::t2(a)];
+#pragma unroll
+      for (int k = 0; k < pairs(B); ++k)
+        m[(3 + 2 * B + k) * C] = 0, m[(3 + 2 * B + pairs(B) + k) * C] = sum[Sums::q2(k)];
+    }
+    if (p.argmax)
+#pragma unroll
+      for (int k = 0; k <= B; ++k)
+        p.argmax[(n * (1 + B) + k) * C + c] = at[k];
+  }
+  return again;
+}
+
+// The largest value seen and its first position; a NaN is larger than all, as in torch.
+template <class Acc>
+struct Largest {
+  Acc top = -std::numeric_limits<Acc>::infinity();
+  int at = std::numeric_limits<int>::max();
+
+  __device__ void see(Acc v, int s) {
+    const bool nan = v != v, kept = top != top;
+    const bool more = nan ? !kept : v > top, same = nan ? kept : v == top;
+    if (more || (same && s < at)) top = v, at = s;
+  }
+  __device__ void join() {
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+      const Acc v = __shfl_xor_sync(0xffffffffu, top, step);
+      const int s = __shfl_xor_sync(0xffffffffu, at, step);
+      see(v, s);
+    }
+  }
+};
+
+// Everything of one row by a warp. Not inlined: rows that need it are rare, and every kernel has it.
+template <class T>
+__device__ __noinline__ void careful_row(const MomentsPlan& p, bool full, int64_t n, int64_t c) {
+  using Acc = acc_t<T>;
+  const int lane = threadIdx.x % kWarp, A = p.A;
+  const int64_t C = p.C, S = p.S;
+  const T* x = static_cast<const T*>(p.x_data) + n * p.x.n + c * p.x.c;
+  const Acc* masks = static_cast<const Acc*>(p.mask) + n * A * S;
+  Acc* descriptors = static_cast<Acc*>(p.descriptors) + n * (2 + 2 * A) * C + c;
+  Acc* moments = p.moments ? static_cast<Acc*>(p.moments) + n * moment_rows(A) * C + c : nullptr;
+  const double inverse = 1.0 / static_cast<double>(S);
+  Acc shift = 0;
+  auto each = [&](const auto& f) {  // f(s, x, x')
+#pragma unroll 1
+    for (int64_t s = lane; s < S; s += kWarp) {
+      const Acc v = static_cast<Acc>(x[s * p.x.s]);
+      f(static_cast<int>(s), v, v - shift);
+    }
+  };
+  auto put = [&](Acc* rows, int row, double v) {
+    if (lane == 0 && rows) rows[row * C] = static_cast<Acc>(v);
+  };
+
+  Largest<Acc> largest;
+  double s1 = 0, s2 = 0;
+  auto look = [&] {
+    Acc first = 0, second = 0;
+    each([&](int s, Acc v, Acc centred) {
+      first += centred, second += centred * centred;
+      largest.see(v, s);
+    });
+    s1 = warp_sum(static_cast<double>(first)), s2 = warp_sum(static_cast<double>(second));
+  };
+  look();
+  const double mean = s1 * inverse, square = mean * mean;
+  if (full && square > kFar * (s2 * inverse - square)) {  // the same answer in every lane
+    shift = static_cast<Acc>(mean);
+    look();
+  }
+  auto put_largest = [&](Largest<Acc>& found, int descriptor, int k) {
+    found.join();
+    if (lane != 0) return;
+    descriptors[descriptor * C] = found.top;
+    if (p.argmax) p.argmax[(n * (1 + A) + k) * C + c] = found.at;
+  };
+  put_largest(largest, 1, 0);
+  put(descriptors, 0, shift + s1 * inverse);
+  put(moments, 0, shift), put(moments, 1, s1), put(moments, 2, s2);
+
+#pragma unroll 1
+  for (int a = 0; a < A; ++a) {
+    const Acc* mask = masks + a * S;
+    Largest<Acc> masked;
+    Acc first = 0, second = 0, weight = 0;
+    each([&](int s, Acc v, Acc centred) {
+      const Acc m = mask[s];
+      masked.see(m * v, s);
+      weight += m, first += m * centred, second += m * centred * centred;
+    });
+    const double t = warp_sum(static_cast<double>(first)), mass = warp_sum(static_cast<double>(weight));
+    put(descriptors, 2 + a, (t + shift * mass) * inverse);
+    put_largest(masked, 2 + A + a, 1 + a);
+    if (!moments) continue;
+    put(moments, 3 + a, t), put(moments, 3 + A + a, warp_sum(static_cast<double>(second)));
+    constexpr int K = 4;  // pairs in one go
+#pragma unroll 1
+    for (int b = a; b < A; b += K) {
+      Acc q1[K] = {}, q2[K] = {};
+      each([&](int s, Acc, Acc centred) {
+        const Acc weighted = mask[s] * centred;
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+          const Acc m = masks[(b + k < A ? b + k : a) * S + s];
+          q1[k] += weighted * m, q2[k] += weighted * (m * centred);
+        }
+      });
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        const double first_moment = warp_sum(static_cast<double>(q1[k]));
+        const double second_moment = warp_sum(static_cast<double>(q2[k]));
+        if (b + k >= A) continue;
+        const int row = 3 + 2 * A + pair_row(A, a, b + k);
+        put(moments, row, shift == 0 ? 0 : first_moment), put(moments, row + pairs(A), second_moment);
+      }
+    }
+  }
+}
+
+// The rows of this warp's lanes for which `again` holds.
+template <class T>
+__device__ inline void mend_rows(const MomentsPlan& p, bool full, bool again, int64_t n, int64_t c) {
+  unsigned left = __ballot_sync(0xffffffffu, again);
+  __syncwarp();  // what was written of them lies before what follows
+#pragma unroll 1
+  for (; left; left &= left - 1) {
+    const int lane = __ffs(static_cast<int>(left)) - 1;
+    careful_row<T>(p, full, n, __shfl_sync(0xffffffffu, static_cast<int>(c), lane));
+  }
+}
+
+// The first N blocks: an image's masses, by the warps in turn, in double. Whether this was such a block.
+template <class T>
+__device__ inline bool weigh(const MomentsPlan& p) {
+  using Acc = acc_t<T>;
+  if (p.link && blockIdx.x == 0 && threadIdx.x == 0)
+    *static_cast<T*>(p.link) = T(0.f), *static_cast<Acc*>(p.coef_link) = Acc(0);
+  if (blockIdx.x >= p.N) return false;
+  const int A = p.A, quantities = p.mass ? A + pairs(A) : 0, lane = threadIdx.x % kWarp;
+  const int64_t n = blockIdx.x, S = p.S;
+  const Acc* masks = static_cast<const Acc*>(p.mask) + n * A * S;
+  for (int q = threadIdx.x / kWarp; q < quantities; q += static_cast<int>(blockDim.x) / kWarp) {
+    int a = q, b = -1;
+    if (q >= A)
+      for (a = 0, b = q - A; b >= A - a; ++a)
+        b -= A - a;
+    const Acc *first = masks + a * S, *second = b < 0 ? nullptr : masks + (a + b) * S;
+    double total = 0;
+#pragma unroll 4
+    for (int64_t s = lane; s < S; s += kWarp)
+      total += second ? static_cast<double>(first[s]) * second[s] : static_cast<double>(first[s]);
+    total = warp_sum(total);
+    if (lane == 0) p.mass[n * (A + pairs(A)) + q] = total;
+  }
+  return true;
+}
+
+// Whether a kernel took the plan (masked_moments_scalar.cu: float32, float16, three anatomies;
+// masked_moments_matrix.cu, masked_moments_across.cu: bfloat16).
+bool scalar_moments(const Queue& queue, const MomentsPlan& plan, const Tensor& x, bool full);
+bool matrix_moments(const Queue& queue, const MomentsPlan& plan, bool full);
+bool matrix_moments_across(const Queue& queue, const MomentsPlan& plan, bool full);
+
+}  // namespace axnet::cuda
