@@ -13,77 +13,92 @@ namespace {
 
 struct CombinePlan {
   GateShape gate;
-  const void* weight;             // acc [blocks*C] or null
-  const void *mean, *var;         // acc [blocks*C]
+  Numbers weight;                 // [blocks*C] or none
+  Numbers mean, var;              // [blocks*C]
   const void *saved, *sums;       // acc [N, blocks, saved_rows(members), C], [N, blocks, sum_rows(members), C]
   void* coef;                     // acc [N, blocks, coef_rows(members), C]
   void* gate_grad;                // acc [N, A, C]
   void *weight_grad, *bias_grad;  // acc [blocks*C]
 };
 
-template <class Acc>
-__global__ void __launch_bounds__(kThreads, 1) combine_kernel(const CombinePlan p) {
+// Rows of one (image, block, channel).
+template <class Acc, int K>
+struct Column {
+  const Acc* at;
+  int64_t C;
+  Kept<K> kept;
+
+  __device__ Column(const void* rows, int64_t first, int64_t C, int64_t c)
+      : at(static_cast<const Acc*>(rows) + first * C + c), C(C) {
+    kept.load([&](int k) { return at[k * C]; });
+  }
+  __device__ double operator()(int k) const { return K ? kept.at[K ? k : 0] : at[k * C]; }
+};
+
+template <class Acc, int M>
+__global__ void __launch_bounds__(kAlgebraThreads, 1) combine_kernel(const CombinePlan p) {
   AXNET_SHARED(shared);
-  double* parts = reinterpret_cast<double*>(shared);  // [8, 32]
   const GateShape& g = p.gate;
-  const int warp = threadIdx.x / kWarp, o = static_cast<int>(blockIdx.y), B = g.members;
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x % kWarp, C = g.C, at = o * C + c;
-  const bool inside = c < C;
-  auto sums_of = [&](int64_t n) { return static_cast<const Acc*>(p.sums) + (n * g.blocks + o) * sum_rows(B) * C + c; };
-  auto saved_of = [&](int64_t n) {
-    return static_cast<const Acc*>(p.saved) + (n * g.blocks + o) * saved_rows(B) * C + c;
+  const AlgebraPlace place(g);
+  const int o = place.o, B = M ? M : g.members;
+  const int64_t C = g.C, c = place.c;
+  auto sums_of = [&](int64_t n) {
+    return Column<Acc, M ? sum_rows(M) : 0>(p.sums, (n * g.blocks + o) * sum_rows(B), C, c);
   };
 
-  const double mean = inside ? static_cast<double>(static_cast<const Acc*>(p.mean)[at]) : 0.0;
+  const double mean = place.inside ? p.mean(place.at) : 0.0;
   double dgamma = 0, dbeta = 0;
-  if (inside)
-    for (int64_t n = warp; n < g.N; n += kWarps) {
-      const Gate<Acc> gate(g, n, o, c);
-      const Acc* e = sums_of(n);
-      const double shift = saved_of(n)[0], e0 = e[0];
-      double far = gate.b * e0, near = gate.b * e[C];
+  if (place.inside)
+    for (int64_t n = place.n; n < g.N; n += kAlgebraImages) {
+      const auto e = sums_of(n);
+      const Gate<M> gate(g, n, o, c);
+      const double shift = static_cast<const Acc*>(p.saved)[(n * g.blocks + o) * saved_rows(B) * C + c];
+      double far = gate.b * e(0), near = gate.b * e(1);
+#pragma unroll
       for (int a = 0; a < B; ++a) {
-        far += gate.w(a) * e[(2 + a) * C];
-        near += gate.w(a) * e[(2 + B + a) * C];
+        far += gate.w(a) * e(2 + a);
+        near += gate.w(a) * e(2 + B + a);
       }
-      dgamma += shift * far + near - mean * e0;
-      dbeta += e0;
+      dgamma += shift * far + near - mean * e(0);
+      dbeta += e(0);
     }
-  dgamma = sum_over_warps(dgamma, parts);
-  dbeta = sum_over_warps(dbeta, parts);
-  if (!inside) return;
+  add_images(dgamma, dbeta, reinterpret_cast<double*>(shared));
+  if (!place.inside) return;
 
-  const double r = 1.0 / sqrt(static_cast<const Acc*>(p.var)[at] + g.eps);
-  const double gamma = p.weight ? static_cast<double>(static_cast<const Acc*>(p.weight)[at]) : 1.0;
+  const double r = 1.0 / sqrt(p.var(place.at) + g.eps), gamma = p.weight.at ? p.weight(place.at) : 1.0;
   const double S = static_cast<double>(g.S), total = S * static_cast<double>(g.N);
   dgamma *= r;
-  if (warp == 0) {
-    static_cast<Acc*>(p.weight_grad)[at] = static_cast<Acc>(dgamma);
-    static_cast<Acc*>(p.bias_grad)[at] = static_cast<Acc>(dbeta);
+  if (place.n == 0) {
+    static_cast<Acc*>(p.weight_grad)[place.at] = static_cast<Acc>(dgamma);
+    static_cast<Acc*>(p.bias_grad)[place.at] = static_cast<Acc>(dbeta);
   }
   const double k1 = gamma * r, k3 = g.batch_statistics ? -gamma * r * r * dgamma / total : 0.0;
   const double k2 = g.batch_statistics ? -gamma * r * dbeta / total - k3 * mean : 0.0;
-  for (int64_t n = warp; n < g.N; n += kWarps) {
-    const Gate<Acc> gate(g, n, o, c);
-    const Acc *e = sums_of(n), *kept = saved_of(n);
-    const double shift = kept[0];
+  for (int64_t n = place.n; n < g.N; n += kAlgebraImages) {
+    const auto e = sums_of(n);
+    const Column<Acc, M ? saved_rows(M) : 0> kept(p.saved, (n * g.blocks + o) * saved_rows(B), C, c);
+    Gate<M> gate(g, n, o, c);
+    gate.load_masses();
+    const double shift = kept(0);
     double sum_g = gate.b * S;
+#pragma unroll
     for (int a = 0; a < B; ++a)
       sum_g += gate.w(a) * gate.mass_of(a);
-    const double sum_dy = k1 * e[0] + k2 * S + k3 * (shift * sum_g + kept[(2 + B) * C]);
-    const double db = shift * sum_dy + k1 * e[C] + k2 * kept[C] + k3 * kept[(3 + 2 * B) * C];
+    const double sum_dy = k1 * e(0) + k2 * S + k3 * (shift * sum_g + kept(2 + B));
+    const double db = shift * sum_dy + k1 * e(1) + k2 * kept(1) + k3 * kept(3 + 2 * B);
     Acc* out = static_cast<Acc*>(p.coef) + (n * g.blocks + o) * coef_rows(B) * C + c;
     out[0] = static_cast<Acc>(k1), out[C] = static_cast<Acc>(k2), out[2 * C] = static_cast<Acc>(k3);
     out[3 * C] = static_cast<Acc>(gate.b);
     Acc* gate_grad = static_cast<Acc*>(p.gate_grad) + (n * g.A + gate.first) * C + c;
+#pragma unroll
     for (int a = 0; a < B; ++a) {
       out[(4 + a) * C] = static_cast<Acc>(gate.w(a));
       double sum_gm = gate.b * gate.mass_of(a);
+#pragma unroll
       for (int b = 0; b < B; ++b)
         sum_gm += gate.w(b) * gate.mass_of(a, b);
-      const double sum_dym = k1 * e[(2 + a) * C] + k2 * gate.mass_of(a) + k3 * (shift * sum_gm + kept[(3 + B + a) * C]);
-      const double dw =
-          shift * sum_dym + k1 * e[(2 + B + a) * C] + k2 * kept[(2 + a) * C] + k3 * kept[(4 + 2 * B + a) * C];
+      const double sum_dym = k1 * e(2 + a) + k2 * gate.mass_of(a) + k3 * (shift * sum_gm + kept(3 + B + a));
+      const double dw = shift * sum_dym + k1 * e(2 + B + a) + k2 * kept(2 + a) + k3 * kept(4 + 2 * B + a);
       gate_grad[a * C] = static_cast<Acc>((dw - db) * gate.share);
     }
   }
@@ -95,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
                                                               Tensor mass, std::optional<Tensor> weight, Tensor mean,
                                                               Tensor var, Tensor kept, double eps,
                                                               bool batch_statistics, bool concat) {
-  check_gate_norm_backward(grad_z, x_in, mask, gate_in, mass, weight, mean, var, kept, concat);
+  check_gate_norm_backward(grad_z, x_in, mask, gate_in, mass, weight, mean, var, kept, concat, checks::Type::floating);
   const Queue queue(x_in);
   const Tensor x = dense(x_in);
   const Device device = device_of(x);
@@ -118,19 +133,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
                       data(mask), data(saved), data(sums)};
   const bool halves = x.scalar_type() == ScalarType::BFloat16;
   if (!(halves ? matrix_sums(queue, pass) : scalar_sums(queue, pass, x))) any_sums(queue, pass, x);
-  const CombinePlan plan{{N, C, S, a, static_cast<int>(blocks), B, concat, batch_statistics, eps, data(gate),
+  const CombinePlan plan{{N, C, S, a, static_cast<int>(blocks), B, concat, batch_statistics, eps, Numbers(gate),
                           static_cast<const double*>(data(mass))},
-                         data(weight),
-                         data(mean),
-                         data(var),
+                         Numbers(weight),
+                         Numbers(mean),
+                         Numbers(var),
                          data(saved),
                          data(sums),
                          data(coef),
                          data(gate_grad),
                          data(weight_grad),
                          data(bias_grad)};
-  launch(acc == ScalarType::Double ? combine_kernel<double> : combine_kernel<float>, ceil_div(C, kWarp),
-         static_cast<int>(blocks), kThreads, kThreads * sizeof(double), queue.stream(), plan);
+  with_members(acc, B, [&](auto type, auto members) {
+    launch(combine_kernel<decltype(type), decltype(members)::value>, ceil_div(C, kAlgebraChannels),
+           static_cast<int>(blocks), kAlgebraThreads, kAlgebraShared, queue.stream(), plan);
+  });
   return {coef, gate_grad, weight_grad, bias_grad};
 }
 
