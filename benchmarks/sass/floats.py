@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -223,7 +224,7 @@ def halves(m: Machine, o: Operand, brain: bool) -> tuple[Any, Any]:
     return (-low, -high) if o.negative else (low, high)
 
 
-@op("HADD2", "HMUL2", "HFMA2", "HMNMX2", "HFMA2_MMA")
+@op("HADD2", "HMUL2", "HFMA2", "HMNMX2", "VHMNMX", "HFMA2_MMA")
 def half2(m: Machine, ins: Instruction, g: Group) -> None:
     d, rest = ins.operands[0], ins.operands[1:]
     brain = any(t.startswith("BF16") for t in ins.mods)
@@ -232,10 +233,10 @@ def half2(m: Machine, ins: Instruction, g: Group) -> None:
         numbers = [*(halves(m, o, brain) for o in rest[:-2]), (lower, upper)]
     else:
         numbers = [halves(m, o, brain) for o in rest if not is_pred(o)]
-    if ins.op == "HMNMX2":
+    if ins.op in ("HMNMX2", "VHMNMX"):  # of two, of three
         p = pred(m, next(o for o in rest if is_pred(o)))
         low, high = (np.minimum, np.maximum) if "NAN" in ins.mods else (np.fmin, np.fmax)
-        values = [np.where(p, low(x, y), high(x, y)) for x, y in zip(*numbers, strict=True)]
+        values = [np.where(p, reduce(low, x), reduce(high, x)) for x in zip(*numbers, strict=True)]
     elif ins.op == "HADD2":
         values = [x + y for x, y in zip(*numbers, strict=True)]
         if "F32" in ins.mods:

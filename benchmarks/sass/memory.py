@@ -117,7 +117,7 @@ def spread(m: Machine, ins: Instruction, g: Group, d: Operand, words: list[Lanes
         put(m, ins, g, Operand("R", d.index + k), v)
 
 
-@op("LDG")
+@op("LDG", "LD")  # LD: parameters of a kernel are not met, its tensors are
 def ldg(m: Machine, ins: Instruction, g: Group) -> None:
     active, size = m.guarded(ins, g), width(ins)
     target, place = [o for o in ins.operands if not is_pred(o)][:2]
