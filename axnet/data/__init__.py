@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from axnet.data.folder import RadiographFolder, open_unlabelled
     from axnet.data.image import read_image, read_mask
+    from axnet.data.joined import Joined
     from axnet.data.mask_table import MaskTable, MaskWriter
     from axnet.data.nih import NIHChestXray
     from axnet.data.organs import OrganMaskSet
@@ -48,6 +49,7 @@ _HOME = {
     "read_image": "axnet.data.image",
     "read_mask": "axnet.data.image",
     "resize": "axnet.imaging",
+    "Joined": "axnet.data.joined",
     "MaskTable": "axnet.data.mask_table",
     "MaskWriter": "axnet.data.mask_table",
     "NIHChestXray": "axnet.data.nih",
@@ -67,6 +69,7 @@ __all__ = [
     "Box",
     "CSVDataset",
     "CheXpert",
+    "Joined",
     "MaskTable",
     "MaskWriter",
     "NIHChestXray",
