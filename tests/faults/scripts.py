@@ -154,7 +154,7 @@ def workers(method: str, root: str, table: str) -> None:
             workers=count,
             accelerator="cpu",
             progress=False,
-            options={"backbone": "tiny", "reduction": 0.25},
+            options={"backbone": "tiny", "reduction": 0.25, "num_anatomies": 3},
         )
         results.append(train(config, *sets[1].split_by_patient(0.3)).model.state_dict())
     for name, value in results[0].items():
