@@ -127,7 +127,7 @@ def ldg(m: Machine, ins: Instruction, g: Group) -> None:
     m.arrive(ins, g, m.memory_latency(address, first, g))
 
 
-@op("STG")
+@op("STG", "ST")
 def stg(m: Machine, ins: Instruction, g: Group) -> None:
     active, size = m.guarded(ins, g), width(ins)
     place, source = ins.operands[:2]
