@@ -78,7 +78,7 @@ class LabelledFilms(Dataset[Item]):
             raise ValueError(f"findings has {unknown[0]!r}, expected labels out of {films.findings}.")
         if not len(films.rows):
             raise ValueError(f"split '{split}' of table '{films.table}' holds no film.")
-        shown = _in_view(films.rows["view"], views)
+        shown = in_view(films.rows["view"], views)
         if not shown.any():
             there = ", ".join(sorted(set(films.rows["view"].astype(str)))[:8])
             raise ValueError(
@@ -207,7 +207,8 @@ def _label(text: str) -> float:
     return value if value in (0, 1, -1) else float("inf")
 
 
-def _in_view(views: pd.Series, wanted: str | Sequence[str]) -> npt.NDArray[np.bool_]:
+def in_view(views: pd.Series, wanted: str | Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Which films have a view that is wanted; raises ValueError for one that there is not."""
     asked = (wanted,) if isinstance(wanted, str) else tuple(wanted)
     unknown = [view for view in asked if view not in VIEWS]
     if unknown or not asked:

@@ -17,8 +17,10 @@ from torch.utils.data import Dataset
 from axnet.data.files import file_fingerprint
 from axnet.data.findings import NIH_FINDINGS, NO_FINDING, Box
 from axnet.data.image import StrPath, read_image
+from axnet.data.labelled import in_view
 from axnet.data.sets import absent
 from axnet.data.splits import split_hash
+from axnet.data.uncertainty import Policy, resolved
 from axnet.imaging import mask_values, resize
 
 SPLITS = ("train_val", "test", "all")
@@ -49,6 +51,8 @@ class NIHChestXray(Dataset[Item]):
     size: side in pixels to which images (and masks) are resized, None for the stored size.
     findings: the labels to return and their order; with allow_absent, those that are not NIH's are NaN instead of an
         error.
+    views: "PA", "AP", both, or "all", which is the same. uncertain: as for the other readers; no label of NIH's is
+        uncertain, so it is checked and changes nothing.
     masks: called with an image id, returns its mask [A,H,W] of any size, bool, 0/1 or 0 to 255; it is resized to the
         image.
     transform: called with the item, returns the item to use.
@@ -68,6 +72,8 @@ class NIHChestXray(Dataset[Item]):
         size: int | None = None,
         findings: Sequence[str] = NIH_FINDINGS,
         allow_absent: bool = False,
+        views: str | Sequence[str] = "all",
+        uncertain: Policy = "ignore",
         masks: Callable[[str], npt.NDArray[Any]] | None = None,
         transform: Callable[[Item], Item] | None = None,
     ) -> None:
@@ -81,6 +87,7 @@ class NIHChestXray(Dataset[Item]):
         self.split = split
         self.size = size
         self.findings: tuple[str, ...] = tuple(findings)
+        resolved(uncertain, self.findings)
         self.masks = masks
         self.transform = transform
 
@@ -89,6 +96,10 @@ class NIHChestXray(Dataset[Item]):
         _check_lists(table, lists)
         if split != "all":
             table = table[table["image"].isin(lists[split])]
+        shown = in_view(table["view"], views)
+        if len(table) and not shown.any():
+            raise ValueError(f"views {views!r} leaves none of the {len(table)} films of split '{split}'.")
+        table = table[shown]
         known = [finding for finding in self.findings if finding in NIH_FINDINGS]
         self.table: pd.DataFrame = table[[*_HEAD, *known]].reset_index(drop=True)
         self.ids: list[str] = self.table["image"].tolist()

@@ -242,3 +242,19 @@ def test_masks_of_any_type_are_from_0_to_1(nih_root: Path, kind: type, scale: in
 def test_a_mask_a_rounding_step_above_one_is_clipped(nih_root: Path) -> None:
     data = NIHChestXray(nih_root, "all", masks=lambda _: np.full((2, 64, 64), 1 + 1e-6))
     assert data[0]["mask"].max() == 1
+
+
+def test_views_and_policies_as_the_other_readers_take_them(nih_root: Path) -> None:
+    everything = NIHChestXray(nih_root, "all", uncertain={"Edema": "ones"})
+    views = everything.table["view"].tolist()
+    for view in ("PA", "AP"):
+        chosen = NIHChestXray(nih_root, "all", views=view)
+        assert chosen.ids == [name for name, other in zip(everything.ids, views, strict=True) if other == view]
+        assert len(chosen) == len(chosen.labels) == views.count(view)
+    assert NIHChestXray(nih_root, "all", views="frontal").ids == everything.ids
+    with pytest.raises(ValueError, match="views 'lateral' leaves none of the 16 films of split 'all'"):
+        NIHChestXray(nih_root, "all", views="lateral")
+    with pytest.raises(ValueError, match="uncertain is 'perhaps', expected"):
+        NIHChestXray(nih_root, "all", uncertain="perhaps")
+    with pytest.raises(ValueError, match="uncertain has the entry 'Fracture'"):
+        NIHChestXray(nih_root, "all", uncertain={"Fracture": "ones"})

@@ -20,6 +20,6 @@ DATASET = DataSet(
     root="the folder of the NIH download (Data_Entry_2017*.csv, images*/, the split lists)",
     open=_open,
     splits={"train": "train_val", "test": "test"},
-    options=("allow_absent",),
+    options=("allow_absent", "views", "uncertain"),
     marks=("Data_Entry_2017*.csv",),
 )
