@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from axnet.backends import transformed
 from axnet.ops.layouts import accumulator
 
 FEATURE_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_ANATOMIES = 16
 MAX_MAPS = 64
+ROUNDING = 2.0**-7  # a step of bfloat16 at 1: what resizing in any floating type may exceed [0, 1] by
+
+_looked_at: set[torch.device] = set()  # GPUs whose first uint8 mask was looked at
+_said = False
 
 
 def features(x: Tensor) -> None:
     """Check x: [N, C, H, W] of a floating type with at least one channel and one pixel."""
     if not isinstance(x, Tensor):
+        _refuse_proxy(x)
         raise TypeError(f"x is a {type(x).__name__}, expected a tensor [N, C, H, W].")
     if x.dtype not in FEATURE_TYPES:
         raise TypeError(f"x has dtype {x.dtype}, expected float32, float64, bfloat16 or float16.")
-    if x.dim() != 4:
-        raise ValueError(f"x has shape {list(x.shape)}, expected four dimensions [N, C, H, W].")
-    if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
-        raise ValueError(f"x has shape {list(x.shape)}, expected at least one channel and one pixel.")
+    shape = x.shape
+    if len(shape) != 4:
+        raise ValueError(f"x has shape {list(shape)}, expected four dimensions [N, C, H, W].")
+    if shape[1] == 0 or shape[2] == 0 or shape[3] == 0:
+        raise ValueError(f"x has shape {list(shape)}, expected at least one channel and one pixel.")
+
+
+def _refuse_proxy(x: object) -> None:
+    if isinstance(x, torch.fx.Proxy):
+        raise TypeError(
+            "x is a torch.fx.Proxy, expected a tensor: axnet's functions cannot be traced by torch.fx.symbolic_trace; "
+            "its modules are traced as single nodes of a model that holds them, or use torch.export."
+        )
 
 
 def prepared_mask(mask: Tensor, x: Tensor) -> Tensor:
@@ -41,28 +58,59 @@ def prepared_mask(mask: Tensor, x: Tensor) -> Tensor:
         raise ValueError(f"mask has shape {list(mask.shape)}, expected at least one pixel.")
     if mask.device != x.device:
         raise ValueError(f"mask is on {mask.device}, expected the device of x, {x.device}.")
-    acc = accumulator(x.dtype)
-    if mask.dtype == torch.uint8:
+    acc, dtype = accumulator(x.dtype), mask.dtype
+    floating = dtype.is_floating_point
+    if dtype == torch.uint8:
+        _warn_of_ones(mask)
         m = mask.to(acc) / 255
-    elif mask.dtype == torch.bool or mask.dtype.is_floating_point:
-        m = mask.to(acc)
+    elif floating or dtype == torch.bool:
+        m = mask if dtype == acc else mask.to(acc)
     else:
-        raise TypeError(f"mask has dtype {mask.dtype}, expected a floating type, bool, or uint8 (255 = 1).")
+        raise TypeError(f"mask has dtype {dtype}, expected a floating type, bool, or uint8 (255 = 1).")
     if m.shape[2:] != x.shape[2:]:
         m = F.interpolate(m, size=x.shape[2:], mode="bilinear", align_corners=False)
-    if mask.dtype.is_floating_point:
+    if floating and m.device.type == "cpu" and _has_values(m):
         _check_range(m)
     return m.contiguous()
 
 
+def _has_values(t: Tensor) -> bool:
+    """Whether Python may look at values now: not while compiling, under a transform, or of a fake tensor."""
+    if torch.compiler.is_compiling() or transformed() or t.numel() == 0:
+        return False
+    return type(t) is Tensor or not hasattr(t, "fake_mode")
+
+
 def _check_range(mask: Tensor) -> None:
-    # Values are looked at where that costs next to nothing: not on a GPU (it would wait), not while compiling.
-    if torch.compiler.is_compiling() or mask.device.type != "cpu" or mask.numel() == 0:
-        return
-    low, high = (bound.item() for bound in torch.aminmax(mask.detach()))
-    if not (low >= 0 and high <= 1):
-        found = "NaN" if low != low else f"values from {low:.4g} to {high:.4g}"
+    # On the CPU alone, where it costs next to nothing: a GPU would wait.
+    low, high = torch.aminmax(mask if not mask.requires_grad else mask.detach())
+    if not (low.item() >= -1e-5 and high.item() <= 1 + ROUNDING):
+        found = "NaN" if low.isnan() else f"values from {low.item():.6g} to {high.item():.6g}"
         raise ValueError(f"mask has {found}, expected values in [0, 1].")
+
+
+def _warn_of_ones(mask: Tensor) -> None:
+    """Say once that a uint8 mask of 0 and 1 counts as nearly nothing, the most common mistake with masks.
+
+    Not an error: the 8-bit probabilities of a film without the organ may well end at 1. On a GPU the first mask alone
+    is looked at, because looking waits for the GPU (and ends the capture of a graph): who makes the mistake makes it
+    with every mask.
+    """
+    global _said
+    device = mask.device
+    if _said or not _has_values(mask) or device in _looked_at or device.type == "meta":
+        return
+    if device.type != "cpu":
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return
+        _looked_at.add(device)
+    if mask.max().item() == 1:
+        _said = True
+        warnings.warn(
+            "mask is uint8 and its largest value is 1, which counts as 1/255; where 1 means the whole organ, pass a "
+            "bool mask (mask.bool()) or one of 0 and 255. This is said once.",
+            stacklevel=4,
+        )
 
 
 def normalisation(
@@ -79,10 +127,14 @@ def normalisation(
     if fusion not in ("mean", "concat"):
         raise ValueError(f"fusion is {fusion!r}, expected 'mean' or 'concat'.")
     channels = x.shape[1] * (mask.shape[1] if fusion == "concat" else 1)
-    named = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-    for name, t in named.items():
-        if t is not None:
-            _vector(name, t, channels, x)
+    if weight is not None:
+        _vector("weight", weight, channels, x)
+    if bias is not None:
+        _vector("bias", bias, channels, x)
+    if running_mean is not None:
+        _vector("running_mean", running_mean, channels, x)
+    if running_var is not None:
+        _vector("running_var", running_var, channels, x)
     if (running_mean is None) != (running_var is None):
         given = "running_mean" if running_var is None else "running_var"
         raise ValueError(f"only {given} was given, expected running_mean and running_var together or neither.")
@@ -90,12 +142,15 @@ def normalisation(
 
 
 def _vector(name: str, t: Tensor, size: int, x: Tensor) -> None:
+    if t.shape == (size,) and t.dtype in FEATURE_TYPES and t.device == x.device:
+        return
     if not t.dtype.is_floating_point:
         raise TypeError(f"{name} has dtype {t.dtype}, expected a floating type.")
     if t.dim() != 1 or t.shape[0] != size:
         raise ValueError(f"{name} has shape {list(t.shape)}, expected [{size}] for x of shape {list(x.shape)}.")
     if t.device != x.device:
         raise ValueError(f"{name} is on {t.device}, expected the device of x, {x.device}.")
+    raise TypeError(f"{name} has dtype {t.dtype}, expected float32, float64, bfloat16 or float16.")
 
 
 def pooling(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -6,7 +6,7 @@ twice) or None for the choice of `axnet.use_backend` and AXNET_BACKEND. A named 
 
 from __future__ import annotations
 
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
@@ -16,13 +16,17 @@ from axnet.ops import calls, fused_ops, has_gated_pwap
 from axnet.ops.attention import keeps_rows
 from axnet.ops.layouts import accumulator
 from axnet.reference import GateFunction
-from axnet.types import Fusion, MaskedPool
+from axnet.types import DescriptorGate, Fusion, MaskedPool
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = [
     "GateFunction",
     "MaskedPool",
     "anatomy_attention",
     "attention_average",
+    "attention_blend",
     "attention_pwap",
     "masked_pool",
     "pcam",
@@ -80,6 +84,7 @@ def anatomy_attention(
     eps: float = 1e-5,
     fusion: Fusion = "mean",
     backend: str | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Anatomy aware attention: Z = BN(blend of X and m_a X by the channel gates) (docs/method.md, "A3").
 
@@ -94,6 +99,8 @@ def anatomy_attention(
         momentum, eps: as in torch.nn.functional.batch_norm.
         fusion: "mean" over the anatomies, or "concat".
         backend: see the module.
+        process_group: of torch.distributed; batch statistics are then those of all its processes together, as in
+            torch.nn.SyncBatchNorm: one all-reduce forward, one backward, which every process has to reach.
 
     Returns:
         Z [N, C, H, W], or [N, A*C, H, W] for "concat", in x's type and layout.
@@ -106,58 +113,87 @@ def anatomy_attention(
     m = checks.prepared_mask(mask, x)
     channels = checks.normalisation(x, m, fusion, weight, bias, running_mean, running_var, training)
     batch_statistics = training or running_mean is None
-    if batch_statistics and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+    group = process_group if batch_statistics else None
+    if batch_statistics and x.shape[0] * x.shape[2] * x.shape[3] == 1 and (group is None or group.size() == 1):
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)} for x.")
 
-    checked_gate = _checked(gate, (x.shape[0], m.shape[1], x.shape[1]))
-    name = backends.resolve(backend, x, "attention, training" if torch.is_grad_enabled() else "attention")
+    recorded = torch.is_grad_enabled()
+    name = backends.resolve(backend, x, "attention, training" if recorded else "attention")
     if name == "reference":
         kept = [running_mean, running_var] if not batch_statistics or training else [None, None]
-        return reference.anatomy_attention(
-            x,
-            m,
-            checked_gate,
-            weight,
-            bias,
-            *kept,
-            training=batch_statistics,
-            momentum=momentum,
-            eps=eps,
-            fusion=fusion,
-        )
+        checked_gate = _checked(gate, (x.shape[0], m.shape[1], x.shape[1]))
+        rest = {"training": batch_statistics, "momentum": momentum, "eps": eps, "fusion": fusion, "group": group}
+        return reference.anatomy_attention(x, m, checked_gate, weight, bias, *kept, **rest)  # type: ignore[arg-type]
 
-    ops, acc = fused_ops(name), accumulator(x.dtype)
-    grad = torch.is_grad_enabled()
+    ops = fused_ops(name)
     blocks = m.shape[1] if fusion == "concat" else 1
-    keep = grad and keeps_rows(x, m.shape[1], blocks)
+    keep = recorded and (group is not None or keeps_rows(x, m.shape[1], blocks))
     second = batch_statistics or keep
-    concat = fusion == "concat" and blocks > 1
-    first = calls.masked_moments(ops, x, m, second=second, positions=grad, blocks=blocks if grad else 0)
-    g = checked_gate(_named(first.descriptors.to(x.dtype), m.shape[1]))
-    out = calls.gate_norm(
+    concat = blocks > 1
+    first = calls.masked_moments(ops, x, m, second=second, positions=recorded, blocks=blocks if recorded else 0)
+    g = _readable(_gates(gate, first.descriptors, x, m.shape[1], name), x, name)
+    weight, bias = _readable(weight, x, name), _readable(bias, x, name)
+    if group is not None:
+        from axnet.ops import synchronised
+        from axnet.reference.synchronised import update_running
+
+        z, found = synchronised.gate_norm(
+            ops, x, m, g, first, weight=weight, bias=bias, eps=eps, concat=concat, group=group
+        )
+        update_running(running_mean, running_var, found, momentum)
+        return z
+    z, mean, var, _ = calls.gate_norm(
         ops,
-        x.detach(),
-        m.detach(),
-        g.to(acc),
+        x.detach() if recorded else x,
+        m.detach() if recorded else m,
+        g,
         moments=first.moments if second else None,
         mass=first.mass,
-        weight=_as(weight, acc),
-        bias=_as(bias, acc),
-        running_mean=None if batch_statistics else _as(running_mean, acc),
-        running_var=None if batch_statistics else _as(running_var, acc),
+        weight=weight,
+        bias=bias,
+        running_mean=None if batch_statistics else _readable(running_mean, x, name),
+        running_var=None if batch_statistics else _readable(running_var, x, name),
         eps=eps,
         concat=concat,
         save=keep,
         link=first.link,
         coef_link=first.coef_link,
     )
-    if training and running_mean is not None and running_var is not None:
+    if training and running_mean is not None and running_var is not None and x.shape[0] > 0:
         count = x.shape[0] * x.shape[2] * x.shape[3]
         with torch.no_grad():
-            running_mean.lerp_(out.mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((out.var * (count / (count - 1))).to(running_var.dtype), momentum)
-    assert out.z.shape[1] == channels
-    return out.z
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+    assert z.shape[1] == channels
+    return z
+
+
+def attention_blend(
+    x: Tensor, mask: Tensor, gate: GateFunction, *, fusion: Fusion = "mean", backend: str | None = None
+) -> Tensor:
+    """The gated blend Y of anatomy_attention, before any normalisation: for one that is not a batch normalisation.
+
+    Args:
+        x, mask, gate, fusion, backend: as in anatomy_attention.
+
+    Returns:
+        Y [N, C, H, W], or [N, A*C, H, W] for "concat", in x's type and layout.
+
+    Raises:
+        As anatomy_attention.
+    """
+    checks.features(x)
+    anatomies = mask.shape[1] if isinstance(mask, Tensor) and mask.dim() == 4 else 1
+    channels = x.shape[1] * (anatomies if fusion == "concat" else 1)
+    mean, var = x.new_zeros(channels), x.new_ones(channels)
+    return anatomy_attention(x, mask, gate, None, None, mean, var, eps=0.0, fusion=fusion, backend=backend)
+
+
+def _gates(gate: GateFunction, descriptors: Tensor, x: Tensor, anatomies: int, name: str) -> Tensor:
+    """[N, A, C] of any floating type, from descriptors [N, 2+2A, C] in the accumulation type."""
+    if isinstance(gate, DescriptorGate) and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return gate.of_descriptors(descriptors, name)
+    return _checked(gate, (x.shape[0], anatomies, x.shape[1]))(_named(descriptors.to(x.dtype), anatomies))
 
 
 def _checked(gate: GateFunction, shape: tuple[int, int, int]) -> GateFunction:
@@ -207,15 +243,15 @@ def attention_average(
     if running_mean is None or running_var is None:
         raise ValueError("running_mean or running_var is None, expected both: without them Z has to be computed.")
     checks.normalisation(x, m, fusion, weight, bias, running_mean, running_var, False)
-    checked_gate = _checked(gate, (x.shape[0], m.shape[1], x.shape[1]))
     name = backends.resolve(backend, x, "descriptors")
     if name == "reference":
+        checked_gate = _checked(gate, (x.shape[0], m.shape[1], x.shape[1]))
         z = reference.anatomy_attention(
             x, m, checked_gate, weight, bias, running_mean, running_var, training=False, eps=eps, fusion=fusion
         )
         return z.mean((2, 3))
     descriptors = _descriptors(x, m, name)
-    g = checked_gate(_named(descriptors.to(x.dtype), m.shape[1])).to(descriptors.dtype)
+    g = _gates(gate, descriptors, x, m.shape[1], name).to(descriptors.dtype)
     average, masked = descriptors[:, :1], descriptors[:, 2 : 2 + m.shape[1]]
     y = average + g * (masked - average)  # [N, A, C]
     y = y.mean(1) if fusion == "mean" else y.flatten(1)
@@ -227,11 +263,15 @@ def attention_average(
 
 
 @overload
-def _as(t: Tensor, dtype: torch.dtype) -> Tensor: ...
+def _readable(t: Tensor, x: Tensor, name: str) -> Tensor: ...
 @overload
-def _as(t: Tensor | None, dtype: torch.dtype) -> Tensor | None: ...
-def _as(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return t if t is None or (t.dtype == dtype and t.is_contiguous()) else t.to(dtype).contiguous()
+def _readable(t: Tensor | None, x: Tensor, name: str) -> Tensor | None: ...
+def _readable(t: Tensor | None, x: Tensor, name: str) -> Tensor | None:
+    """A gate, weight or statistic as the backend's kernels read it: they know more types than the accumulation type."""
+    if t is None or (name == "native" and x.device.type == "cpu"):
+        return t
+    dtype = accumulator(x.dtype)
+    return t if t.dtype == dtype and t.is_contiguous() else t.to(dtype).contiguous()
 
 
 def pwap(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
@@ -256,8 +296,7 @@ def pwap(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str 
     name = backends.resolve(backend, x, backends.pooling_work(weight.shape[0], torch.is_grad_enabled()))
     if name == "reference":
         return reference.pwap(x, weight, bias)
-    acc = accumulator(x.dtype)
-    out = calls.pwap(fused_ops(name), x, _as(weight, acc), _as(bias, acc))
+    out = calls.pwap(fused_ops(name), x, _readable(weight, x, name), _readable(bias, x, name))
     return out.pooled, out.prob
 
 
@@ -302,21 +341,19 @@ def attention_pwap(
     if running_mean is None or running_var is None:
         raise ValueError("running_mean or running_var is None, expected both: without them Z has to be computed.")
     checks.normalisation(x, m, "mean", norm_weight, norm_bias, running_mean, running_var, False)
-    acc = accumulator(x.dtype)
-    pool = _named(_descriptors(x, m, name).to(x.dtype), m.shape[1])
-    g = _checked(gate, (x.shape[0], m.shape[1], x.shape[1]))(pool).to(acc)
+    g = _gates(gate, _descriptors(x, m, name), x, m.shape[1], name)
     return calls.gated_pwap(
         fused_ops(name),
         x,
         m,
-        g,
-        norm_weight=_as(norm_weight, acc),
-        norm_bias=_as(norm_bias, acc),
-        mean=_as(running_mean, acc),
-        var=_as(running_var, acc),
+        _readable(g, x, name),
+        norm_weight=_readable(norm_weight, x, name),
+        norm_bias=_readable(norm_bias, x, name),
+        mean=_readable(running_mean, x, name),
+        var=_readable(running_var, x, name),
         eps=eps,
-        weight=_as(weight, acc),
-        bias=_as(bias, acc),
+        weight=_readable(weight, x, name),
+        bias=_readable(bias, x, name),
     )
 
 

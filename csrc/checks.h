@@ -112,8 +112,8 @@ class Call {
   void maps(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, Type type) const {
     AXNET_REQUIRE(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(0) <= kMaxMaps, op_, ": weight has shape ",
                   shape_of(weight), ", expected [K, C] with 1 to ", kMaxMaps, " maps");
-    (*this)("weight", weight, type, {weight.size(0), x.size(1)});
-    (*this)("bias", bias, type, {weight.size(0)});
+    (*this)("weight", weight, type, {weight.size(0), x.size(1)}, type == Type::acc);
+    (*this)("bias", bias, type, {weight.size(0)}, type == Type::acc);
   }
 
   // What has a row of images, or no images where the op did without it.
@@ -179,10 +179,10 @@ inline void check_gate_norm(const Tensor& x, const Tensor& mask, const Tensor& g
   check("gate", gate, given, {N, A, C}, false);
   if (moments) check.optional_images("moments", *moments, Type::acc, N, {moment_rows(static_cast<int>(A)), C});
   check("mass", mass, Type::float64, {N, mass_rows(static_cast<int>(A))});
-  check("weight", weight, given, {rows});
-  check("bias", bias, given, {rows});
-  check("running_mean", running_mean, given, {rows});
-  check("running_var", running_var, given, {rows});
+  check("weight", weight, given, {rows}, given == Type::acc);
+  check("bias", bias, given, {rows}, given == Type::acc);
+  check("running_mean", running_mean, given, {rows}, given == Type::acc);
+  check("running_var", running_var, given, {rows}, given == Type::acc);
   check.on_device("link", link);
   check.on_device("coef_link", coef_link);
   if (running_mean.has_value() != running_var.has_value())
@@ -202,7 +202,7 @@ inline void check_gate_norm_backward(const Tensor& grad_z, const Tensor& x, cons
   check("grad_z", grad_z, Type::of_x, {N, blocks * C, x.size(2), x.size(3)}, false);
   check("gate", gate, given, {N, A, C}, false);
   check("mass", mass, Type::float64, {N, mass_rows(static_cast<int>(A))});
-  check("weight", weight, given, {blocks * C});
+  check("weight", weight, given, {blocks * C}, given == Type::acc);
   check("mean", mean, Type::acc, {blocks * C});
   check("var", var, Type::acc, {blocks * C});
   check.optional_images("saved", saved, Type::acc, N, {blocks, saved_rows(concat ? 1 : static_cast<int>(A)), C});
@@ -240,6 +240,43 @@ inline void check_pwap_backward(const Tensor& grad_pooled, const std::optional<T
   check("logits", logits, Type::acc, {N, K, x.size(2), x.size(3)});
   check("norm", norm, Type::acc, {N, 2, K});
   check("pooled", pooled, Type::floating, {N, K, C}, false);
+}
+
+inline void check_attention_gate(const Tensor& descriptors, const Tensor& hidden_weight, const Tensor& hidden_bias,
+                                 const Tensor& gate_weight, const Tensor& gate_bias, int64_t most_images) {
+  const char* op = "attention_gate";
+  const ScalarType acc = descriptors.scalar_type(), type = hidden_weight.scalar_type();
+  AXNET_REQUIRE(acc == ScalarType::Float || acc == ScalarType::Double, op, ": descriptors is ", checks::name_of(acc),
+                ", expected float32 or float64");
+  AXNET_REQUIRE(hidden_weight.dim() == 4 && hidden_weight.size(0) >= 1 && hidden_weight.size(0) <= kMaxAnatomies &&
+                    hidden_weight.size(1) == 4,
+                op, ": hidden_weight has shape ", checks::shape_of(hidden_weight), ", expected [A, 4, H, C] with 1 to ",
+                kMaxAnatomies, " anatomies");
+  const int64_t A = hidden_weight.size(0), H = hidden_weight.size(2), C = hidden_weight.size(3);
+  AXNET_REQUIRE(descriptors.dim() == 3 && descriptors.size(0) <= most_images &&
+                    descriptors.size(1) == descriptor_rows(static_cast<int>(A)) && descriptors.size(2) == C,
+                op, ": descriptors has shape ", checks::shape_of(descriptors), ", expected [N, ",
+                descriptor_rows(static_cast<int>(A)), ", ", C, "] with at most ", most_images, " images");
+  AXNET_REQUIRE(
+      hidden_bias.dim() == 3 && hidden_bias.size(0) == A && hidden_bias.size(1) == 4 && hidden_bias.size(2) == H, op,
+      ": hidden_bias has shape ", checks::shape_of(hidden_bias), ", expected [", A, ", 4, ", H, "]");
+  AXNET_REQUIRE(
+      gate_weight.dim() == 3 && gate_weight.size(0) == A && gate_weight.size(1) == C && gate_weight.size(2) == H, op,
+      ": gate_weight has shape ", checks::shape_of(gate_weight), ", expected [", A, ", ", C, ", ", H, "]");
+  AXNET_REQUIRE(gate_bias.dim() == 2 && gate_bias.size(0) == A && gate_bias.size(1) == C, op, ": gate_bias has shape ",
+                checks::shape_of(gate_bias), ", expected [", A, ", ", C, "]");
+  AXNET_REQUIRE(checks::is_feature_type(type), op, ": hidden_weight is ", checks::name_of(type),
+                ", expected a floating type");
+  for (const Tensor* t : {&hidden_bias, &gate_weight, &gate_bias})
+    AXNET_REQUIRE(t->scalar_type() == type, op, ": one weight is ", checks::name_of(t->scalar_type()),
+                  ", expected the type of hidden_weight, ", checks::name_of(type));
+  const Device device = device_of(descriptors);
+  for (const Tensor* t : {&hidden_weight, &hidden_bias, &gate_weight, &gate_bias}) {
+    const Device found = device_of(*t);
+    AXNET_REQUIRE(found.type == device.type && found.index == device.index, op,
+                  ": a weight is on another device than descriptors");
+    AXNET_REQUIRE(t->is_contiguous(), op, ": a weight has gaps or another order, expected it contiguous");
+  }
 }
 
 // x [G, N, I] of the accumulation type of weight [G, O, I]; bias [G, O].

@@ -44,6 +44,11 @@ STABLE_TORCH_LIBRARY(axnet, m) {
       "Tensor var, float eps, Tensor weight, Tensor? bias) -> (Tensor pooled, Tensor prob)");
   // out[g] = x[g] W[g]^T + bias[g]; x [G, N, I] in the accumulation type, weight [G, O, I], bias [G, O]; CPU, N <= 8.
   m.def("grouped_linear(Tensor x, Tensor weight, Tensor bias) -> Tensor");
+  // The gate of A3 without gradients, from masked_moments' descriptors [N, 2+2A, C] and weights of any floating type:
+  // hidden_weight [A, 4, H, C], hidden_bias [A, 4, H], gate_weight [A, C, H], gate_bias [A, C]; CPU, N <= 8.
+  m.def(
+      "attention_gate(Tensor descriptors, Tensor hidden_weight, Tensor hidden_bias, Tensor gate_weight, "
+      "Tensor gate_bias) -> Tensor");
   m.def("cpu_instruction_set() -> str");
 }
 

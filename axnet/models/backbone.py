@@ -80,7 +80,7 @@ class DenseNetBackbone(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Feature maps of the stages, for images [N,in_channels,H,W] (or [N,1,H,W])."""
-        if image.shape[1] == 1 and self.in_channels == 3:
+        if self.in_channels == 3 and image.shape[1] == 1:
             image = image.expand(-1, 3, -1, -1)
         maps: list[Tensor] = []
         x = image

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from axnet.models.backbone import Backbone, DenseNetBackbone, StrPath
 from axnet.models.presets import build_backbone
@@ -27,6 +28,9 @@ class Output(NamedTuple):
     """Per stage, fine to coarse, the probability maps [N, K, h, w] that pooled it; empty for DenseNetGAP."""
     pooled: Tensor
     """[N, K, F], the pooled features of all stages side by side."""
+
+
+_register_namedtuple(Output, serialized_type_name="axnet.models.Output")  # torch.export.save writes its name
 
 
 class AnatomyXNet(nn.Module):
@@ -99,15 +103,18 @@ class AnatomyXNet(nn.Module):
         """
         pooled, prob_maps = [], []
         for x, attention, pooling in zip(self.backbone(image), self.attention, self.pooling, strict=True):
-            vector, prob = cast(AnatomyAwareAttention, attention).pool(x, mask, cast(PWAP, pooling))
+            if isinstance(attention, AnatomyAwareAttention):
+                vector, prob = attention.pool(x, mask, pooling)
+            else:  # something that was wrapped around it
+                vector, prob = pooling(attention(x, mask))
             pooled.append(vector)
             prob_maps.append(prob)
         features = torch.cat(pooled, dim=2)  # [N, K, F]
         dropped = self.head_dropout(features)
         if self.num_maps == 1:
             logits = self.classifier(dropped[:, 0])
-        else:
-            logits = (dropped * self.classifier.weight).sum(-1) + self.classifier.bias
+        else:  # finding k of its own vector; the layer is called, it may be quantised, adapted or sharded
+            logits = self.classifier(dropped).diagonal(dim1=1, dim2=2)
         return Output(logits, tuple(prob_maps), features)
 
 

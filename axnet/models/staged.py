@@ -65,7 +65,7 @@ class StagedBackbone(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Feature maps of the stages, for images [N,in_channels,H,W] (or [N,1,H,W])."""
-        x = image.expand(-1, 3, -1, -1) if image.shape[1] == 1 and self.in_channels == 3 else image
+        x = image.expand(-1, 3, -1, -1) if self.in_channels == 3 and image.shape[1] == 1 else image
         maps = []
         for index, layer in enumerate(self.layers):
             x = layer(x)
@@ -93,7 +93,7 @@ class TimmBackbone(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Feature maps of the stages, for images [N,in_channels,H,W] (or [N,1,H,W])."""
-        x = image.expand(-1, 3, -1, -1) if image.shape[1] == 1 and self.in_channels == 3 else image
+        x = image.expand(-1, 3, -1, -1) if self.in_channels == 3 and image.shape[1] == 1 else image
         maps = self.network(x)
         return [maps[level] for level in self.levels]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,25 @@ from torch.nn import functional as F
 
 from axnet import functional
 from axnet.checks import MAX_ANATOMIES
-from axnet.nn.grouped import grouped_linear
-from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm, gated_norm_average
+from axnet.nn.calls import as_node, is_plain, is_traced
+from axnet.nn.grouped import FEW, grouped_linear
+from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm, gated_norm_average, given_statistics
 from axnet.nn.pooling import PWAP
-from axnet.types import Fusion, MaskedPool
+from axnet.reference import GateFunction
+from axnet.types import DescriptorGate, Fusion, MaskedPool
+
+
+class _Gate(DescriptorGate):
+    """The gate of one AnatomyAwareAttention."""
+
+    def __init__(self, module: AnatomyAwareAttention) -> None:
+        self.module = module
+
+    def __call__(self, pool: MaskedPool) -> Tensor:
+        return self.module.gate(pool)
+
+    def of_descriptors(self, descriptors: Tensor, backend: str) -> Tensor:
+        return self.module._gate_of(descriptors, backend)
 
 
 class AnatomyAwareAttention(nn.Module):
@@ -83,46 +99,79 @@ class AnatomyAwareAttention(nn.Module):
 
     def gate(self, pool: MaskedPool) -> Tensor:
         """Channel gates [N, A, C] from the descriptors of axnet.functional.masked_pool."""
-        a = self.num_anatomies
         masked = zip(pool.masked_max.unbind(1), pool.masked_avg.unbind(1), strict=True)
         # one product for the A*4 first layers: at small N their weights are the floor
         flat = torch.stack([entry for pair in masked for entry in (pool.avg, pool.max, *pair)])  # [A*4, N, C]
-        flat = flat.to(gate_type(flat, self.hidden_weight))
+        return self._gate_of_rows(flat.to(gate_type(flat, self.hidden_weight)), self.backend)
+
+    def _gate_of_rows(self, flat: Tensor, backend: str | None) -> Tensor:
+        a = self.num_anatomies
         weight, bias = self.hidden_weight.flatten(0, 1), self.hidden_bias.flatten(0, 1)
-        first = grouped_linear(flat, weight, bias, self.backend)
+        first = grouped_linear(flat, weight, bias, backend)
         summed = F.leaky_relu(first, 0.2).unflatten(0, (a, 4)).sum(1)  # [A, N, hidden]
-        second = grouped_linear(summed, self.gate_weight, self.gate_bias, self.backend)
+        second = grouped_linear(summed, self.gate_weight, self.gate_bias, backend)
         return F.dropout(second.sigmoid(), self.dropout, self.training).transpose(0, 1)
+
+    def _gate_of(self, descriptors: Tensor, backend: str) -> Tensor:
+        """gate without gradients, from the kernels' descriptors [N, 2+2A, C]: in one op on a CPU where it has few rows.
+
+        Its weights are read in the type that they have.
+        """
+        few = backend == "native" and descriptors.device.type == "cpu" and descriptors.shape[0] <= FEW
+        if few:
+            second: Tensor = torch.ops.axnet.attention_gate.default(
+                descriptors, self.hidden_weight, self.hidden_bias, self.gate_weight, self.gate_bias
+            )
+            return F.dropout(second, self.dropout) if self.training and self.dropout else second
+        a = self.num_anatomies
+        order = [row for k in range(a) for row in (0, 1, 2 + a + k, 2 + k)]
+        flat = descriptors.transpose(0, 1)[order].to(gate_type(descriptors, self.hidden_weight))  # [A*4, N, C]
+        return self._gate_of_rows(flat, backend)
+
+    def _gate_function(self) -> GateFunction:
+        """What functional calls: the method itself where it was overridden or patched."""
+        own = type(self).gate is AnatomyAwareAttention.gate and "gate" not in self.__dict__
+        return _Gate(self) if own else self.gate
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Z [N, out_channels, H, W] of x [N, C, H, W] under mask [N, A, H', W']."""
+        if is_traced(x):
+            return as_node(self, x, mask)
         self._check(x, mask)
-        return gated_norm(self.norm, x, mask, self.gate, self.fusion, self.backend)
+        return gated_norm(self.norm, x, mask, self._gate_function(), self.fusion, self.backend)
 
     def average(self, x: Tensor, mask: Tensor) -> Tensor:
         """Z averaged over the pixels [N, out_channels]; in eval mode from one read of x, without Z."""
+        if is_traced(x) or not is_plain(self, AnatomyAwareAttention):
+            averaged: Tensor = self(x, mask).mean((2, 3))
+            return averaged
         self._check(x, mask)
-        return gated_norm_average(self.norm, x, mask, self.gate, self.fusion, self.backend)
+        return gated_norm_average(self.norm, x, mask, self._gate_function(), self.fusion, self.backend)
 
-    def pool(self, x: Tensor, mask: Tensor, pooling: PWAP) -> tuple[Tensor, Tensor]:
-        """pooling(self(x, mask)); in inference by kernels that never write Z, where the backend has them."""
+    def pool(self, x: Tensor, mask: Tensor, pooling: nn.Module) -> tuple[Tensor, Tensor]:
+        """pooling(self(x, mask)); in inference by kernels that never write Z, where the backend has them.
+
+        Modules that are hooked, wrapped, sharded or of another type than this one, PWAP and a batch normalisation are
+        called as while training.
+        """
         norm = self.norm
-        mean, var = norm.running_mean, norm.running_var
-        recorded = norm.training or torch.is_grad_enabled()
-        if recorded or mean is None or var is None or self.fusion != "mean":
-            return pooling(self(x, mask))
+        alone = self.fusion == "mean" and not torch.is_grad_enabled() and isinstance(x, Tensor)
+        statistics = given_statistics(norm) if alone else None
+        if statistics is None or not is_plain(self, AnatomyAwareAttention) or not is_plain(pooling, PWAP):
+            pooled, prob = pooling(self(x, mask))
+            return pooled, prob
+        pwap = cast(PWAP, pooling)
         self._check(x, mask)
-        check_channels(x, pooling.channels)
+        check_channels(x, pwap.channels)
         return functional.attention_pwap(
             x,
             mask,
-            self.gate,
+            self._gate_function(),
             norm.weight,
             norm.bias,
-            mean,
-            var,
-            pooling.weight,
-            pooling.bias,
+            *statistics,
+            pwap.weight,
+            pwap.bias,
             eps=norm.eps,
             backend=self.backend,
         )

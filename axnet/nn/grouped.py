@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from axnet.backends import resolve
+from axnet.backends import resolve, transformed
 from axnet.ops.layouts import accumulator
 
 LEAST, FEW, SOME = 4, 8, 64
@@ -65,9 +65,11 @@ class _GroupedLinear(torch.autograd.Function):
 
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
     """x [G, N, I] times weight [G, O, I] plus bias [G, O], group by group: [G, N, O]. Differentiable twice."""
-    if torch.is_autocast_enabled(x.device.type):
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    if transformed():  # torch.func knows PyTorch's own products
+        return _product(x, weight, bias, False)
     native = x.device.type == "cpu" and resolve(backend, x.device) == "native"
     if not torch.is_grad_enabled():  # without the detour of a Function
         return _product(x, weight, bias, native)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from axnet import functional
 from axnet.checks import MAX_ANATOMIES
-from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm, gated_norm_average
+from axnet.nn.calls import as_node, is_plain, is_traced
+from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm, gated_norm_average, given_statistics
 from axnet.types import MaskedPool
 
 
@@ -58,7 +59,8 @@ class MaskedAttention(nn.Module):
     def gate(self, pool: MaskedPool) -> Tensor:
         """Channel gates [N, 1, C] from the descriptors of axnet.functional.masked_pool."""
         entries = (pool.avg, pool.max, pool.masked_max[:, 0], pool.masked_avg[:, 0])
-        dtype = gate_type(pool.avg, self.bn3.weight)
+        weight = next(self.conv_list.parameters(), pool.avg)  # a quantised convolution has no parameters
+        dtype = gate_type(pool.avg, weight)
         hidden = sum(
             block(entry.to(dtype)[..., None, None]) for block, entry in zip(self.conv_list, entries, strict=True)
         )
@@ -67,11 +69,16 @@ class MaskedAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Z [N, C, H, W] of x [N, C, H, W] under one mask [N, 1, H', W']."""
+        if is_traced(x):
+            return as_node(self, x, mask)
         self._check(x, mask)
         return gated_norm(self.bn3, x, mask, self.gate, "mean", self.backend)
 
     def average(self, x: Tensor, mask: Tensor) -> Tensor:
         """Z averaged over the pixels [N, C]; in eval mode from one read of x, without Z. See average_heads for more."""
+        if is_traced(x) or not is_plain(self, MaskedAttention):
+            averaged: Tensor = self(x, mask).mean((2, 3))
+            return averaged
         self._check(x, mask)
         return gated_norm_average(self.bn3, x, mask, self.gate, "mean", self.backend)
 
@@ -103,11 +110,17 @@ def average_heads(heads: Sequence[MaskedAttention], x: Tensor, masks: Tensor) ->
         raise ValueError(
             f"masks has {masks.shape[1]} masks (shape {list(masks.shape)}), expected one per head, {len(heads)}."
         )
-    norms = [head.bn3 for head in heads]
-    kept = [t for n in norms for t in (n.weight, n.bias, n.running_mean, n.running_var) if t is not None]
-    alike = len({norm.eps for norm in norms}) == 1 and len({head.backend for head in heads}) == 1
-    if any(norm.training for norm in norms) or len(kept) < 4 * len(heads) or not alike:
+
+    def each_alone() -> Tensor:
         return torch.stack([head.average(x, masks[:, i : i + 1]) for i, head in enumerate(heads)], 1)
+
+    norms = [head.bn3 for head in heads]
+    plain = all(is_plain(head, MaskedAttention) and given_statistics(head.bn3) is not None for head in heads)
+    if not plain:
+        return each_alone()
+    kept = [t for n in norms for t in (n.weight, n.bias, n.running_mean, n.running_var) if t is not None]
+    if len(kept) < 4 * len(heads) or len({norm.eps for norm in norms}) > 1 or len({h.backend for h in heads}) > 1:
+        return each_alone()
 
     def gates(pool: MaskedPool) -> Tensor:
         one = [

@@ -1,73 +1,91 @@
-"""The batch normalisation inside the attention modules, with nn.BatchNorm2d's state and semantics."""
+"""The normalisation inside the attention modules: batch normalisations are fused, any other module is called."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from axnet import functional
+from axnet.nn.calls import is_plain
 from axnet.reference import GateFunction
 from axnet.types import Fusion
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
+
+
+def is_fused(norm: nn.Module) -> TypeGuard[BatchNorm]:
+    """Whether the kernels stand for the module: a batch normalisation that nothing was wrapped around or hung on."""
+    return is_plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def given_statistics(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Running mean and variance of a fused normalisation that normalises by them, else None."""
+    if not is_fused(norm) or norm.training or norm.running_mean is None or norm.running_var is None:
+        return None
+    return norm.running_mean, norm.running_var
+
 
 def gated_norm(
-    norm: nn.BatchNorm2d,
-    x: Tensor,
-    mask: Tensor,
-    gate: GateFunction,
-    fusion: Fusion = "mean",
-    backend: str | None = None,
+    norm: nn.Module, x: Tensor, mask: Tensor, gate: GateFunction, fusion: Fusion = "mean", backend: str | None = None
 ) -> Tensor:
-    """Run functional.anatomy_attention with the parameters, buffers and mode of an nn.BatchNorm2d.
+    """norm of the gated blend Y [N, C or A*C, H, W]: functional.anatomy_attention for batch normalisations.
 
     momentum=None (cumulative average), track_running_stats=False, affine=False, eval mode and num_batches_tracked
-    behave as in nn.BatchNorm2d.
+    behave as in nn.BatchNorm2d; nn.SyncBatchNorm takes the statistics of its process group. Any other module, and any
+    that is hooked, wrapped, parametrised or sharded, is called with Y.
     """
+    if not is_fused(norm):
+        y: Tensor = norm(functional.attention_blend(x, mask, gate, fusion=fusion, backend=backend))
+        return y
+    training, mean, var = norm.training, norm.running_mean, norm.running_var
     momentum = 0.0 if norm.momentum is None else norm.momentum
-    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+    if training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
-    batch_statistics = norm.training or (norm.running_mean is None and norm.running_var is None)
-    tracked = not norm.training or norm.track_running_stats
+    tracked = not training or norm.track_running_stats
     return functional.anatomy_attention(
         x,
         mask,
         gate,
         norm.weight,
         norm.bias,
-        norm.running_mean if tracked else None,
-        norm.running_var if tracked else None,
-        training=batch_statistics,
+        mean if tracked else None,
+        var if tracked else None,
+        training=training or (mean is None and var is None),
         momentum=momentum,
         eps=norm.eps,
         fusion=fusion,
         backend=backend,
+        process_group=_group(norm) if training else None,
     )
 
 
+def _group(norm: BatchNorm) -> ProcessGroup | None:
+    """The processes that a batch normalisation shares its statistics with; None for a single one."""
+    if not isinstance(norm, nn.SyncBatchNorm):
+        return None
+    dist = torch.distributed
+    if not dist.is_available() or not dist.is_initialized():
+        return None
+    group: ProcessGroup | None = norm.process_group or dist.group.WORLD
+    return group if group is not None and group.size() > 1 else None
+
+
 def gated_norm_average(
-    norm: nn.BatchNorm2d,
-    x: Tensor,
-    mask: Tensor,
-    gate: GateFunction,
-    fusion: Fusion = "mean",
-    backend: str | None = None,
+    norm: nn.Module, x: Tensor, mask: Tensor, gate: GateFunction, fusion: Fusion = "mean", backend: str | None = None
 ) -> Tensor:
     """gated_norm's result averaged over the pixels [N, C or A*C]; under running statistics it is never computed."""
-    if norm.training or norm.running_mean is None or norm.running_var is None:
+    statistics = given_statistics(norm)
+    if statistics is None or not is_fused(norm):
         return gated_norm(norm, x, mask, gate, fusion, backend).mean((2, 3))
     return functional.attention_average(
-        x,
-        mask,
-        gate,
-        norm.weight,
-        norm.bias,
-        norm.running_mean,
-        norm.running_var,
-        eps=norm.eps,
-        fusion=fusion,
-        backend=backend,
+        x, mask, gate, norm.weight, norm.bias, *statistics, eps=norm.eps, fusion=fusion, backend=backend
     )
 
 
@@ -86,4 +104,5 @@ def check_positive(name: str, value: int, largest: int | None = None) -> None:
 
 def gate_type(x: Tensor, weight: Tensor) -> torch.dtype:
     """Type in which descriptors enter a gate: that of its weights (autocast decides for itself)."""
-    return x.dtype if torch.is_autocast_enabled(x.device.type) else weight.dtype
+    autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    return x.dtype if autocast else weight.dtype

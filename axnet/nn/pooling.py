@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from axnet import functional
 from axnet.checks import MAX_MAPS
+from axnet.nn.calls import as_node, is_traced
 from axnet.nn.norm import check_channels, check_positive
 
 
@@ -78,6 +79,8 @@ class PWAP(_ProbabilityMaps):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled [N, K, C] and probability maps [N, K, H, W] of x [N, C, H, W]."""
+        if is_traced(x):
+            return as_node(self, x)
         check_channels(x, self.channels)
         return functional.pwap(x, self.weight, self.bias, backend=self.backend)
 
@@ -111,6 +114,8 @@ class PCAMHead(_ProbabilityMaps):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [N, K] and probability maps [N, K, H, W] of x [N, C, H, W]."""
+        if is_traced(x):
+            return as_node(self, x)
         check_channels(x, self.channels)
         return functional.pcam(x, self.weight, self.bias, backend=self.backend)
 

@@ -160,11 +160,23 @@ def _moments_backward(
 
 
 def _gate_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, mask, gate, _, mass, weight, _, running_mean, _, eps, concat = inputs[:11]
+    x, mask, gate, _, mass, weight, _, running_mean, _, eps, concat, _, link, _ = inputs
+    if link.requires_grad:
+        _take(link)
     out = calls.GateNorm(*output)
     ctx.mark_non_differentiable(out.mean, out.var, out.saved)
     ctx.save_for_backward(x, mask, gate, mass, weight, out.mean, out.var, out.saved)
     ctx.eps, ctx.concat, ctx.batch_statistics = eps, concat, running_mean is None
+
+
+def _take(link: Tensor) -> None:
+    """Refuse a second gate_norm on one link: the gradients of both would arrive as one sum, their coefficients too."""
+    if getattr(link, "_axnet_taken", False):
+        raise RuntimeError(
+            "gate_norm: link was used before, expected the link of a masked_moments of its own: the gradients of two "
+            "calls cannot be told apart."
+        )
+    link._axnet_taken = True  # type: ignore[attr-defined]
 
 
 def _gate_backward(ops: Any, ctx: Any, grad_z: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:

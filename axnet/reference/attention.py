@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from axnet.types import Fusion, MaskedPool
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 GateFunction = Callable[[MaskedPool], Tensor]
 
@@ -62,7 +66,15 @@ def anatomy_attention(
     momentum: float = 0.1,
     eps: float = 1e-5,
     fusion: Fusion = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Z = BN(blend(X, m, gate(descriptors))), op by op; updates the running statistics in place when training."""
+    """Z = BN(blend(X, m, gate(descriptors))), op by op; updates the running statistics in place when training.
+
+    group: processes whose batches the statistics are those of, together.
+    """
     y = blend(x, mask, gate(masked_pool(x, mask)), fusion)
+    if training and group is not None:
+        from axnet.reference.synchronised import synchronised_norm
+
+        return synchronised_norm(y, weight, bias, running_mean, running_var, momentum, eps, group)
     return F.batch_norm(y, running_mean, running_var, weight, bias, training, momentum, eps)

@@ -158,6 +158,7 @@ void reduce_channels_last(const ReduceArgs& g, int64_t begin, int64_t end) {
   const int count = B ? B : g.B;
   const int64_t block = g.block < most ? g.block : most, blocks = (g.C + block - 1) / block;
   V sum[vectors][sums];
+  FarSums<V, sums> far[vectors];
   for (int64_t task = begin; task < end; ++task) {
     const int64_t n = task / blocks, c0 = (task % blocks) * block;
     const int width = static_cast<int>(g.C - c0 < block ? g.C - c0 : block);
@@ -168,6 +169,9 @@ void reduce_channels_last(const ReduceArgs& g, int64_t begin, int64_t end) {
     for (int v = 0; v * L::W < width; ++v)
       for (int k = 0; k < sums; ++k)
         sum[v][k] = V{};
+    const bool many = g.S > kSumPixels;
+    for (int v = 0; many && v * L::W < width; ++v)
+      far[v].clear();
     for (int64_t first = 0; first < g.S; first += tile) {
       const int64_t last = first + tile < g.S ? first + tile : g.S;
       for (int v = 0; v * L::W < width; ++v) {
@@ -188,6 +192,7 @@ void reduce_channels_last(const ReduceArgs& g, int64_t begin, int64_t end) {
         }
         for (int k = 0; k < sums; ++k)
           sum[v][k] = local[k];
+        if (many && (last % kSumPixels == 0 || last == g.S)) far[v].take(sum[v], last == g.S);
       }
     }
     Acc* out = static_cast<Acc*>(g.sums) + n * g.sums_stride + c0;
@@ -203,6 +208,7 @@ void apply(const ApplyArgs& g, int64_t begin, int64_t end) {
       using T = decltype(t);
       constexpr int B = decltype(b)::value;
       g.x.channels_last ? apply_channels_last<T, B>(g, begin, end) : apply_rows<T, B>(g, begin, end);
+      if (g.stream) Lanes<T>::end_stream();
     });
   });
 }

@@ -282,6 +282,7 @@ void input(const InputArgs& g, int64_t begin, int64_t end) {
       constexpr int B = decltype(b)::value;
       g.x.channels_last ? input_channels_last_single<T, B>(g, begin, end) : input_rows_single<T, B>(g, begin, end);
     });
+    if (g.stream) Lanes<T>::end_stream();
   });
 }
 
@@ -319,7 +320,8 @@ void input_mask_typed(const InputArgs& g, int64_t begin, int64_t end) {
           for (int64_t s = 0; s < g.S; ++s)
             out[a * g.S + s] += slope * static_cast<Acc>(x[s * g.x.s]);
         const int64_t top = at[(1 + a) * g.C + c];
-        out[a * g.S + top] += delta[(2 + g.A + a) * g.C + c] * static_cast<Acc>(x[top * g.x.s]);
+        if (top >= 0 && top < g.S)
+          out[a * g.S + top] += delta[(2 + g.A + a) * g.C + c] * static_cast<Acc>(x[top * g.x.s]);
       }
     }
   }

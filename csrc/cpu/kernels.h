@@ -121,6 +121,8 @@ struct InputArgs {
 
 // PWAP holds many maps in the lanes of vectors, padded to P columns; a few it takes one by one.
 constexpr bool maps_in_lanes(int k) { return k >= 6; }
+constexpr int kMaxMaps = 64;
+constexpr int64_t kMaxTile = 256;          // pixels of a tile, at most
 constexpr int64_t kCombineChannels = 128;  // channels that one task merges from the tiles
 constexpr int padded_maps(int k) { return maps_in_lanes(k) ? (k + 15) / 16 * 16 : k; }
 
@@ -138,6 +140,7 @@ struct PwapArgs {
   void* logits;        // acc [N, K, S]
   void* norm;          // acc [N, 2, K]: largest logit, sum of p / p(largest logit)
   void* partial;       // acc [N, tiles, P*C + 2*K]: numerators, largest logit, denominator
+  void* scratch;       // acc [2, P, kMaxTile] of this thread: beyond what fits a thread's stack
   int64_t tile, tiles;
 };
 
@@ -160,6 +163,7 @@ struct PwapBackwardArgs {
   void* partial;          // acc [N, tiles, P*C + K]: of the weight's and the bias's gradient
   void* weight_grad;      // acc [K, C]
   void* bias_grad;        // acc [K]
+  void* scratch;          // acc [2, 2P, kMaxTile] of this thread
   int64_t tile, tiles;
 };
 
@@ -172,7 +176,8 @@ struct LinearArgs {
   const void* x;       // acc [G, N, I]
   const void* weight;  // [G, O, I]
   const void* bias;    // [G, O]
-  void* out;           // [G, N, O]
+  void* out;           // [G, N, O], of type or, where `wide`, of acc
+  bool wide;
 };
 
 struct Kernels {

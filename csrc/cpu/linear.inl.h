@@ -16,10 +16,13 @@ void linear_typed(const LinearArgs& g, int64_t begin, int64_t end) {
         part[o * N + n] = static_cast<Acc>(bias[o]);
     contract_along<T>(static_cast<const T*>(g.weight) + (group * g.O + first) * g.I, g.I, outputs, g.I,
                       static_cast<const Acc*>(g.x) + group * g.N * g.I, g.I, N, part, N);
-    T* out = static_cast<T*>(g.out) + group * g.N * g.O + first;
+    const int64_t skip = group * g.N * g.O + first;
     for (int n = 0; n < N; ++n)
-      for (int o = 0; o < outputs; ++o)
-        out[n * g.O + o] = T(part[o * N + n]);
+      for (int o = 0; o < outputs; ++o) {
+        const int64_t at = skip + n * g.O + o;
+        if (g.wide) static_cast<Acc*>(g.out)[at] = part[o * N + n];
+        else static_cast<T*>(g.out)[at] = T(part[o * N + n]);
+      }
   }
 }
 

@@ -19,6 +19,28 @@ constexpr int64_t granule_of(int64_t S) {
   return (S <= kGranule * Lanes<T>::W ? 1 : kGranule) * Lanes<T>::W;
 }
 
+// channels_last: a lane adds this many pixels in one chain; chains are then added in order, with what each addition
+// rounds off carried to the next. The error stays that of one chain, however large the map.
+constexpr int64_t kSumPixels = 256;
+
+template <class V, int SUMS>
+struct FarSums {
+  V total[SUMS], lost[SUMS];
+  AXNET_INLINE void clear() {
+    for (int k = 0; k < SUMS; ++k)
+      total[k] = lost[k] = V{};
+  }
+  // Adds the chains and starts them anew; at the end they hold the result.
+  AXNET_INLINE void take(V* chain, bool end) {
+    for (int k = 0; k < SUMS; ++k) {
+      const V next = chain[k] - lost[k], sum = total[k] + next;
+      lost[k] = (sum - total[k]) - next;
+      total[k] = sum;
+      chain[k] = end ? sum : V{};
+    }
+  }
+};
+
 // A = 0 stands for any number of anatomies, known at run time only; the arrays are then as large as they can get.
 template <int A, bool SECOND>
 struct MomentSet {
@@ -101,6 +123,15 @@ void maxima_with_nan(const T* x, int64_t stride, const Acc* mask, int64_t S, Acc
       if (v != v) return;
     }
   }
+}
+
+// 0 in the lanes whose sums of x and of every m_a x are finite, so that no NaN lies in x or in a mask; else NaN.
+template <int A, bool SECOND, class V>
+AXNET_INLINE V not_a_number(const V* total, int count) {
+  V proof = total[0] - total[0];
+  for (int a = 0; a < (A ? A : count); ++a)
+    proof += total[(SECOND ? 2 : 1) + a] - total[(SECOND ? 2 : 1) + a];
+  return proof;
 }
 
 // W adjacent channels at once: the columns c.. of descriptors and moments, from sums in moment order.
@@ -253,6 +284,7 @@ void moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
       top[k] = reduce_lanes<Acc, true, R>(column);
     }
     const bool brief = g.S <= kGranule * L::W;
+    const V proof = not_a_number<A, SECOND>(total, anatomies);
     if (g.argmax && brief)
       for (int k = 0; k <= anatomies; ++k) {
         for (int i = 0; i < R; ++i) {
@@ -266,7 +298,7 @@ void moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
       }
     for (int i = 0; i < count; ++i) {
       const T* own = x + i * g.x.c;
-      const bool finite = total[0][i] - total[0][i] == 0;
+      const bool finite = proof[i] == 0;
       if (finite && (brief || !g.argmax)) continue;
       for (int k = 0; k <= anatomies; ++k) {
         const Acc* m = k ? mask + (k - 1) * g.S : nullptr;
@@ -309,6 +341,8 @@ void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
     Stamp at[maxima];
   };
   Column columns[vectors];
+  FarSums<V, sums> far[vectors];
+  const bool many = g.S > kSumPixels;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t n = task / blocks, c0 = (task % blocks) * block;
     const int width = static_cast<int>(g.C - c0 < block ? g.C - c0 : block);
@@ -353,12 +387,16 @@ void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
         column.at[k] = at[k];
       }
     };
-    for (int v = 0; v * L::W < width; ++v)
+    for (int v = 0; v * L::W < width; ++v) {
       clear(columns[v]);
+      if (many) far[v].clear();
+    }
     for (int64_t first = 0; first < g.S; first += tile) {
       const int64_t last = first + tile < g.S ? first + tile : g.S;
-      for (int v = 0; v * L::W < width; ++v)
+      for (int v = 0; v * L::W < width; ++v) {
         walk(columns[v], v, first, last, V{}, std::false_type{});
+        if (many && (last % kSumPixels == 0 || last == g.S)) far[v].take(columns[v].sum, last == g.S);
+      }
     }
     for (int v = 0; v * L::W < width; ++v) {
       const int lanes = width - v * L::W < L::W ? width - v * L::W : L::W;
@@ -372,11 +410,17 @@ void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
             shift[i] = sample_mean(x + v * L::W + i, g.x.s, g.S);
           }
           clear(column);
-          walk(column, v, 0, g.S, shift, std::true_type{});
+          far[v].clear();
+          for (int64_t first = 0; first < g.S; first += kSumPixels) {
+            const int64_t last = first + kSumPixels < g.S ? first + kSumPixels : g.S;
+            walk(column, v, first, last, shift, std::true_type{});
+            far[v].take(column.sum, last == g.S);
+          }
         }
       }
+      const V proof = not_a_number<A, SECOND>(column.sum, anatomies);
       for (int i = 0; i < lanes; ++i) {
-        if (column.sum[0][i] - column.sum[0][i] == 0) continue;
+        if (proof[i] == 0) continue;
         for (int k = 0; k <= anatomies; ++k) {
           Acc largest;
           int32_t at;

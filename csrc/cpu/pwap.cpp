@@ -6,7 +6,7 @@ namespace {
 
 // Pixels of a tile and tiles of an image. They depend on the shape alone, so results do not depend on the threads.
 std::tuple<int64_t, int64_t> tiling(int64_t N, int64_t S) {
-  const int64_t largest = N * S >= 2048 ? 256 : 64;
+  const int64_t largest = N * S >= 2048 ? kMaxTile : 64;
   const int64_t tiles = std::max<int64_t>(1, ceil_div(S, largest));
   const int64_t tile = std::min(ceil_div(ceil_div(S, tiles), 16) * 16, S);
   return {tile, ceil_div(S, tile)};
@@ -37,7 +37,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x_in, Tensor weight_in, s
   args.packed = data(packed);
   args.pooled = data(pooled), args.prob = data(prob), args.logits = data(logits), args.norm = data(norm);
   args.partial = data(partial), args.tile = tile, args.tiles = tiles;
-  parallel(N * tiles, grain_of(C * tile), [&](int64_t begin, int64_t end) { kernels().pwap(args, begin, end); });
+  parallel(N * tiles, grain_of(C * tile), [&](int64_t begin, int64_t end) {
+    const Tensor scratch = empty({2, P, kMaxTile}, acc);
+    PwapArgs own = args;
+    own.scratch = data(scratch);
+    kernels().pwap(own, begin, end);
+  });
   parallel(N * ceil_div(C, kCombineChannels), grain_of(kCombineChannels * P * tiles),
            [&](int64_t begin, int64_t end) { kernels().pwap_combine(args, begin, end); });
   return {pooled, prob, logits, norm};
@@ -77,8 +82,12 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
   Tensor partial = empty({N * args.tiles, P * C + K}, acc);
   args.partial = data(partial), args.weight_grad = data(weight_grad), args.bias_grad = data(bias_grad);
   parallel(N + 1, grain_of(C * P), [&](int64_t begin, int64_t end) { kernels().pwap_prepare(args, begin, end); });
-  parallel(N * args.tiles, grain_of(C * args.tile),
-           [&](int64_t begin, int64_t end) { kernels().pwap_backward(args, begin, end); });
+  parallel(N * args.tiles, grain_of(C * args.tile), [&](int64_t begin, int64_t end) {
+    const Tensor scratch = empty({2, 2 * P, kMaxTile}, acc);
+    PwapBackwardArgs own = args;
+    own.scratch = data(scratch);
+    kernels().pwap_backward(own, begin, end);
+  });
   parallel(ceil_div(C, kCombineChannels), grain_of(kCombineChannels * P * N),
            [&](int64_t begin, int64_t end) { kernels().pwap_gather(args, begin, end); });
   return {dx, weight_grad, bias_grad};

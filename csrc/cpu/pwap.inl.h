@@ -23,9 +23,6 @@ AXNET_INLINE TilePlace<T> place_of(const Args& g, int64_t task) {
   return t;
 }
 
-constexpr int64_t kMaxTile = 256;
-constexpr int kMaxMaps = 64;
-
 template <class Acc>
 AXNET_INLINE void transpose(const Acc* from, int64_t rows, int64_t columns, int64_t from_stride, Acc* to,
                             int64_t to_stride) {
@@ -55,9 +52,8 @@ void pwap_typed(const PwapArgs& g, int64_t begin, int64_t end) {
   const int K = g.K, P = padded_maps(K);
   const bool across = maps_in_lanes(K);
   const int64_t size = P * g.C + 2 * K;
-  alignas(64) Acc scratch[2][kMaxMaps * kMaxTile];
-  Acc* share = scratch[0];   // [K, tile]
-  Acc* turned = scratch[1];  // [tile, P]
+  Acc* share = static_cast<Acc*>(g.scratch);  // [K, tile]
+  Acc* turned = share + P * kMaxTile;         // [tile, P]
   for (int64_t task = begin; task < end; ++task) {
     const auto t = place_of<T>(g, task);
     const T* x = static_cast<const T*>(g.x_data) + t.n * g.x.n + t.first * g.x.s;
@@ -242,9 +238,8 @@ void pwap_backward_typed(const PwapBackwardArgs& g, int64_t begin, int64_t end) 
   const int K = g.K, P = padded_maps(K);
   const bool across = maps_in_lanes(K);
   const int64_t size = P * g.C + K;
-  alignas(64) Acc scratch[2][2 * kMaxMaps * kMaxTile];
-  Acc* q = scratch[0];       // [2K, tile]: share (first the dot products a), dL
-  Acc* turned = scratch[1];  // [tile, 2P]: share, dL
+  Acc* q = static_cast<Acc*>(g.scratch);  // [2K, tile]: share (first the dot products a), dL
+  Acc* turned = q + 2 * P * kMaxTile;     // [tile, 2P]: share, dL
   for (int64_t task = begin; task < end; ++task) {
     const auto t = place_of<T>(g, task);
     const T* x = static_cast<const T*>(g.x_data) + t.n * g.x.n + t.first * g.x.s;

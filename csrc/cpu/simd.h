@@ -197,6 +197,13 @@ struct Lanes {
 #endif
   }
 
+  // After streaming stores, before another thread is told that they are done: they pass no other store by themselves.
+  static AXNET_INLINE void end_stream() {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+  }
+
   // value in the first n lanes, other in the rest
   static AXNET_INLINE V first_n(V value, A other, int n) {
     using Index = typename LaneIndex<A>::type;

@@ -2,9 +2,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from opcases import DTYPES, FUSED, LAYOUTS, SHAPES, TOLERANCE, assert_close, draw, draw_mask, lay_out, plain_gate
+from opcases import (
+    BACKENDS,
+    DTYPES,
+    FUSED,
+    LAYOUTS,
+    SHAPES,
+    TOLERANCE,
+    assert_close,
+    draw,
+    draw_mask,
+    lay_out,
+    plain_gate,
+)
 
 from axnet import functional as AF
+from axnet.ops import calls, fused_ops
 
 NAMES = ("z", "grad_x", "grad_mask", "grad_weight", "grad_bias", "running_mean", "running_var")
 
@@ -247,6 +260,32 @@ def test_double_backward_says_what_to_do(backend):
     (first,) = torch.autograd.grad((z**2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"double backward is not supported.*backend='reference'"):
         first.sum().backward()
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_a_link_serves_one_gate_norm(backend):
+    ops, acc = fused_ops(backend), torch.float32
+    x, mask, gate = draw((2, 4, 5, 5), acc).requires_grad_(), draw_mask((2, 1, 5, 5), acc), draw_mask((2, 1, 4), acc)
+    first = calls.masked_moments(ops, x, mask, second=True, positions=True, blocks=1)
+    norm = {"weight": None, "bias": None, "running_mean": None, "running_var": None, "eps": 1e-5, "concat": False}
+    given = {"moments": first.moments, "mass": first.mass, **norm, "save": True}
+    given |= {"link": first.link, "coef_link": first.coef_link}
+    calls.gate_norm(ops, x.detach(), mask, gate, **given).z.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="link was used before"):
+        calls.gate_norm(ops, x.detach(), mask, gate, **given)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("fusion", ["mean", "concat"])
+def test_an_empty_batch_leaves_the_running_statistics(backend, fusion):
+    channels = 16 if fusion == "concat" else 8
+    mean, var = draw((channels,), seed=5), draw_mask((channels,), seed=6) + 0.5
+    kept = mean.clone(), var.clone()
+    x, mask = draw((0, 8, 7, 7)), draw_mask((0, 2, 7, 7))
+    gate = plain_gate(2, 8, torch.float64)
+    AF.anatomy_attention(x, mask, gate, None, None, mean, var, training=True, fusion=fusion, backend=backend)
+    assert torch.equal(mean, kept[0])
+    assert torch.equal(var, kept[1])
 
 
 def test_reference_differentiates_twice():
