@@ -103,18 +103,19 @@ struct Divider {
   }
 };
 
-template <class Number>
+// Over the warp, or over each WIDTH neighbouring lanes of it.
+template <int WIDTH = kWarp, class Number>
 __device__ inline Number warp_sum(Number v) {
 #pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2)
+  for (int step = WIDTH / 2; step > 0; step /= 2)
     v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;
 }
 
-template <class Number>
+template <int WIDTH = kWarp, class Number>
 __device__ inline Number warp_max(Number v) {  // a NaN is passed over
 #pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) {
+  for (int step = WIDTH / 2; step > 0; step /= 2) {
     const Number other = __shfl_xor_sync(0xffffffffu, v, step);
     v = other > v ? other : v;
   }

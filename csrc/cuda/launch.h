@@ -58,6 +58,13 @@ inline void check(cudaError_t error) {
   STD_TORCH_CHECK(false, "axnet's CUDA kernels cannot run: ", reason);
 }
 
+// Bytes of shared memory that a block may have on x's device.
+inline size_t shared_limit(const Tensor& x) {
+  int bytes = 0;
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, x.get_device_index()));
+  return static_cast<size_t>(bytes);
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int groups, int threads, size_t shared_bytes,
             cudaStream_t stream, Arguments&&... arguments) {

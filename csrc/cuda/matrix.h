@@ -16,13 +16,6 @@
 
 namespace axnet::cuda {
 
-// threadIdx.x, read again: what follows from it is computed where it is used instead of kept in registers over a loop.
-__device__ inline int thread_again() {
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
-}
-
 // c += a b
 template <class T>
 __device__ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -45,6 +38,25 @@ __device__ inline void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// v, about which the compiler knows nothing: what follows from it is computed where it is used instead of kept in
+// registers over a loop.
+__device__ inline float again(float v) {
+  asm volatile("" : "+f"(v));
+  return v;
+}
+template <class Integer>
+__device__ inline Integer again(Integer v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
+// 1 / v to the last bit but one.
+__device__ inline float reciprocal(float v) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+
 __device__ inline unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
 
 // Four 8 x 8 matrices of 16-bit numbers in shared memory; lane 8 m + r gives row r of matrix m. A lane gets (g, 2t..)
@@ -63,11 +75,34 @@ __device__ inline void load_matrices(const void* row, uint32_t (&r)[4]) {
                  : "memory");
 }
 
-// 16 bytes to shared memory, which are there after copies_arrived() of the same thread.
-__device__ inline void copy_async(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+// An 8 x 8 matrix of 16-bit numbers turned over: the lane's (g, 2t..) becomes (2t.., g). Not kept over a loop.
+__device__ inline uint32_t turned(uint32_t pair) {
+  uint32_t r;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(pair));
+  return r;
 }
 
-__device__ inline void copies_arrived() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// 16 bytes to shared memory. They are there once the thread has waited for the group that the copy belongs to; other
+// threads see them after a barrier.
+__device__ inline void copy_async(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::64B [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+
+// The same, or zeros where `real` is false: nothing is read then.
+__device__ inline void copy_async_if(bool real, void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::64B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(real ? 16 : 0)
+               : "memory");
+}
+
+// Ends a group: the thread's copies since the one before.
+__device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most `pending` (up to 2) of the thread's groups are under way.
+__device__ inline void copies_wait(int pending) {
+  if (pending == 0) asm volatile("cp.async.wait_group 0;" ::: "memory");
+  else if (pending == 1) asm volatile("cp.async.wait_group 1;" ::: "memory");
+  else asm volatile("cp.async.wait_group 2;" ::: "memory");
+}
 
 }  // namespace axnet::cuda

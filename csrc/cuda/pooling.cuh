@@ -3,7 +3,9 @@
 //   tile      pixels [s0, s0 + pixels) of one image with all its channels in shared memory, as the type of X
 //   channels  out[k, s] = sum_c w[k, c] x[c, s]   thread = pixel and a share of the channels, added in order
 //   pixels    out[k, c] = sum_s w[k, s] x[c, s]   thread = channel
-//   maps      MAPS at a time in registers; weights by broadcast, four numbers a load
+//   maps      kPoolMaps at a time in registers; weights by broadcast, four numbers a load
+//
+// What the matrix units do not take (pwap_tile.cuh) goes through here: float64 and very many channels.
 #pragma once
 
 #include "cuda/tile.cuh"
@@ -13,6 +15,7 @@ namespace axnet::cuda {
 constexpr int kPoolTileBytes = 72 * 1024;  // three blocks on a multiprocessor of 228 KB, one on one of 100 KB
 constexpr int kPoolRowBytes = 16 * 1024;   // of the rows [2K, row] beside it
 constexpr int kPoolPixels = 64;
+constexpr int kPoolMaps = 4;
 
 struct PoolPlan {
   int64_t N, C, S, tiles;
@@ -62,18 +65,18 @@ __device__ inline void load_four(const W* p, bool fast, Acc (&out)[4]) {
   }
 }
 
-// weights [K, C] in memory; out [K, row] in shared memory gets the products plus bias[k]; parts: [MAPS, kThreads].
-template <class T, int MAPS, class W>
+// weights [K, C] in memory; out [K, row] in shared memory; parts: [kPoolMaps, kThreads].
+template <class T, class W>
 __device__ inline void sum_over_channels(const PoolPlan& p, const T* tile, int pixels, const W* weights,
-                                         const acc_t<T>* bias, acc_t<T>* parts, acc_t<T>* out) {
+                                         acc_t<T>* parts, acc_t<T>* out) {
   using Acc = acc_t<T>;
   const int column = threadIdx.x % p.width, share = threadIdx.x / p.width, C = static_cast<int>(p.C);
   const bool fast = C % 4 == 0 && reinterpret_cast<uintptr_t>(weights) % (4 * sizeof(W)) == 0;
-  for (int k0 = 0; k0 < p.K; k0 += MAPS) {
-    const W* rows[MAPS];
-    Acc sum[MAPS] = {};
+  for (int k0 = 0; k0 < p.K; k0 += kPoolMaps) {
+    const W* rows[kPoolMaps];
+    Acc sum[kPoolMaps] = {};
 #pragma unroll
-    for (int k = 0; k < MAPS; ++k)
+    for (int k = 0; k < kPoolMaps; ++k)
       rows[k] = weights + static_cast<int64_t>(k0 + k < p.K ? k0 + k : p.K - 1) * C;
     if (column < pixels) {
       const T* x = tile + column;
@@ -84,7 +87,7 @@ __device__ inline void sum_over_channels(const PoolPlan& p, const T* tile, int p
         for (int i = 0; i < 4; ++i)
           v[i] = static_cast<Acc>(x[(c + i) * p.tile.pitch]);
 #pragma unroll
-        for (int k = 0; k < MAPS; ++k) {
+        for (int k = 0; k < kPoolMaps; ++k) {
           Acc w[4];
           load_four(rows[k] + c, fast, w);
 #pragma unroll
@@ -96,39 +99,39 @@ __device__ inline void sum_over_channels(const PoolPlan& p, const T* tile, int p
       if (share == rest / 4 % p.shares)
         for (int c = rest; c < C; ++c)
 #pragma unroll
-          for (int k = 0; k < MAPS; ++k)
+          for (int k = 0; k < kPoolMaps; ++k)
             sum[k] += static_cast<Acc>(rows[k][c]) * static_cast<Acc>(x[c * p.tile.pitch]);
     }
     __syncthreads();
 #pragma unroll
-    for (int k = 0; k < MAPS; ++k)
+    for (int k = 0; k < kPoolMaps; ++k)
       parts[k * kThreads + threadIdx.x] = sum[k];
     __syncthreads();
-    for (int i = threadIdx.x; i < MAPS * p.width; i += kThreads) {
+    for (int i = threadIdx.x; i < kPoolMaps * p.width; i += kThreads) {
       const int k = i / p.width, s = i % p.width;
       if (k0 + k >= p.K || s >= pixels) continue;
       Acc total = 0;
       for (int j = 0; j < p.shares; ++j)
         total += parts[k * kThreads + j * p.width + s];
-      out[(k0 + k) * p.row + s] = total + (bias ? bias[k0 + k] : Acc(0));
+      out[(k0 + k) * p.row + s] = total;
     }
   }
   __syncthreads();
 }
 
 // weights [K, row] in shared memory; out [K, C] in memory.
-template <class T, int MAPS>
+template <class T>
 __device__ inline void sum_over_pixels(const PoolPlan& p, const T* tile, int pixels, const acc_t<T>* weights,
                                        acc_t<T>* out) {
   using Acc = acc_t<T>;
   const int C = static_cast<int>(p.C), whole = pixels / 4 * 4;
   for (int c = threadIdx.x; c < C; c += kThreads) {
     const T* x = tile + c * p.tile.pitch;
-    for (int k0 = 0; k0 < p.K; k0 += MAPS) {
-      const Acc* rows[MAPS];
-      Acc sum[MAPS] = {};
+    for (int k0 = 0; k0 < p.K; k0 += kPoolMaps) {
+      const Acc* rows[kPoolMaps];
+      Acc sum[kPoolMaps] = {};
 #pragma unroll
-      for (int k = 0; k < MAPS; ++k)
+      for (int k = 0; k < kPoolMaps; ++k)
         rows[k] = weights + (k0 + k < p.K ? k0 + k : p.K - 1) * p.row;
       for (int s = 0; s < whole; s += 4) {
         Acc v[4];
@@ -136,7 +139,7 @@ __device__ inline void sum_over_pixels(const PoolPlan& p, const T* tile, int pix
         for (int i = 0; i < 4; ++i)
           v[i] = static_cast<Acc>(x[s + i]);
 #pragma unroll
-        for (int k = 0; k < MAPS; ++k) {
+        for (int k = 0; k < kPoolMaps; ++k) {
           Acc w[4];
           load_four(rows[k] + s, true, w);
 #pragma unroll
@@ -146,10 +149,10 @@ __device__ inline void sum_over_pixels(const PoolPlan& p, const T* tile, int pix
       }
       for (int s = whole; s < pixels; ++s)
 #pragma unroll
-        for (int k = 0; k < MAPS; ++k)
+        for (int k = 0; k < kPoolMaps; ++k)
           sum[k] += rows[k][s] * static_cast<Acc>(x[s]);
 #pragma unroll
-      for (int k = 0; k < MAPS; ++k)
+      for (int k = 0; k < kPoolMaps; ++k)
         if (k0 + k < p.K) out[static_cast<int64_t>(k0 + k) * C + c] = sum[k];
     }
   }
@@ -170,15 +173,10 @@ __device__ inline Acc log_sigmoid(Acc x) {  // finite for every finite x
   return (x < 0 ? x : Acc(0)) - std::log1p(std::exp(x < 0 ? x : -x));
 }
 
-// Maps that have kernels of their own: f(integral_constant).
-template <class T, class F>
-void with_maps(int64_t K, const F& f) {
-  if constexpr (!std::is_same_v<T, double>) {
-    if (K == 1) return f(std::integral_constant<int, 1>{});
-    // of 16 bits only what the matrix units do not take (matrix_tile.cuh)
-    if (K > 4 || sizeof(T) == 2) return f(std::integral_constant<int, 8>{});
-  }
-  if constexpr (sizeof(T) > 2) f(std::integral_constant<int, 4>{});
+// t, contiguous and of that type.
+inline Tensor as(const Tensor& t, std::optional<ScalarType> type = std::nullopt) {
+  const Tensor typed = type && t.scalar_type() != *type ? torch::stable::to(t, *type) : t;
+  return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
 }
 
 }  // namespace axnet::cuda

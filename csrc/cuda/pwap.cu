@@ -4,84 +4,70 @@
 //   tile     L = W X + b;  w_s = p_s / p_top, p = sigmoid(L), top the tile's largest logit;  sum w X and sum w
 //   combine  tiles in their order: pooled = sum w X / sum w, relative to the image's largest logit
 //
-// Several maps of 16-bit types take the matrix units, and there a block takes several tiles (matrix_tile.cuh).
+// Up to 2048 channels of 16 and 32 bits take the matrix units (pwap_tile.cuh), the rest pooling.cuh's loops.
 #include "checks.h"
 #include "cuda/algebra.cuh"
-#include "cuda/matrix_tile.cuh"
+#include "cuda/numbers.cuh"
 #include "cuda/pooling.cuh"
+#include "cuda/pwap_products.cuh"
 
 namespace axnet::cuda {
 namespace {
 
 struct PwapArgs {
   const void* x;
-  const void *weight, *bias;  // acc [K, C], acc [K] or null
-  void *pooled, *prob;        // T [N, K, C], T [N, K, S]
-  void *logits, *norm;        // acc [N, K, S]; acc [N, 2, K]: largest logit, sum of p / p(largest logit)
-  void* partial;              // acc [N, tiles, K*C + 2*K]: numerators, largest logits, denominators
-  const void *mask, *fold;    // acc [N, A, S], acc [N, fold_rows(A), C]; null: pool X itself
+  Numbers weight, bias;     // [K, C], [K] or none
+  void *pooled, *prob;      // T [N, K, C], T [N, K, S]
+  void *logits, *norm;      // acc [N, K, S]; acc [N, 2, K]: largest logit, sum of p / p(largest logit)
+  void* partial;            // acc [N, tiles, K*C + 2*K]: numerators, largest logits, denominators
+  const void *mask, *fold;  // acc [N, A, S], acc [N, fold_rows(A), C]; null: pool X itself
   int A;
 };
 
-// Z in the place of X; place(c, s): its address in the tile. Thread = channel; `turn`: its order of pixels, for the
-// banks.
-template <class T, class Plan, class F>
-__device__ inline void gate_tile(const Plan& p, const PwapArgs& args, int64_t n, int64_t s0, int pixels, int turn,
-                                 const F& place) {
+// Z in the place of X. Thread = channel.
+template <class T>
+__device__ inline void gate_tile(const PoolPlan& p, const PwapArgs& args, int64_t n, int64_t s0, int pixels, T* tile) {
   using Acc = acc_t<T>;
-  constexpr int kHeld = 4;  // anatomies whose weights stay in registers
   const int A = args.A;
   const Acc* mask = static_cast<const Acc*>(args.mask) + n * A * p.S + s0;
   const Acc* fold = static_cast<const Acc*>(args.fold) + n * fold_rows(A) * p.C;
-#pragma unroll 1
-  for (int64_t c = threadIdx.x; c < p.C; c += kThreads) {
-    const Acc b = fold[c], h = fold[(1 + A) * p.C + c];
-    Acc w[kHeld];
-#pragma unroll
-    for (int a = 0; a < kHeld; ++a)
-      w[a] = a < A ? fold[(1 + a) * p.C + c] : Acc(0);
-#pragma unroll 2
-    for (int i = 0; i < (pixels + 7) / 8 * 8; ++i) {
-      const int s = i ^ turn;
-      if (s >= pixels) continue;
-      Acc gate = b;
-#pragma unroll
-      for (int a = 0; a < kHeld; ++a)
-        if (a < A) gate += w[a] * mask[a * p.S + s];
-#pragma unroll 1
-      for (int a = kHeld; a < A; ++a)
+  for (int c = threadIdx.x; c < p.C; c += kThreads)
+    for (int s = 0; s < pixels; ++s) {
+      Acc gate = fold[c];
+      for (int a = 0; a < A; ++a)
         gate += fold[(1 + a) * p.C + c] * mask[a * p.S + s];
-      T* at = place(static_cast<int>(c), s);
-      *at = T(static_cast<Acc>(*at) * gate + h);
+      T* at = tile + c * p.tile.pitch + s;
+      *at = T(static_cast<Acc>(*at) * gate + fold[(1 + A) * p.C + c]);
     }
-  }
   __syncthreads();
 }
 
-//   block   one tile; shared: the tile, logits and then weights [K, row], parts [MAPS, 256]
-template <class T, int MAPS>
+//   block   one tile; shared: the tile, logits and then weights [K, row], parts [kPoolMaps, 256]
+template <class T>
 __global__ void __launch_bounds__(kThreads, 2) pwap_tile_kernel(const PoolPlan p, const PwapArgs args) {
   using Acc = acc_t<T>;
   AXNET_SHARED(shared);
   T* tile = reinterpret_cast<T*>(shared);
   Acc* weights = reinterpret_cast<Acc*>(shared + p.tile_bytes);  // [K, row]
-  Acc* parts = weights + p.K * p.row;                            // [MAPS, 256]
+  Acc* parts = weights + p.K * p.row;                            // [kPoolMaps, 256]
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, K = p.K;
   const int64_t n = blockIdx.x / p.tiles, s0 = blockIdx.x % p.tiles * p.pixels;
   const int pixels = static_cast<int>(p.S - s0 < p.pixels ? p.S - s0 : p.pixels);
   const View view = p.tile.view;
   stage(p.tile, static_cast<const T*>(args.x) + n * view.n + s0 * view.s, static_cast<int>(p.C), pixels, tile);
   __syncthreads();
-  if (args.fold) gate_tile<T>(p, args, n, s0, pixels, 0, [&](int c, int s) { return tile + c * p.tile.pitch + s; });
-  sum_over_channels<T, MAPS>(p, tile, pixels, static_cast<const Acc*>(args.weight), static_cast<const Acc*>(args.bias),
-                             parts, weights);
+  if (args.fold) gate_tile(p, args, n, s0, pixels, tile);
+  sum_over_channels<T>(p, tile, pixels, static_cast<const Acc*>(args.weight.data), parts, weights);
 
   Acc* partial = static_cast<Acc*>(args.partial) + static_cast<int64_t>(blockIdx.x) * (p.C + 2) * K;
   for (int k = warp; k < K; k += kWarps) {
     Acc* row = weights + k * p.row;
     Acc top = -std::numeric_limits<Acc>::infinity(), mass = 0;
-    for (int s = lane; s < pixels; s += kWarp)
+    const Acc bias = args.bias.data ? args.bias.at<Acc>(k) : Acc(0);
+    for (int s = lane; s < pixels; s += kWarp) {
+      row[s] += bias;
       top = row[s] > top ? row[s] : top;
+    }
     top = warp_max(top);
     if (!(top - top == 0)) top = 0;  // inf or NaN among the logits: let it show in the sums
     const int64_t place = (n * K + k) * p.S + s0;
@@ -98,89 +84,151 @@ __global__ void __launch_bounds__(kThreads, 2) pwap_tile_kernel(const PoolPlan p
     if (lane == 0) partial[K * p.C + k] = top, partial[K * (p.C + 1) + k] = mass;
   }
   __syncthreads();
-  sum_over_pixels<T, MAPS>(p, tile, pixels, weights, partial);
+  sum_over_pixels<T>(p, tile, pixels, weights, partial);
 }
 
-//   block   the tiles of a walk, for 16 maps; shared: [8, 16, P + 8]: products of the warps (matrix_tile.cuh), the
-//   first
-//           then the weights; [4, 16]: largest logits so far, denominators, what a larger top leaves of the sums, the
-//           block's job; the tile
-//   warp    weights of the maps w and w + 8, lane = pixel
-template <class T, bool LAST, int P>
-__global__ void __launch_bounds__(kThreads, P == 32 ? 2 : 1)
-    pwap_matrix_kernel(const MatrixPlan p, const PwapArgs args, MatrixTile<T, LAST, P> tile) {
+// Z in the place of X, in a warp's part of a tile.
+template <class T, bool LAST, int M>
+__device__ inline void gate_part(int lane, const MatrixPlan& p, const PwapArgs& args, int n, int c0, int s0,
+                                 unsigned char* stage) {
+  constexpr int V = kVector<T>;
+  const int A = args.A, channels = p.C - c0, pixels = p.S - s0;
+  const float* fold = static_cast<const float*>(args.fold) + static_cast<int64_t>(n) * fold_rows(A) * p.C + c0;
+  const float* mask = static_cast<const float*>(args.mask) + static_cast<int64_t>(n) * A * p.S + s0;
+  WarpTile<T, LAST, M>::template each_piece<1>(lane, [&](int, int at, int c, int s) {
+    if (c >= channels || s >= pixels) return;
+    const int rest = LAST ? channels - c : pixels - s, count = rest < V ? rest : V;
+    // V numbers of a row: neighbours along the piece, or one for all
+    const auto numbers = [&](const float* from, bool along, float (&out)[V]) {
+      if (along) return load_lanes<T>(from, count, out);
+#pragma unroll
+      for (int i = 0; i < V; ++i)
+        out[i] = *from;
+    };
+    float gate[V], w[V], m[V];
+    numbers(fold + c, LAST, gate);
+#pragma unroll 1
+    for (int a = 0; a < A; ++a) {
+      numbers(fold + (1 + a) * p.C + c, LAST, w);
+      numbers(mask + a * p.S + s, !LAST, m);
+#pragma unroll
+      for (int i = 0; i < V; ++i)
+        gate[i] += w[i] * m[i];
+    }
+    numbers(fold + (1 + A) * p.C + c, LAST, w);
+    Vector<T>& x = *reinterpret_cast<Vector<T>*>(stage + at);
+    Vector<T> z = x;
+#pragma unroll
+    for (int i = 0; i < V; ++i)
+      z.at[i] = T(static_cast<float>(z.at[i]) * gate[i] + w[i]);
+    x = z;
+  });
+}
+
+//   block   the tiles of a walk, for M maps (pwap_tile.cuh)
+//   shared  the ring; parts [warps, M, P]; shares; of every map: largest logit so far, denominator, what a larger top
+//           leaves of the sums, bias
+template <class T, bool LAST, int M>
+__global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_matrix_kernel(const MatrixPlan p, const PwapArgs args) {
   AXNET_SHARED(shared);
-  constexpr int row = P + 8;
-  float* parts = reinterpret_cast<float*>(shared);
-  float *tops = parts + kWarps * kMaps * row, *masses = tops + kMaps, *falls = masses + kMaps;
-  // image, first map, tiles, place of the sums: in shared memory, as the sums take the registers
-  unsigned* job = reinterpret_cast<unsigned*>(falls + kMaps);
-  tile.at = reinterpret_cast<T*>(job + kMaps), tile.pitch = p.pitch;
-  const int thread = threadIdx.x;
-  if (thread < kMaps) tops[thread] = -std::numeric_limits<float>::infinity(), masses[thread] = 0;
-  if (threadIdx.x == 0) {
-    const unsigned block = blockIdx.x / p.groups, first = block % p.walks * p.steps;
-    job[0] = block / p.walks, job[1] = blockIdx.x % p.groups * kMaps, job[4] = block;
-    job[2] = first, job[3] = first + p.steps < static_cast<unsigned>(p.tiles) ? first + p.steps : p.tiles;
+  using Tile = WarpTile<T, LAST, M>;
+  using Product = Products<T, LAST, M>;
+  constexpr int P = Tile::P;
+  const int warp = threadIdx.x / kWarp, c0 = warp * Tile::kRun, channels = p.C - c0;
+  unsigned lane = threadIdx.x % kWarp;
+  unsigned char* ring = shared + warp * p.stages * kStage;
+  float* parts = reinterpret_cast<float*>(shared + p.warps * p.stages * kStage);
+  const Shares<T, P> shares{reinterpret_cast<unsigned char*>(parts + p.warps * M * P), M};
+  float *tops = parts + p.warps * M * P + M * (P + 8), *factors = tops + M, *masses = factors + M;
+  float *falls = masses + M, *biases = falls + M;
+  const unsigned walk = blockIdx.x / p.groups;
+  const int k0 = (blockIdx.x - walk * p.groups) * M, maps = p.K - k0 < M ? p.K - k0 : M;
+  const int n = walk / p.walks, first = (walk - n * p.walks) * p.steps;
+  const int last = first + p.steps < p.tiles ? first + p.steps : p.tiles;
+  const T* x = static_cast<const T*>(args.x) + n * p.image;
+
+  for (int i = 0; i + 1 < p.stages; ++i) {
+    if (first + i < last) Tile::fetch(lane, p, x, c0, (first + i) * P, ring + i * kStage);
+    copies_commit();
   }
-  __syncthreads();
-  Sums<P> sums = {};
+  if (threadIdx.x < M) {
+    tops[threadIdx.x] = -std::numeric_limits<float>::infinity(), masses[threadIdx.x] = 0, falls[threadIdx.x] = 1;
+    biases[threadIdx.x] = threadIdx.x < maps && args.bias.data ? args.bias.at<float>(k0 + threadIdx.x) : 0.f;
+  }
+  for (int i = threadIdx.x; i < M * P; i += blockDim.x)
+    shares.set(i / P, i % P, 0);
+  Rows<T, M, false> weights[Tile::kSlots];
+  args.weight.typed(
+      [&](auto from) { Product::load_rows(from + static_cast<int64_t>(k0) * p.C + c0, p.C, maps, channels, weights); });
+  typename Product::Sums sums = {};
+  int at = 0;
 
 #pragma unroll 1
-  while (job[2] < job[3]) {
-    const int s0 = job[2] * p.pixels;
-    const int pixels = static_cast<int>(p.S) - s0 < p.pixels ? static_cast<int>(p.S) - s0 : p.pixels;
-    tile.load(p, static_cast<const T*>(args.x) + job[0] * p.view.n + s0 * p.view.s, pixels);
+  for (int i = first; i < last; ++i) {
+    const int s0 = i * P, ahead = at == 0 ? p.stages - 1 : at - 1;
+    lane = again(lane) % kWarp;
+    __syncwarp();  // all lanes have done with the stage that is filled now
+    if (i + p.stages - 1 < last) Tile::fetch(lane, p, x, c0, s0 + (p.stages - 1) * P, ring + ahead * kStage);
+    copies_commit();
+    copies_wait(p.stages - 1);
+    __syncwarp();
+    unsigned char* stage = ring + at * kStage;
+    if (args.fold) {
+      gate_part<T, LAST, M>(lane, p, args, n, c0, s0, stage);
+      __syncwarp();
+    }
+    lane = again(lane) % kWarp;
+    Product::channels(lane, stage, weights, parts + warp * M * P);
     __syncthreads();
-    if (args.fold)
-      gate_tile<T>(p, args, job[0], s0, pixels, LAST ? 0 : threadIdx.x / 8 % 4 * 2,
-                   [&](int c, int s) { return tile.place(c, s); });
-    multiply_channels(p, tile, pixels, static_cast<const float*>(args.weight), job[1], parts);
-    __syncthreads();
-    const int k0 = job[1], lane = thread_again() % kWarp;
+    lane = again(lane) % kWarp;
 #pragma unroll 1
-    for (int k = thread_again() / kWarp; k < kMaps; k += kWarps) {
-      const bool real = k0 + k < p.K && lane < pixels;
-      float logit = real && args.bias ? static_cast<const float*>(args.bias)[k0 + k] : 0.f;
-      float* column = parts + k * row + lane;
-      if (lane < P)
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w)
-          logit += column[w * kMaps * row];
+    for (int index = warp * kWarp + lane; index < M * P; index += p.warps * kWarp) {
+      const int k = index / P, s = index % P;
+      if ((index - index % kWarp) / P >= maps) continue;  // all lanes of the warp
+      const bool real = k < maps && s0 + s < p.S;
+      float logit = biases[k];
+#pragma unroll 4
+      for (int w = 0; w < p.warps; ++w)
+        logit += parts[w * M * P + part_at<P>(k, s)];
       const float before = tops[k];
-      float top = warp_max(real ? logit : -std::numeric_limits<float>::infinity()), fall = 1;
+      float top = warp_max<P>(real ? logit : -std::numeric_limits<float>::infinity()), factor = factors[k], fall = 1;
       if (!(top - top == 0)) top = 0;  // as in pwap_tile_kernel
-      if (top > before) fall = std::exp(log_sigmoid(before) - log_sigmoid(top));
+      if (top > before) fall = std::exp(log_sigmoid(before) - log_sigmoid(top)), factor = 1 + std::exp(-std::abs(top));
       else top = before;
-      float prob, share;
-      probability(logit, top, prob, share);
+      // as probability(), of which `factor` is kept
+      const float small = std::exp(-std::abs(logit)), inverse = reciprocal(1 + small);
+      const float prob = logit < 0 ? small * inverse : inverse;
+      float share = (top < 0 ? std::exp(logit - top) : logit < 0 ? small : 1.f) * factor * inverse;
       if (!real) share = 0;
-      const float mass = warp_sum(share);
-      if (lane < P) *column = share;
-      if (lane == 0) tops[k] = top, masses[k] = masses[k] * fall + mass, falls[k] = fall;
+      const float mass = warp_sum<P>(share);
+      shares.set(k, s, share);
+      if (s == 0) tops[k] = top, factors[k] = factor, masses[k] = masses[k] * fall + mass, falls[k] = fall;
       if (real) {
-        const int64_t place = (static_cast<int64_t>(job[0]) * p.K + k0 + k) * p.S + s0 + lane;
+        const int64_t place = (static_cast<int64_t>(n) * p.K + k0 + k) * p.S + s0 + s;
         static_cast<float*>(args.logits)[place] = logit;
         static_cast<T*>(args.prob)[place] = T(prob);
       }
     }
     __syncthreads();
-    if (thread_again() == 0) ++job[2];
-    const float upper = falls[lane / 4], lower = falls[lane / 4 + 8];
-    if (upper != 1 || lower != 1)
-#pragma unroll
-      for (int i = 0; i < 256 / P; ++i)
-#pragma unroll
-        for (int e = 0; e < 8; ++e)
-          sums[i][e / 4][e % 4] *= e / 2 % 2 ? lower : upper;
-    multiply_pixels(p, tile, pixels, parts, sums);
-    __syncthreads();
+    lane = again(lane) % kWarp;
+    Product::scale(lane, falls, sums);
+    Product::pixels(lane, stage, shares, 0, sums);
+    at = at + 1 == p.stages ? 0 : at + 1;
   }
 
-  const int last = thread_again(), k = static_cast<int>(job[1]) + last;
-  float* partial = static_cast<float*>(args.partial) + job[4] * (p.C + 2) * p.K;
-  store_sums<P>(p, sums, job[1], partial);
-  if (last < kMaps && k < p.K) partial[p.K * p.C + k] = tops[last], partial[p.K * (p.C + 1) + k] = masses[last];
+  const int k = threadIdx.x;
+  if (p.walks == 1) {  // nothing to merge
+    T* pooled = static_cast<T*>(args.pooled) + (static_cast<int64_t>(n) * p.K + k0) * p.C + c0;
+    Product::each_sum(sums, maps, channels,
+                      [&](int k, int c, float sum) { pooled[k * p.C + c] = T(sum * reciprocal(masses[k])); });
+    float* norm = static_cast<float*>(args.norm) + static_cast<int64_t>(n) * 2 * p.K + k0;
+    if (k < maps) norm[k] = tops[k], norm[p.K + k] = masses[k];
+    return;
+  }
+  float* partial = static_cast<float*>(args.partial) + static_cast<int64_t>(walk) * (p.C + 2) * p.K;
+  if (k < maps) partial[p.K * p.C + k0 + k] = tops[k], partial[p.K * (p.C + 1) + k0 + k] = masses[k];
+  partial += k0 * p.C + c0;
+  Product::each_sum(sums, maps, channels, [&](int k, int c, float sum) { partial[k * p.C + c] = sum; });
 }
 
 //   block   256 channels of one map of one image; shared: the shares of up to 256 of its parts
@@ -228,11 +276,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor
   Tensor pooled = empty({N, K, C}, x.scalar_type(), device), prob = empty({N, K, H, W}, x.scalar_type(), device);
   Tensor logits = empty({N, K, H, W}, acc, device), norm = empty({N, 2, K}, acc, device);
   if (N * C == 0) return {pooled, prob, logits, norm};
+  const std::optional<MatrixPlan> plan = MatrixPlan::of(x, K, 1, 0);
+  const Tensor rows = plan ? as(weight) : as(weight, acc);
   with_type(x, [&](auto type) {
     using T = decltype(type);
     PwapArgs args{data(x),
-                  data(weight),
-                  data(bias),
+                  Numbers(rows),
+                  Numbers(bias),
                   data(pooled),
                   data(prob),
                   data(logits),
@@ -250,24 +300,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor
       launch(pwap_combine_kernel<T>, N * K * channel_blocks, 1, kThreads, kThreads * sizeof(acc_t<T>), queue.stream(),
              args, C, static_cast<int>(K), walks, channel_blocks);
     };
-    if constexpr (kHasMatrices<T>)
-      if (K > 1 && C <= kMatrixChannels) {
-        const MatrixPlan p(view_of(x), N, C, S, K);
-        return launch_all(p.walks, [&] {
-          with_matrix_tile<T>(p, [&]<bool LAST, int P>(MatrixTile<T, LAST, P> tile) {
-            const size_t bytes = p.tile_bytes + (kWarps * (P + 8) + 4) * kMaps * sizeof(float);
-            launch(pwap_matrix_kernel<T, LAST, P>, N * p.walks * p.groups, 1, kThreads, bytes, queue.stream(), p, args,
-                   tile);
-          });
+    if (plan) {
+      const auto launch_tiles = [&] {
+        with_warp_tile<T>(*plan, [&](auto tile) {
+          using Tile = decltype(tile);
+          launch(pwap_matrix_kernel<T, Tile::kLast, Tile::kMaps>, N * plan->walks * plan->groups, 1,
+                 plan->warps * kWarp, plan->bytes, queue.stream(), *plan, args);
         });
-      }
+      };
+      return plan->walks == 1 ? launch_tiles() : launch_all(plan->walks, launch_tiles);
+    }
     const PoolPlan p(view_of(x), N, C, S, K, sizeof(T));
     launch_all(p.tiles, [&] {
-      with_maps<T>(K, [&](auto maps) {
-        constexpr int MAPS = decltype(maps)::value;
-        const size_t bytes = p.tile_bytes + (K * p.row + MAPS * kThreads) * sizeof(acc_t<T>);
-        launch(pwap_tile_kernel<T, MAPS>, N * p.tiles, 1, kThreads, bytes, queue.stream(), p, args);
-      });
+      const size_t bytes = p.tile_bytes + (K * p.row + kPoolMaps * kThreads) * sizeof(acc_t<T>);
+      launch(pwap_tile_kernel<T>, N * p.tiles, 1, kThreads, bytes, queue.stream(), p, args);
     });
   });
   return {pooled, prob, logits, norm};
@@ -276,7 +322,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x, Tensor weight, std::optional<Tensor> bias) {
-  check_pwap(x, weight, bias);
+  check_pwap(x, weight, bias, checks::Type::floating);
   const Queue queue(x);
   return pool(queue, dense(x), weight, bias, std::nullopt, std::nullopt);
 }

@@ -4,28 +4,34 @@
 //           dX = sum_k share_k dpooled_k + W_k dL_k;  the tile's part of dW = sum dL X and db = sum dL
 //   gather  dW and db from the tiles, in their order
 //
-// 2 to 16 maps of 16-bit types take the matrix units, and there a block takes several tiles (matrix_tile.cuh).
+// Up to 2048 channels of 16 and 32 bits take the matrix units (pwap_tile.cuh), the rest pooling.cuh's loops.
 #include "checks.h"
-#include "cuda/matrix_tile.cuh"
+#include "cuda/numbers.cuh"
 #include "cuda/pooling.cuh"
+#include "cuda/pwap_products.cuh"
 
 namespace axnet::cuda {
 namespace {
 
 struct PwapBackwardArgs {
   const void* x;
-  void* dx;                            // or null
-  const void *grad_pooled, *pooled;    // T [N, K, C]
-  const void* grad_prob;               // T [N, K, S] or null
-  const void *weight, *logits, *norm;  // acc [K, C], [N, K, S], [N, 2, K]
-  void* partial;                       // acc [N, tiles, K*C + K]
-  void *weight_grad, *bias_grad;       // acc [K, C], acc [K]
+  void* dx;                          // or null
+  const void *grad_pooled, *pooled;  // T [N, K, C]
+  const void* grad_prob;             // T [N, K, S] or null
+  Numbers weight;                    // [K, C]
+  const void *logits, *norm;         // acc [N, K, S], [N, 2, K]
+  void* partial;                     // acc [N, tiles, K*C + K]
+  void *weight_grad, *bias_grad;     // acc [K, C], acc [K]
+  ScalarType type;                   // of x
+  int64_t dx_image;                  // elements between images of dx, and between its channels and pixels
+  int dx_channel, dx_pixel;
+  bool dx_fast;  // every 16-byte piece of dx is aligned and lies in one row
 };
 
 constexpr int kStrip = 8;  // pixels of a channel that a thread holds of dX
 
-//   block   one tile; shared: the tile (X, then dX), shares and dL [2K, row], parts [MAPS, 256]
-template <class T, int MAPS>
+//   block   one tile; shared: the tile (X, then dX), shares and dL [2K, row], parts [kPoolMaps, 256]
+template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     pwap_backward_kernel(const PoolPlan p, const TilePlan dx_tile, const PwapBackwardArgs args) {
   using Acc = acc_t<T>;
@@ -34,16 +40,16 @@ __global__ void __launch_bounds__(kThreads, 2)
   Acc* shares = reinterpret_cast<Acc*>(shared + p.tile_bytes);  // [K, row]
   const int K = p.K, C = static_cast<int>(p.C);
   Acc* slopes = shares + K * p.row;  // [K, row]: first a, then dL
-  Acc* parts = slopes + K * p.row;   // [MAPS, 256]
+  Acc* parts = slopes + K * p.row;   // [kPoolMaps, 256]
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t n = blockIdx.x / p.tiles, s0 = blockIdx.x % p.tiles * p.pixels;
   const int pixels = static_cast<int>(p.S - s0 < p.pixels ? p.S - s0 : p.pixels);
   const View view = p.tile.view;
   const T* grad = static_cast<const T*>(args.grad_pooled) + n * K * p.C;
-  const Acc* weight = static_cast<const Acc*>(args.weight);
+  const Acc* weight = static_cast<const Acc*>(args.weight.data);
   stage(p.tile, static_cast<const T*>(args.x) + n * view.n + s0 * view.s, C, pixels, tile);
   __syncthreads();
-  sum_over_channels<T, MAPS>(p, tile, pixels, grad, static_cast<const Acc*>(nullptr), parts, slopes);
+  sum_over_channels<T>(p, tile, pixels, grad, parts, slopes);
 
   Acc* partial = static_cast<Acc*>(args.partial) + static_cast<int64_t>(blockIdx.x) * (p.C + 1) * K;
   for (int k = warp; k < K; k += kWarps) {
@@ -71,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (lane == 0) partial[K * p.C + k] = bias;
   }
   __syncthreads();
-  sum_over_pixels<T, MAPS>(p, tile, pixels, slopes, partial);
+  sum_over_pixels<T>(p, tile, pixels, slopes, partial);
   if (!args.dx) return;
 
   for (int c = threadIdx.x; c < C; c += kThreads)  // a thread has read all of X's channel before it writes dX's there
@@ -94,140 +100,123 @@ __global__ void __launch_bounds__(kThreads, 2)
   unstage(dx_tile, tile, C, pixels, static_cast<T*>(args.dx) + n * dv.n + s0 * dv.s);
 }
 
-// rows: shares, then dL [2, 16, P + 8]; lefts [P / 16, 2, lane]: both turned over, as left operands of 16 pixels x 16
-// maps.
-template <class T, int P>
-__device__ inline void turn_over(const float* rows, Left<T, float>* lefts) {
-  const int thread = thread_again(), lane = thread % kWarp, warp = thread / kWarp;
-  if (warp >= P / 8) return;
-  const float* from = rows + warp % 2 * kMaps * (P + 8) + warp / 2 * 16 + lane / 4;
-  float v[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i)
-    v[i] = from[(lane % 4 * 2 + i / 4 * 8 + i % 2) * (P + 8) + i / 2 % 2 * 8];
-  lefts[thread] = Left<T, float>(v);
-}
-
-// dX of the tile's pixels in the place of X. A warp writes the channels it has read.
-template <class T, bool LAST, int P>
-__device__ inline void write_dx(const MatrixPlan& p, const MatrixTile<T, LAST, P>& tile, int pixels, const T* grad,
-                                const float* weight, const Left<T, float>* lefts) {
-  struct alignas(4) Pair {
-    T at[2];
-  };
-  const int thread = thread_again(), lane = thread % kWarp, g = lane / 4, t = lane % 4, C = static_cast<int>(p.C);
-#pragma unroll 1
-  for (int c0 = thread / kWarp * 16; c0 < C; c0 += kWarps * 16)
-#pragma unroll
-    for (int c = c0; c < c0 + 16; c += 8) {
-      T pairs[4];
-      float w[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int k = 2 * t + i / 2 * 8 + i % 2, at = k * C + c + g;
-        const bool real = k < p.K && c + g < C;
-        pairs[i] = real ? grad[at] : T(0.f), w[i] = real ? weight[at] : 0.f;
-      }
-      uint32_t b[2];
-      memcpy(b, pairs, sizeof(b));
-#pragma unroll
-      for (int s = 0; s < P; s += 16)
-        if (s < pixels) {
-          float out[4] = {};
-          lefts[(s / 8 + 1) * kWarp + lane].times(w, out);
-          lefts[s / 8 * kWarp + lane].times(b[0], b[1], out);
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const Pair pair{{T(out[2 * i]), T(out[2 * i + 1])}};
-            T* at = tile.place(2 * t, s + g + i * 8) + c * (LAST ? 1 : P);  // 8 channels on, pieces turn alike
-            if constexpr (LAST) *reinterpret_cast<Pair*>(at) = pair;
-            else at[0] = pair.at[0], at[P] = pair.at[1];
-          }
-        }
-    }
-}
-
-//   block   the tiles of a walk; shared: [8, 16, P + 8]: products of the warps, in their place then shares and dL, as
-//           rows and as left operands; [3, 16]: <dpooled, pooled>, db, the block's job; the tile (X, then dX)
-//   warp    shares and dL of the maps w and w + 8, lane = pixel
-template <class T, bool LAST, int P>
-__global__ void __launch_bounds__(kThreads, P == 32 ? 2 : 1)
-    pwap_backward_matrix_kernel(const MatrixPlan p, const View dx_view, const PwapBackwardArgs args,
-                                MatrixTile<T, LAST, P> tile) {
+//   block   the tiles of a walk, for the maps from k0 on (pwap_tile.cuh)
+//   shared  the ring; parts [warps, M, P]; shares and dL; of every map: <dpooled, pooled>, largest logit,
+//           1 + e^-|it|, 1 / denominator, sum of dL; BFloat16: the weights, turned over
+template <class T, bool LAST, int M>
+__global__ void __launch_bounds__(kMostWarps* kWarp, 1)
+    pwap_backward_matrix_kernel(const MatrixPlan p, const PwapBackwardArgs args, const int k0) {
   AXNET_SHARED(shared);
-  constexpr int row = P + 8;
-  float* parts = reinterpret_cast<float*>(shared);
-  float *means = parts + kWarps * kMaps * row, *biases = means + kMaps, *slopes = parts + kMaps * row;
-  unsigned* job = reinterpret_cast<unsigned*>(biases + kMaps);  // image, tiles
-  tile.at = reinterpret_cast<T*>(job + kMaps), tile.pitch = p.pitch;
-  const int K = p.K, C = static_cast<int>(p.C);
-  if (threadIdx.x == 0) {
-    const unsigned first = blockIdx.x % p.walks * p.steps;
-    job[0] = blockIdx.x / p.walks;
-    job[1] = first, job[2] = first + p.steps < static_cast<unsigned>(p.tiles) ? first + p.steps : p.tiles;
+  using Tile = WarpTile<T, LAST, M>;
+  using Product = Products<T, LAST, M>;
+  constexpr int P = Tile::P;
+  const int warp = threadIdx.x / kWarp, c0 = warp * Tile::kRun, channels = p.C - c0;
+  unsigned lane = threadIdx.x % kWarp;
+  unsigned char* ring = shared + warp * p.stages * kStage;
+  float* parts = reinterpret_cast<float*>(shared + p.warps * p.stages * kStage);
+  const Shares<T, P> shares{reinterpret_cast<unsigned char*>(parts + p.warps * M * P), 2 * M};
+  float *means = parts + p.warps * M * P + 2 * M * (P + 8), *tops = means + M, *factors = tops + M;
+  float *inverses = factors + M, *biases = inverses + M;
+  const int maps = p.K - k0 < M ? p.K - k0 : M, n = blockIdx.x / p.walks;
+  const int first = (blockIdx.x - n * p.walks) * p.steps;
+  const int last = first + p.steps < p.tiles ? first + p.steps : p.tiles;
+  const int64_t map0 = static_cast<int64_t>(n) * p.K + k0;
+  const T* x = static_cast<const T*>(args.x) + n * p.image;
+  for (int i = 0; i + 1 < p.stages; ++i) {
+    if (first + i < last) Tile::fetch(lane, p, x, c0, (first + i) * P, ring + i * kStage);
+    copies_commit();
   }
-  __syncthreads();
-  for (int k = threadIdx.x / kWarp; k < K; k += kWarps) {
-    const int64_t at = (job[0] * static_cast<int64_t>(K) + k) * C;
-    const T *grad = static_cast<const T*>(args.grad_pooled) + at, *pooled = static_cast<const T*>(args.pooled) + at;
+
+  const T* grad = static_cast<const T*>(args.grad_pooled) + map0 * p.C;
+  for (int k = warp; k < maps; k += p.warps) {
+    const T* pooled = static_cast<const T*>(args.pooled) + (map0 + k) * p.C;
     double product = 0;
-    for (int c = threadIdx.x % kWarp; c < C; c += kWarp)
-      product += static_cast<double>(static_cast<float>(grad[c])) * static_cast<float>(pooled[c]);
+    for (int c = threadIdx.x % kWarp; c < p.C; c += kWarp)
+      product += static_cast<double>(static_cast<float>(grad[k * p.C + c])) * static_cast<float>(pooled[c]);
     const float mean = static_cast<float>(warp_sum(product));
-    if (threadIdx.x % kWarp == 0) means[k] = mean, biases[k] = 0;
+    if (threadIdx.x % kWarp == 0) {
+      const float* norm = static_cast<const float*>(args.norm) + static_cast<int64_t>(n) * 2 * p.K + k0 + k;
+      means[k] = mean, tops[k] = norm[0], factors[k] = 1 + std::exp(-std::abs(norm[0])), inverses[k] = 1 / norm[p.K];
+      biases[k] = 0;
+    }
   }
-  Sums<P> sums = {};
+  for (int i = threadIdx.x; i < 2 * M * P; i += blockDim.x)
+    shares.set(i / P, i % P, 0);
+  Rows<T, M, true> grads[Tile::kSlots];
+  Product::load_rows(grad + c0, p.C, maps, channels, grads);
+  unsigned char* turned = reinterpret_cast<unsigned char*>(biases + M) + warp * kTurnedBytes;
+  if constexpr (std::is_same_v<T, BFloat16>)
+    args.weight.typed([&](auto from) {
+      Product::turn_over(from + static_cast<int64_t>(k0) * p.C + c0, p.C, maps, channels, turned);
+    });
+  typename Product::Sums sums = {};
+  int at = 0;
 
 #pragma unroll 1
-  while (job[1] < job[2]) {
-    const int s0 = job[1] * p.pixels;
-    const int pixels = static_cast<int>(p.S) - s0 < p.pixels ? static_cast<int>(p.S) - s0 : p.pixels;
-    tile.load(p, static_cast<const T*>(args.x) + job[0] * p.view.n + s0 * p.view.s, pixels);
+  for (int i = first; i < last; ++i) {
+    const int s0 = i * P, ahead = at == 0 ? p.stages - 1 : at - 1;
+    lane = again(lane) % kWarp;
+    __syncwarp();  // all lanes have done with the stage that is filled now
+    if (i + p.stages - 1 < last) Tile::fetch(lane, p, x, c0, s0 + (p.stages - 1) * P, ring + ahead * kStage);
+    copies_commit();
+    // the numbers of the thread's first map and pixel, under way during the product
+    float logit = 0, prob_grad = 0;
+    const auto load = [&](int index) {
+      const int k = index / P, s = s0 + index % P;
+      if (index >= M * P || k >= maps || s >= p.S) return;
+      const int64_t place = (map0 + k) * p.S + s;
+      logit = static_cast<const float*>(args.logits)[place];
+      if (args.grad_prob) prob_grad = static_cast<float>(static_cast<const T*>(args.grad_prob)[place]);
+    };
+    load(warp * kWarp + lane);
+    copies_wait(p.stages - 1);
+    __syncwarp();
+    unsigned char* stage = ring + at * kStage;
+    lane = again(lane) % kWarp;
+    Product::channels(lane, stage, grads, parts + warp * M * P);
     __syncthreads();
-    multiply_channels(p, tile, pixels, static_cast<const T*>(args.grad_pooled) + job[0] * K * p.C, 0, parts);
-    __syncthreads();
-    const int lane = thread_again() % kWarp;
+    lane = again(lane) % kWarp;
 #pragma unroll 1
-    for (int k = thread_again() / kWarp; k < kMaps; k += kWarps) {
-      float* column = parts + k * row + lane;
-      float share = 0, slope = 0;
-      if (k < K && lane < pixels) {
-        const int64_t map = static_cast<int64_t>(job[0]) * K + k, place = map * p.S + s0 + lane;
-        const float* norm = static_cast<const float*>(args.norm) + (map + static_cast<int64_t>(job[0]) * K);
-        float a = 0, prob;
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w)
-          a += column[w * kMaps * row];
-        probability(static_cast<const float*>(args.logits)[place], norm[0], prob, share);
-        share *= 1 / norm[K];
-        slope = (a - means[k]) * share * (1 - prob);
-        if (args.grad_prob)
-          slope += static_cast<float>(static_cast<const T*>(args.grad_prob)[place]) * prob * (1 - prob);
-      }
-      const float bias = warp_sum(slope);
-      if (lane < P) column[0] = share, column[kMaps * row] = slope;
-      if (lane == 0 && k < K) biases[k] += bias;
+    for (int index = warp * kWarp + lane; index < M * P; index += p.warps * kWarp) {
+      const int k = index / P, s = index % P;
+      if ((index - index % kWarp) / P >= maps) break;  // all lanes of the warp; their shares stay 0
+      float a = 0;
+#pragma unroll 4
+      for (int w = 0; w < p.warps; ++w)
+        a += parts[w * M * P + part_at<P>(k, s)];
+      const float top = tops[k], small = std::exp(-std::abs(logit)), inverse = reciprocal(1 + small);
+      const float prob = logit < 0 ? small * inverse : inverse, rest = logit < 0 ? inverse : small * inverse;
+      float share = (top < 0 ? std::exp(logit - top) : logit < 0 ? small : 1.f) * factors[k] * inverse * inverses[k];
+      float slope = ((a - means[k]) * share + prob_grad * prob) * rest;
+      if (k >= maps || s0 + s >= p.S) share = slope = 0;
+      const float bias = warp_sum<P>(slope);
+      shares.set(k, s, share);
+      shares.set(M + k, s, slope);
+      if (s == 0 && k < maps) biases[k] += bias;
+      load(index + p.warps * kWarp);
     }
     __syncthreads();
-    auto* lefts = reinterpret_cast<Left<T, float>*>(slopes + kMaps * row);
-    if (args.dx) turn_over<T, P>(parts, lefts);
-    multiply_pixels(p, tile, pixels, slopes, sums);
-    __syncthreads();
+    lane = again(lane) % kWarp;
+    Product::pixels(lane, stage, shares, M, sums);
     if (args.dx) {
-      write_dx(p, tile, pixels, static_cast<const T*>(args.grad_pooled) + job[0] * K * p.C,
-               static_cast<const float*>(args.weight), lefts);
-      __syncthreads();
-      tile.store(p, dx_view, static_cast<T*>(args.dx) + job[0] * dx_view.n + job[1] * p.pixels * dx_view.s, pixels);
-      __syncthreads();
+      __syncwarp();  // all lanes have read X
+      lane = again(lane) % kWarp;
+      if constexpr (std::is_same_v<T, BFloat16>) Product::inputs(lane, stage, shares, grads, turned);
+      else
+        Product::inputs(lane, stage, shares, grad + c0, static_cast<const float*>(args.weight.data) + k0 * p.C + c0,
+                        p.C, maps, channels);
+      __syncwarp();
+      lane = again(lane) % kWarp;
+      Tile::store(lane, p, static_cast<T*>(args.dx) + n * args.dx_image, args.dx_channel, args.dx_pixel, args.dx_fast,
+                  k0 > 0, c0, s0, stage);
     }
-    if (thread_again() == 0) ++job[1];
-    __syncthreads();
+    at = at + 1 == p.stages ? 0 : at + 1;
   }
 
-  float* partial = static_cast<float*>(args.partial) + static_cast<int64_t>(blockIdx.x) * (p.C + 1) * K;
-  store_sums<P>(p, sums, 0, partial);
-  const int last = thread_again();
-  if (last < K) partial[K * p.C + last] = biases[last];
+  float* partial = static_cast<float*>(args.partial) + static_cast<int64_t>(blockIdx.x) * (p.C + 1) * p.K + k0;
+  if (threadIdx.x < maps) partial[p.K * p.C + threadIdx.x] = biases[threadIdx.x];
+  partial += static_cast<int64_t>(k0) * (p.C - 1) + c0;
+  Product::each_sum(sums, maps, channels, [&](int k, int c, float sum) { partial[k * p.C + c] = sum; });
 }
 
 //   block   32 columns of the parts [rows, K*C + K]; warps take the rows in turn and are added in order, in double
@@ -274,16 +263,18 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
     torch::stable::zero_(bias_grad);
     return {dx, weight_grad, bias_grad};
   }
-  auto plain = [&](const Tensor& t) { return torch::stable::contiguous(torch::stable::to(t, type_of_x)); };
-  const Tensor grad = plain(grad_pooled), mean = plain(pooled);
+  const bool bfloat16 = type_of_x == ScalarType::BFloat16;
+  const std::optional<MatrixPlan> plan = MatrixPlan::of(x, K, 2, bfloat16 ? kTurnedBytes : 0);
+  const Tensor rows = plan && bfloat16 ? as(weight) : as(weight, acc);
+  const Tensor grad = as(grad_pooled, type_of_x), mean = as(pooled, type_of_x);
   std::optional<Tensor> map_grad;
-  if (grad_prob) map_grad = plain(*grad_prob);
+  if (grad_prob) map_grad = as(*grad_prob, type_of_x);
   with_type(x, [&](auto type) {
     using T = decltype(type);
     using Acc = acc_t<T>;
     PwapBackwardArgs args{data(x),        input_grad ? data(dx) : nullptr,
                           data(grad),     data(mean),
-                          data(map_grad), data(weight),
+                          data(map_grad), Numbers(rows),
                           data(logits),   data(norm),
                           nullptr,        data(weight_grad),
                           data(bias_grad)};
@@ -296,25 +287,24 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
              queue.stream(), args, N * walks, K, C);
     };
     const View view = view_of(x), dx_view = input_grad ? view_of(dx) : view;
-    if constexpr (kHasMatrices<T>)
-      if (K > 1 && K <= kMaps && C <= kMatrixChannels) {
-        const MatrixPlan p(view, N, C, S, K);
-        return launch_all(p.walks, [&] {
-          with_matrix_tile<T>(p, [&]<bool LAST, int P>(MatrixTile<T, LAST, P> tile) {
-            const size_t bytes = p.tile_bytes + (kWarps * (P + 8) + 3) * kMaps * sizeof(float);
-            launch(pwap_backward_matrix_kernel<T, LAST, P>, N * p.walks, 1, kThreads, bytes, queue.stream(), p, dx_view,
-                   args, tile);
-          });
+    if (plan) {
+      args.dx_image = dx_view.n;
+      args.dx_channel = static_cast<int>(dx_view.c), args.dx_pixel = static_cast<int>(dx_view.s);
+      args.dx_fast = (dx_view.channels_last ? C : S) % kVector<T> == 0;  // a tensor of its own, without gaps
+      return launch_all(plan->walks, [&] {
+        with_warp_tile<T>(*plan, [&](auto tile) {
+          using Tile = decltype(tile);
+          for (int k0 = 0; k0 < K; k0 += plan->maps)  // the later ones add to dX
+            launch(pwap_backward_matrix_kernel<T, Tile::kLast, Tile::kMaps>, N * plan->walks, 1, plan->warps * kWarp,
+                   plan->bytes, queue.stream(), *plan, args, k0);
         });
-      }
+      });
+    }
     const PoolPlan p(view, N, C, S, K, sizeof(T));
     const TilePlan dx_tile(dx_view, S, static_cast<int>(C), p.pixels, kVector<T>);
     launch_all(p.tiles, [&] {
-      with_maps<T>(K, [&](auto maps) {
-        constexpr int MAPS = decltype(maps)::value;
-        const size_t bytes = p.tile_bytes + (2 * K * p.row + MAPS * kThreads) * sizeof(Acc);
-        launch(pwap_backward_kernel<T, MAPS>, N * p.tiles, 1, kThreads, bytes, queue.stream(), p, dx_tile, args);
-      });
+      const size_t bytes = p.tile_bytes + (2 * K * p.row + kPoolMaps * kThreads) * sizeof(Acc);
+      launch(pwap_backward_kernel<T>, N * p.tiles, 1, kThreads, bytes, queue.stream(), p, dx_tile, args);
     });
   });
   return {dx, weight_grad, bias_grad};

@@ -45,7 +45,6 @@ namespace axnet::host {
 namespace {
 
 constexpr size_t kStack = 128 * 1024;
-constexpr size_t kSharedLimit = 99 * 1024;  // of the smallest GPU that the library is built for
 constexpr unsigned kLanes = 32;
 
 struct Fiber {
@@ -136,6 +135,12 @@ void run_block(unsigned threads) {
 
 unsigned char* shared() { return memory; }
 
+// Of a block: by default what the smallest GPU has that the library is built for.
+size_t shared_limit() {
+  const char* kilobytes = std::getenv("AXNET_CUDA_HOST_SHARED_KB");
+  return static_cast<size_t>(kilobytes ? std::atoi(kilobytes) : 99) * 1024;
+}
+
 void barrier() {
   if (finished) fail("a barrier after threads have left the kernel");
   const unsigned mine = generation;
@@ -167,7 +172,7 @@ void gather(const void* mine, size_t bytes, const std::function<void(const Slot*
 
 void run(int64_t blocks, int groups, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
   if (blocks < 1 || blocks > INT32_MAX || groups < 1 || groups > 65535) fail("a grid that no GPU accepts");
-  if (threads < 1 || threads > 1024 || threads % kLanes || shared_bytes > kSharedLimit)
+  if (threads < 1 || threads > 1024 || threads % kLanes || shared_bytes > shared_limit())
     fail("a block that no GPU accepts");
   while (fibers.size() < static_cast<size_t>(threads))
     fibers.push_back(std::make_unique<Fiber>());

@@ -50,6 +50,7 @@ void barrier();
 using Slot = unsigned char[32];
 // Calls read(slots) once every lane of the warp has put its bytes into slots[lane].
 void gather(const void* mine, size_t bytes, const std::function<void(const Slot*)>& read);
+size_t shared_limit();
 void run(int64_t blocks, int groups, int threads, size_t shared_bytes, const std::function<void()>& kernel);
 // With AXNET_RECORD_LAUNCHES naming a file, launches are written there and no kernel runs (benchmarks/cuda_model.py).
 bool recording();
@@ -74,6 +75,9 @@ std::string argument_bytes(const std::tuple<Parameters...>& values) {
 }  // namespace axnet::host
 
 inline void __syncthreads() { axnet::host::barrier(); }
+inline void __syncwarp() {
+  axnet::host::gather("", 1, [](const axnet::host::Slot*) {});
+}
 
 template <class T>
 T __shfl_xor_sync(unsigned, T v, int mask) {
@@ -131,6 +135,8 @@ class Queue {
   explicit Queue(const Tensor&) {}
   cudaStream_t stream() const { return nullptr; }
 };
+
+inline size_t shared_limit(const Tensor&) { return host::shared_limit(); }
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int groups, int threads, size_t shared_bytes, cudaStream_t,

@@ -10,9 +10,10 @@ namespace axnet::host {
 
 struct Copy {
   void* to;
-  const void* from;
+  const void* from;  // null: zeros
 };
-inline std::vector<Copy> copies[1024];  // under way, by thread: a missing wait shows as NaN
+// Under way, by thread and group, the last one open: a missing wait shows as NaN.
+inline std::vector<std::vector<Copy>> copies[1024];
 
 inline void aligned(const void* p) {
   if (reinterpret_cast<uintptr_t>(p) % 16) std::fputs("misaligned 16 bytes\n", stderr), std::abort();
@@ -54,8 +55,6 @@ void product(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, co
 
 namespace axnet::cuda {
 
-inline int thread_again() { return static_cast<int>(threadIdx.x); }
-
 template <class T>
 void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   host::product<16>(
@@ -75,6 +74,12 @@ inline void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0
       [](const auto& all, int k, int column) { return host::tf32(all[column * 4 + k % 4][4 + k / 4]); });
 }
 
+template <class Number>
+Number again(Number v) {
+  return v;
+}
+inline float reciprocal(float v) { return 1 / v; }
+
 template <bool ACROSS>
 void load_matrices(const void* row, uint32_t (&r)[4]) {
   host::aligned(row);
@@ -92,15 +97,38 @@ void load_matrices(const void* row, uint32_t (&r)[4]) {
   });
 }
 
-inline void copy_async(void* to, const void* from) {
-  host::aligned(to), host::aligned(from);
-  host::copies[threadIdx.x].push_back({to, from});
+inline uint32_t turned(uint32_t pair) {
+  uint32_t out;
+  host::gather(&pair, sizeof(pair), [&](const host::Slot* slots) {
+    const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
+    uint16_t halves[2];
+    for (int i = 0; i < 2; ++i)
+      std::memcpy(&halves[i], slots[4 * (2 * t + i) + g / 2] + g % 2 * 2, sizeof(halves[i]));
+    std::memcpy(&out, halves, sizeof(out));
+  });
+  return out;
 }
 
-inline void copies_arrived() {
-  for (const host::Copy& copy : host::copies[threadIdx.x])
-    std::memcpy(copy.to, copy.from, 16);
-  host::copies[threadIdx.x].clear();
+inline void copy_async_if(bool real, void* to, const void* from) {
+  host::aligned(to), host::aligned(real ? from : to);
+  auto& groups = host::copies[threadIdx.x];
+  if (groups.empty()) groups.emplace_back();
+  groups.back().push_back({to, real ? from : nullptr});
+}
+
+inline void copy_async(void* to, const void* from) { copy_async_if(true, to, from); }
+
+inline void copies_commit() { host::copies[threadIdx.x].emplace_back(); }
+
+inline void copies_wait(int pending) {
+  if (pending < 0 || pending > 2) std::fputs("a wait that the hardware has no instruction for\n", stderr), std::abort();
+  auto& groups = host::copies[threadIdx.x];
+  while (static_cast<int>(groups.size()) > pending + 1) {  // the last one is open
+    for (const host::Copy& copy : groups.front())
+      if (copy.from) std::memcpy(copy.to, copy.from, 16);
+      else std::memset(copy.to, 0, 16);
+    groups.erase(groups.begin());
+  }
 }
 
 }  // namespace axnet::cuda
