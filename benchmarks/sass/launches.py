@@ -116,6 +116,7 @@ class Recorder:
         self.release = ctypes.CDLL(str(library)).axnet_host_release
         self.file = ROOT / "build" / "cuda_model" / f"launches.{os.getpid()}"
         os.environ["AXNET_RECORD_LAUNCHES"] = str(self.file)
+        os.environ["AXNET_CUDA_HOST_SHARED_KB"] = "227"  # of a block on sm_90
         spec = importlib.util.spec_from_file_location("axnet._C", library)
         assert spec is not None and spec.loader is not None  # noqa: PT018
         module = importlib.util.module_from_spec(spec)

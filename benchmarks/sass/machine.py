@@ -400,7 +400,18 @@ class Machine:
 # Cycles until a result that a scoreboard guards; memory says its own.
 LATENCY = {
     **{"MUFU": 24, "F2I": 24, "I2F": 24, "F2F": 24, "I2FP": 12, "FCHK": 20, "S2R": 25, "S2UR": 25, "R2UR": 12},
-    **{"SHFL": 25, "LDC": 30, "LDS": 30, "LDSM": 33, "DFMA": 20, "DADD": 20, "DMUL": 20, "DSETP": 20, "HMMA": 34},
+    **{
+        "SHFL": 25,
+        "LDC": 30,
+        "LDS": 30,
+        "LDSM": 33,
+        "MOVM": 33,
+        "DFMA": 20,
+        "DADD": 20,
+        "DMUL": 20,
+        "DSETP": 20,
+        "HMMA": 34,
+    },
     **{"VOTE": 12, "VOTEU": 12, "REDUX": 25, "STG": 25, "STS": 25, "LDGSTS": 25, "BAR": 20},
 }
 DRAM_LATENCY, L1_LATENCY, SHARED_LATENCY = 800.0, 40.0, 28.0

@@ -188,6 +188,16 @@ def ldsm(m: Machine, ins: Instruction, g: Group) -> None:
         put(m, ins, g, Operand("R", ins.operands[0].index + k), value.reshape(-1))
 
 
+@op("MOVM")
+def movm(m: Machine, ins: Instruction, g: Group) -> None:
+    """An 8 x 8 matrix of 16-bit numbers, two in a lane, turned over."""
+    source, lane = ins.operands[1], np.arange(WARP)
+    pairs = m.R[source.index if source.index != RZ else RZ].reshape(-1, WARP)
+    halves = np.stack([pairs & U32(0xFFFF), pairs >> U32(16)], axis=-1).reshape(-1, 8, 8)  # [warp, row, column]
+    low, high = halves[:, lane % 4 * 2, lane // 4], halves[:, lane % 4 * 2 + 1, lane // 4]
+    put(m, ins, g, ins.operands[0], (low | high << U32(16)).reshape(-1))
+
+
 @op("LDGSTS")
 def ldgsts(m: Machine, ins: Instruction, g: Group) -> None:
     active, size = m.guarded(ins, g), width(ins)
