@@ -203,10 +203,10 @@ def ldgsts(m: Machine, ins: Instruction, g: Group) -> None:
     active, size = m.guarded(ins, g), width(ins)
     to, place = ins.operands[:2]
     address = address_of(m, place).astype(U64)
-    zero = ins.operands[2] if len(ins.operands) > 2 and is_pred(ins.operands[2]) else None
+    real = ins.operands[2] if len(ins.operands) > 2 and is_pred(ins.operands[2]) else None  # else zeros
     first = m.note(address, active, size)
     index = m.shared_index(address_of(m, to), active, size)[active]
-    words = m.load(address, active & ~pred(m, zero) if zero is not None and zero.index != 7 else active, size)
+    words = m.load(address, active if real is None else active & pred(m, real), size)
     for k, v in enumerate(words):
         m.shared.view(U32)[(index >> 2) + k] = v[active]
     at = g.warp_at

@@ -225,13 +225,12 @@ struct Products {
 #pragma unroll
       for (int i = 0; i < M / 4; ++i) {
         const int c = slot * 16 + i % 2 * 8;
-        T pair[2];
+        float pair[2];
 #pragma unroll
         for (int k = 0; k < 2; ++k)
-          pair[k] =
-              T(2 * t + i / 2 * 8 + k < maps && c < channels - g ? static_cast<float>(from[(i / 2 * 8 + k) * C + c])
-                                                                 : 0.f);
-        memcpy(&turned.pairs[i], pair, sizeof(pair));
+          pair[k] = 2 * t + i / 2 * 8 + k < maps && c < channels - g ? static_cast<float>(from[(i / 2 * 8 + k) * C + c])
+                                                                     : 0.f;
+        turned.pairs[i] = pair_of<T>(pair[0], pair[1]);
       }
       reinterpret_cast<Turned*>(weights)[slot * kWarp + lane] = turned;
     }
@@ -272,10 +271,10 @@ struct Products {
           turn_product(weight, high[kGroups - 1], e, out[e]);
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            const T pair[2] = {T(out[e][2 * h]), T(out[e][2 * h + 1])};
+            const uint32_t pair = pair_of<T>(out[e][2 * h], out[e][2 * h + 1]);
             const int c = slot * 16 + (LAST ? 8 * e + 2 * t : g + 8 * h),
                       s = 16 * j + (LAST ? g + 8 * h : 8 * e + 2 * t);
-            memcpy(Tile::place(stage, c, s), pair, sizeof(pair));
+            *reinterpret_cast<uint32_t*>(Tile::place(stage, c, s)) = pair;
           }
         }
       }
@@ -332,7 +331,7 @@ struct Products {
       for (int j = 0; j < kTogether; ++j)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          *Tile::place(stage, slot * 16 + g + e / 2 * 8, 8 * (j0 + j) + 2 * t + e % 2) = T(out[j][e]);
+          *Tile::place(stage, slot * 16 + g + e / 2 * 8, 8 * (j0 + j) + 2 * t + e % 2) = rounded<T>(out[j][e]);
     }
   }
 
