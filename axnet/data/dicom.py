@@ -78,15 +78,13 @@ def read_dicom(path: Path) -> npt.NDArray[np.float32]:
     if shown.ndim != 2 or not np.isfinite(shown).all():
         what = "values that are not finite" if shown.ndim == 2 else f"an array of shape {list(shown.shape)}"
         raise ValueError(f"image file '{path}' decodes to {what}, expected grey values [H, W].")
-    film = ~padding if padding.any() else np.ones_like(padding)
-    scaled = np.zeros(shown.shape)
-    if film.any():
-        low, high = float(shown[film].min()), float(shown[film].max())
-        if high > low:
-            scaled = (shown - low) / (high - low)
-        if data.PhotometricInterpretation == "MONOCHROME1":
-            scaled = 1 - scaled
-    return np.where(film, scaled, 0).astype(np.float32)
+    film = _film(shown, padding)
+    low, high = float(film.min()), float(film.max())
+    scaled = ((shown - low) / (high - low) if high > low else np.zeros(shown.shape)).astype(np.float32)
+    if data.PhotometricInterpretation == "MONOCHROME1":
+        scaled = 1 - scaled
+    scaled[padding] = 0
+    return scaled
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
@@ -196,13 +194,16 @@ def _shown(data: Any, stored: Pixels, padding: npt.NDArray[np.bool_]) -> Pixels:
     for table in _tables(data, "VOILUTSequence"):
         return _look_up(values, *table)
     function = str(data.get("VOILUTFunction") or "").strip().upper()
-    film = values[~padding] if not padding.all() else values
     for centre, width in _windows(data):
         shown = _windowed(values, centre, width, function)
-        inside = shown[~padding] if not padding.all() else shown
-        if inside.min() < inside.max() or film.min() == film.max():  # else it was set for other values than these
-            return shown
+        if np.ptp(_film(shown, padding)) > 0 or np.ptp(_film(values, padding)) == 0:
+            return shown  # else it was set for other values than these
     return values
+
+
+def _film(values: Pixels, padding: npt.NDArray[np.bool_]) -> Pixels:
+    """What is no padding; everything where nothing else is left."""
+    return values[~padding] if padding.any() and not padding.all() else values
 
 
 def _tables(data: Any, keyword: str) -> Iterator[tuple[Pixels, int]]:
