@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
+from axnet.cli import processes
 from axnet.cli.options import (
     Cache,
     Data,
@@ -22,6 +26,9 @@ from axnet.cli.options import (
     writable_folder,
 )
 from axnet.data.sets import DEFAULT
+
+CACHE_VARIABLE = "AXNET_FIT_CACHE"
+"""Names the folder of images and masks to the processes of one run."""
 
 
 class Architecture(str, Enum):
@@ -88,10 +95,11 @@ def fit(
     ema_decay: Annotated[float, typer.Option(help="Decay of the averaged weights; 0 for plain weights.")] = 0.997,
     flip: Annotated[float, typer.Option(min=0, max=1, help="Chance of a left-right mirror.")] = 0.0,
     precision: Annotated[
-        str, typer.Option(help="Lightning's precision: 32-true, bf16-mixed, 16-mixed ...")
-    ] = "32-true",
+        str, typer.Option(help="Lightning's precision: 32-true, bf16-mixed ...; auto: bf16-mixed on a GPU that has it.")
+    ] = "auto",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the whole network (torch.compile).")] = False,
     accelerator: Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu ...")] = "auto",
-    devices: Annotated[str, typer.Option(help="Lightning's devices: auto, or a number.")] = "auto",
+    devices: Annotated[str, typer.Option(help="Lightning's devices: auto, or how many; one process each.")] = "auto",
     val_fraction: Annotated[float, typer.Option(help="Share of the training patients kept for validation.")] = 0.1,
     train_images: Annotated[int, typer.Option(min=2, help="Phantoms to train on (--data phantom).")] = 2500,
     cache: Cache = None,
@@ -109,7 +117,7 @@ def fit(
 
     from axnet.data.uncertainty import read_policy
     from axnet.models import Preprocessing
-    from axnet.progress import Progress
+    from axnet.progress import SILENT, Progress
     from axnet.train import Augmentation, DataConfig, FitConfig, find_segmenter, open_part, with_blank_masks
     from axnet.train import fit as train_classifier
     from axnet.train.anatomy import SEGMENTER_EPOCHS, SEGMENTER_NAME
@@ -130,6 +138,7 @@ def fit(
         ema_decay=ema_decay or None,
         augmentation=Augmentation(flip=flip),
         pretrained=None if pretrained is None else str(pretrained),
+        compile=compile,
         precision=precision,
         accelerator=accelerator,
         devices=int(devices) if devices.isdigit() else devices,
@@ -148,11 +157,13 @@ def fit(
         uncertain=None if uncertain is None else read_policy(uncertain),
         views=None if views is None else tuple(views.split(",")),
     )
-    progress = Progress(typer.echo, bars=not quiet)
+    first = processes.rank() == 0
+    progress = Progress(typer.echo, bars=not quiet) if first else SILENT
     guided = architecture is Architecture.anatomy_xnet
     drawn_by = out / SEGMENTER_NAME
-    if resume and segmenter is None and drawn_by.is_file():
-        segmenter = drawn_by
+    several = processes.started_by_another()
+    if ((resume and segmenter is None) or several) and drawn_by.is_file():
+        segmenter = drawn_by  # put there by the run that is resumed, or by the command that started these processes
     trained = organ_root is not None and segmenter is None
     with progress.step("training the segmenter", SEGMENTER_EPOCHS, "epochs") if trained else nullcontext() as done:
         drawer = find_segmenter(
@@ -160,21 +171,43 @@ def fit(
         )
         if done is not None:
             done(SEGMENTER_EPOCHS)
-    everything = open_part(source, "train", Preprocessing(size=size), segmenter=drawer, progress=progress)
+    if not several and (count := _processes(accelerator, devices)) > 1:
+        with tempfile.TemporaryDirectory() as shared:  # read and drawn once, then opened by all
+            source = replace(source, cache=source.cache or shared)
+            open_part(source, "train", Preprocessing(size=size), segmenter=drawer, progress=progress)
+            processes.run_together(count, {CACHE_VARIABLE: str(source.cache)})
+        return
+    source = replace(source, cache=os.environ.get(CACHE_VARIABLE, source.cache))
+    everything = open_part(
+        source, "train", Preprocessing(size=size), segmenter=drawer, progress=SILENT if several else progress
+    )
     if not guided:
         everything = with_blank_masks(everything)
     train, validation = everything.split_by_patient(val_fraction, seed)
-    typer.echo(
-        f"train: {len(train)} images, validation: {len(validation)}, split {everything.split_name} "
-        f"{everything.split_hash[:12]}"
-    )
-    if "uncertain" in source.dataset.options:
-        typer.echo(counts(train.labels, train.findings))
+    if first:
+        typer.echo(
+            f"train: {len(train)} images, validation: {len(validation)}, split {everything.split_name} "
+            f"{everything.split_hash[:12]}"
+        )
+        if "uncertain" in source.dataset.options:
+            typer.echo(counts(train.labels, train.findings))
     with progress.step("training the classifier", epochs * len(train)) as done:
         result = train_classifier(config, train, validation)
         done(result.films)
+    if not first:
+        return
     typer.echo(f"validation AUC {result.val_auc:.4f} after {result.steps} steps, {result.seconds:.0f} s")
     typer.echo(str(result.weights))
+
+
+def _processes(accelerator: str, devices: str) -> int:
+    """How many devices, and so processes, a run on this machine takes."""
+    import torch
+
+    if devices.isdigit():
+        return int(devices)
+    on_gpu = accelerator in ("auto", "gpu", "cuda")
+    return torch.cuda.device_count() if on_gpu and (devices == "auto" or devices == "-1") else 1
 
 
 def _options(architecture: Architecture, backbone: BackboneName, num_maps: Maps, reduction: float) -> dict[str, Any]:

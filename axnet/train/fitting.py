@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from axnet.train.module import (
     exponential_average,
 )
 from axnet.train.resuming import check_same_run, keep_rows, record_of, write_record
+from axnet.train.synchronised import separate
 
 WEIGHTS_NAME = "model.safetensors"
 
@@ -51,7 +53,10 @@ class FitConfig:
     augmentation: None for none. pretrained: ImageNet weights in torchvision's format for the backbone.
     select: "best" keeps the weights of the epoch with the best validation AUC, "last" the final ones.
     channels_last: memory layout of the convolutions, faster on CPUs and GPUs alike; the weights are the same.
-    precision, accelerator, devices: as Lightning's Trainer. workers: processes that cut batches.
+    compile: whether torch.compile compiles the whole network (fullgraph).
+    accelerator, devices: as Lightning's Trainer; precision too, "auto" is bf16-mixed on a GPU that has bfloat16, else
+    32-true. sync_batchnorm: with several devices, normalise over the batches of all of them. workers: processes that
+    cut batches.
     resume: continue from out/checkpoints/last.ckpt, with the settings and sets that the run began with; only its length
     (epochs, max_steps), what it writes and shows, accelerator and workers may be others. progress: a bar on a
     terminal, else a line now and then.
@@ -78,9 +83,11 @@ class FitConfig:
     pretrained: str | None = None
     select: Literal["best", "last"] = "best"
     channels_last: bool = True
-    precision: str = "32-true"
+    compile: bool = False
+    precision: str = "auto"
     accelerator: str = "auto"
     devices: int | str = "auto"
+    sync_batchnorm: bool = True
     workers: int = 0
     seed: int = 0
     resume: bool = False
@@ -139,6 +146,7 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
     resume.
     """
     train, validation = _checked_sets(train, validation)
+    config = replace(config, precision=_precision(config))
     out = Path(config.out)
     resume_from = out / "checkpoints" / "last.ckpt"
     if config.resume and not resume_from.is_file():
@@ -167,6 +175,8 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
             weight_decay=config.weight_decay,
             schedule=config.schedule,
             seed=config.seed,
+            synchronise=config.sync_batchnorm,
+            compiled=config.compile,
         )
         data = XrayDataModule(
             train,
@@ -183,7 +193,9 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
             state = torch.load(resume_from, map_location="cpu", weights_only=True, mmap=True)
             keep_rows(trainer.logger, int(state["global_step"]))
         started = time.perf_counter()
-        trainer.fit(module, datamodule=data, ckpt_path=resume_from if config.resume else None, weights_only=True)
+        with _lost_processes(trainer):
+            trainer.fit(module, datamodule=data, ckpt_path=resume_from if config.resume else None, weights_only=True)
+        separate(model)
         seconds = time.perf_counter() - started
         val_auc = float(trainer.callback_metrics.get("val_auc", float("nan")))
         best = keepers[0] if keepers and config.select == "best" else None
@@ -271,6 +283,28 @@ def _trainer(config: FitConfig, out: Path, keepers: list[ModelCheckpoint]) -> L.
         num_sanity_val_steps=0,
         log_every_n_steps=10,
     )
+
+
+def _precision(config: FitConfig) -> str:
+    if config.precision != "auto":
+        return config.precision
+    on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+@contextmanager
+def _lost_processes(trainer: L.Trainer) -> Iterator[None]:
+    """One sentence where a run of several processes lost one."""
+    try:
+        yield
+    except RuntimeError as error:
+        if trainer.world_size < 2 or not re.search(r"gloo|nccl|[Cc]onnection (closed|reset)", str(error)):
+            raise
+        reason = " ".join(str(error).split())
+        raise ConnectionError(
+            f"another of the {trainer.world_size} processes of this run has ended; the run can be continued with "
+            f"resume from its last epoch ({reason[:200]})."
+        ) from error
 
 
 @contextmanager

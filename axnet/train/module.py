@@ -21,6 +21,7 @@ from axnet.train.augment import Augmentation
 from axnet.train.data import Batches, XraySet, as_is
 from axnet.train.inputs import to_input
 from axnet.train.losses import LossName, bce_loss, focal_loss
+from axnet.train.synchronised import synchronised
 
 OptimizerName = Literal["adamw", "adam"]
 ScheduleName = Literal["one-cycle", "cosine", "constant"]
@@ -80,7 +81,8 @@ class ClassifierModule(L.LightningModule):
 
     preprocessing: of the images; augmentation: of training batches, on the device, None for none. loss: "bce", with
     pos_weight [K] or without, or "focal". optimizer: "adamw" or "adam". schedule: "one-cycle", "cosine" or "constant",
-    over all optimizer steps of the run. seed: of dropout and augmentation.
+    over all optimizer steps of the run. seed: of dropout and augmentation. synchronise: whether batch
+    normalisation is over the batches of all processes. compiled: whether torch.compile compiles the whole model.
     Logs train_loss, val_loss and val_auc.
     """
 
@@ -97,10 +99,15 @@ class ClassifierModule(L.LightningModule):
         weight_decay: float = 1e-4,
         schedule: ScheduleName = "one-cycle",
         seed: int = 0,
+        synchronise: bool = False,
+        compiled: bool = False,
     ) -> None:
         """The class describes the arguments."""
         super().__init__()
         self.model = model
+        self.synchronise = synchronise
+        # a function, not a module: what is trained and saved stays the plain model
+        self._run = torch.compile(lambda *inputs: model(*inputs), fullgraph=True) if compiled else None
         self.preprocessing = preprocessing
         self.augmentation = augmentation
         self.loss_name = loss
@@ -121,20 +128,29 @@ class ClassifierModule(L.LightningModule):
         weight = self.pos_weight if isinstance(self.pos_weight, Tensor) else None
         return bce_loss(logits, labels, pos_weight=weight)
 
+    def _logits(self, ready: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = (self._run or self.model)(ready["image"], ready["mask"]).logits
+        return logits
+
+    def on_train_start(self) -> None:
+        """Synchronise, once DistributedDataParallel is there: on a CPU it would refuse such a module."""
+        if self.synchronise and self.trainer.world_size > 1:
+            synchronised(self.model)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of a training batch of 8-bit images and masks."""
         # a seed per step: a resumed run repeats the augmentation and dropout of the run that it continues
         torch.manual_seed(hash((self.seed, self.current_epoch, batch_idx, self.global_rank)) % 2**63)
         self.films += len(batch["label"])
         ready = to_input(batch, self.preprocessing, self.augmentation)
-        loss = self.loss(self.model(ready["image"], ready["mask"]).logits, batch["label"])
+        loss = self.loss(self._logits(ready), batch["label"])
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["label"]))
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and AUROC of a validation batch of 8-bit images and masks."""
         ready = to_input(batch, self.preprocessing)
-        logits = self.model(ready["image"], ready["mask"]).logits
+        logits = self._logits(ready)
         count = len(batch["label"])
         self.log("val_loss", self.loss(logits, batch["label"]), batch_size=count, sync_dist=True)
         self.auroc.update(logits.float().sigmoid(), batch["label"], batch["index"])
@@ -182,10 +198,16 @@ class XrayDataModule(L.LightningDataModule):
         self.seed = seed
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Shuffled by seed and epoch, shared out over the processes; a short last batch is dropped."""
+        """Shuffled by seed and epoch, shared out over the processes: no film twice; a short last batch is dropped."""
         trainer = self.trainer
         replicas, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
-        order: DistributedSampler[Any] = DistributedSampler(self.train_batches, replicas, rank, seed=self.seed)
+        order: DistributedSampler[Any] = DistributedSampler(
+            self.train_batches,
+            replicas,
+            rank,
+            seed=self.seed,
+            drop_last=len(self.train_batches) >= replicas,  # else some film would be shown twice in an epoch
+        )
         size = min(self.batch_size, len(order))
         return self._loader(self.train_batches, batch_size=size, sampler=order, drop_last=True)
 
