@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from axnet.models import Preprocessing, load_classifier
 from axnet.train import Augmentation, DataConfig, FitConfig, XraySet, fit, open_part, predict
+from axnet.train.fitting import _precision
 from axnet.train.module import ClassifierModule, cosine, one_cycle
 
 OPTIONS = {"backbone": "tiny", "reduction": 0.25}
@@ -215,6 +217,41 @@ def test_averaged_weights_differ_from_the_last(tmp_path: Path, sets: tuple[XrayS
     assert not same(averaged, plain)
     counters = [value for name, value in averaged.state_dict().items() if name.endswith("num_batches_tracked")]
     assert all(not value.is_floating_point() for value in counters)
+
+
+@pytest.mark.parametrize("architecture", ["anatomy-xnet", "densenet-gap"])
+def test_a_compiled_network_trains_to_the_same_weights(
+    tmp_path: Path, sets: tuple[XraySet, XraySet], monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    """Without a compiler behind it: that the whole network is one graph, and that what is saved is the plain one."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    options = OPTIONS if architecture == "anatomy-xnet" else {"backbone": "tiny"}
+    settings = {"architecture": architecture, "options": options, "max_steps": 2}
+    plain = fit(config(tmp_path / "a", **settings), *sets)
+    compiled = fit(config(tmp_path / "b", compile=True, **settings), *sets)
+    assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
+    for one, other in zip(compiled.model.state_dict().values(), plain.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert load_classifier(compiled.weights)[1].training["compile"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bf16", "accelerator", "expected"),
+    [
+        (True, True, "auto", "bf16-mixed"),
+        (True, True, "gpu", "bf16-mixed"),
+        (True, False, "auto", "32-true"),
+        (True, True, "cpu", "32-true"),
+        (False, False, "auto", "32-true"),
+    ],
+)
+def test_precision_by_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool, bf16: bool, accelerator: str, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    assert _precision(config(tmp_path, accelerator=accelerator)) == expected
+    assert _precision(config(tmp_path, accelerator=accelerator, precision="64-true")) == "64-true"
 
 
 def test_schedules() -> None:
