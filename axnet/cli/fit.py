@@ -161,8 +161,8 @@ def fit(
     progress = Progress(typer.echo, bars=not quiet) if first else SILENT
     guided = architecture is Architecture.anatomy_xnet
     drawn_by = out / SEGMENTER_NAME
-    several = processes.started_by_another()
-    if ((resume and segmenter is None) or several) and drawn_by.is_file():
+    prepared = CACHE_VARIABLE in os.environ
+    if ((resume and segmenter is None) or prepared) and drawn_by.is_file():
         segmenter = drawn_by  # put there by the run that is resumed, or by the command that started these processes
     trained = organ_root is not None and segmenter is None
     with progress.step("training the segmenter", SEGMENTER_EPOCHS, "epochs") if trained else nullcontext() as done:
@@ -171,7 +171,7 @@ def fit(
         )
         if done is not None:
             done(SEGMENTER_EPOCHS)
-    if not several and (count := _processes(accelerator, devices)) > 1:
+    if not processes.started_by_another() and (count := _processes(accelerator, devices)) > 1:
         with tempfile.TemporaryDirectory() as shared:  # read and drawn once, then opened by all
             source = replace(source, cache=source.cache or shared)
             open_part(source, "train", Preprocessing(size=size), segmenter=drawer, progress=progress)
@@ -179,7 +179,7 @@ def fit(
         return
     source = replace(source, cache=os.environ.get(CACHE_VARIABLE, source.cache))
     everything = open_part(
-        source, "train", Preprocessing(size=size), segmenter=drawer, progress=SILENT if several else progress
+        source, "train", Preprocessing(size=size), segmenter=drawer, progress=SILENT if prepared else progress
     )
     if not guided:
         everything = with_blank_masks(everything)
