@@ -20,6 +20,7 @@ from axnet.cli.options import (
     Root,
     Seed,
     SegmenterFile,
+    SplitName,
     Uncertain,
     Views,
     Workers,
@@ -71,6 +72,7 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder of the run: weights, checkpoints, logs.")] = Path("axnet-run"),
     data: Data = DEFAULT,
     root: Root = None,
+    split: SplitName = None,
     uncertain: Uncertain = None,
     views: Views = None,
     segmenter: SegmenterFile = None,
@@ -154,6 +156,7 @@ def fit(
         train_images=train_images,
         workers=workers,
         cache=None if cache is None else str(cache),
+        split=split,
         uncertain=None if uncertain is None else read_policy(uncertain),
         views=None if views is None else tuple(views.split(",")),
     )

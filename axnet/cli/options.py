@@ -34,7 +34,7 @@ Views = Annotated[
 ]
 SplitName = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--split", help="Split to measure on, by the data set's name for it; without it the test split."),
+    typer.Option("--split", help="Split by the data set's name for it, or a .txt file that lists its films."),
 ]
 SegmenterFile = Annotated[
     Optional[Path],  # noqa: UP045

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from axnet.data.files import file_fingerprint
 from axnet.data.findings import canonical
 from axnet.data.image import StrPath, read_image
-from axnet.data.splits import split_hash
+from axnet.data.splits import listed, split_hash
 from axnet.data.uncertainty import UNCERTAIN, Policy, settled
 from axnet.imaging import mask_values, resize
 
@@ -40,7 +40,7 @@ class Films:
 
 
 class LabelledFilms(Dataset[Item]):
-    """Films with labels of one split.
+    """Films with labels of one split, which may be the path of a .txt file with the films' ids, one per line.
 
     findings: labels to return and their order, in canonical names (axnet.data.canonical) or the set's own; None for
     all; with allow_absent, those that the set does not label are NaN instead of an error. views: "frontal" (PA, AP),
@@ -76,6 +76,9 @@ class LabelledFilms(Dataset[Item]):
         unknown = [finding for finding in wanted if finding not in films.findings]
         if unknown and not (allow_absent and len(unknown) < len(wanted)):
             raise ValueError(f"findings has {unknown[0]!r}, expected labels out of {films.findings}.")
+        only = listed(split)
+        if only is not None:
+            films = _of_list(films, only, split)
         if not len(films.rows):
             raise ValueError(f"split '{split}' of table '{films.table}' holds no film.")
         shown = in_view(films.rows["view"], views)
@@ -156,6 +159,14 @@ class LabelledFilms(Dataset[Item]):
         if self.transform is not None or masks == "":
             return None
         return f"{file_fingerprint(self._paths)}-{self.size}-{masks}"
+
+
+def _of_list(films: Films, only: Sequence[str], split: str) -> Films:
+    absent = sorted(set(only) - set(films.rows["image"]))
+    if absent:
+        raise ValueError(f"split list '{split}' names {len(absent)} films that '{films.table}' lacks: {some(absent)}.")
+    chosen = films.rows["image"].isin(only).to_numpy()
+    return Films(films.table, films.rows[chosen].reset_index(drop=True), films.raw[chosen], films.findings)
 
 
 def read_table(path: StrPath) -> pd.DataFrame:

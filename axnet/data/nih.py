@@ -19,7 +19,7 @@ from axnet.data.findings import NIH_FINDINGS, NO_FINDING, Box
 from axnet.data.image import StrPath, read_image
 from axnet.data.labelled import in_view
 from axnet.data.sets import absent
-from axnet.data.splits import split_hash
+from axnet.data.splits import listed, split_hash
 from axnet.data.uncertainty import Policy, resolved
 from axnet.imaging import mask_values, resize
 
@@ -47,7 +47,7 @@ class NIHChestXray(Dataset[Item]):
 
     root: holds Data_Entry_2017*.csv (the v2020 table is preferred), images/ or images_001/images/ ...,
         train_val_list.txt and test_list.txt, and optionally BBox_List_2017.csv.
-    split: "train_val" or "test", the official lists, or "all", every row of the table.
+    split: "train_val" or "test", the official lists, "all", every row of the table, or a .txt file of image names.
     size: side in pixels to which images (and masks) are resized, None for the stored size.
     findings: the labels to return and their order; with allow_absent, those that are not NIH's are NaN instead of an
         error.
@@ -78,7 +78,8 @@ class NIHChestXray(Dataset[Item]):
         transform: Callable[[Item], Item] | None = None,
     ) -> None:
         """Read table and lists, and look for the images; the class describes the arguments."""
-        if split not in SPLITS:
+        own = listed(split)
+        if split not in SPLITS and own is None:
             raise ValueError(f"split is {split!r}, expected one of {SPLITS}.")
         unknown = [finding for finding in findings if finding not in NIH_FINDINGS]
         if unknown and not (allow_absent and len(unknown) < len(findings)):
@@ -92,7 +93,7 @@ class NIHChestXray(Dataset[Item]):
         self.transform = transform
 
         table = _read_table(self.root)
-        lists = _read_lists(self.root, split)
+        lists = _read_lists(self.root, split) if own is None else {split: own}
         _check_lists(table, lists)
         if split != "all":
             table = table[table["image"].isin(lists[split])]
@@ -108,7 +109,7 @@ class NIHChestXray(Dataset[Item]):
             dtype=np.float32
         )
         self.split_hash: str = split_hash(self.ids)
-        self.split_name = f"nih-{split}"
+        self.split_name = f"nih-{split if own is None else Path(split).stem}"
         self._views: list[str] = self.table["view"].tolist()
         self._paths = _find_images(self.root, self.ids)
         self._boxes: dict[str, list[Box]] | None = None
@@ -241,7 +242,8 @@ def _check_lists(table: pd.DataFrame, lists: dict[str, list[str]]) -> None:
         listed = pd.Index(images)
         absent = listed[~listed.isin(patient_of.index)].tolist()
         if absent:
-            raise ValueError(f"{name}_list.txt names {len(absent)} images that the table lacks: {_some(absent)}.")
+            file = name if name.endswith(".txt") else f"{name}_list.txt"
+            raise ValueError(f"{file} names {len(absent)} images that the table lacks: {_some(absent)}.")
         patients[name] = set(patient_of.loc[listed])
     if len(patients) == 2:
         shared = sorted(patients["train_val"] & patients["test"])

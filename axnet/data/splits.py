@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 
 def split_hash(ids: Iterable[str]) -> str:
     """SHA-256 (hexadecimal) of the sorted image list, one name per line: the same for any order of the same images."""
     return hashlib.sha256("".join(f"{name}\n" for name in sorted(ids)).encode()).hexdigest()
+
+
+def listed(split: str) -> list[str] | None:
+    """The films of a list of one's own, one name per line, where split is the path of a .txt file; else None.
+
+    Raises FileNotFoundError for a file that is not there, ValueError for one that is empty or names a film twice.
+    """
+    if not split.endswith(".txt"):
+        return None
+    path = Path(split)
+    if not path.is_file():
+        raise FileNotFoundError(f"split list '{path}' does not exist.")
+    films = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not films:
+        raise ValueError(f"split list '{path}' is empty, expected the name of a film per line.")
+    if len(set(films)) < len(films):
+        raise ValueError(f"split list '{path}' names {len(films) - len(set(films))} films more than once.")
+    return films
 
 
 def by_patient(patients: Sequence[str], fraction: float, seed: int) -> list[str]:

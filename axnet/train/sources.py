@@ -32,7 +32,7 @@ class DataConfig:
     data: name of a data set (axnet.data.sets), such as "phantom", drawn from seed, or "nih", the folder root of the
     official download. train_images, test_images: how many to draw of a set that is drawn. findings: labels and their
     order, None for the set's own. workers: processes that read or draw. cache: folder for memory-mapped files, None to
-    hold sets in memory. uncertain, blank, views, and split, of the test part: what the set's reader takes by these
+    hold sets in memory. uncertain, blank, views, split: what the set's reader takes by these
     names, None for its default.
     Raises ValueError for an unknown name, a set that needs root without one, or what its reader does not take.
     """
@@ -76,7 +76,7 @@ class DataConfig:
         if part == "test" and "allow_absent" in found.options:
             options["allow_absent"] = True  # a classifier of another set is measured on the findings that both have
         request = Request(
-            split=self.split if part == "test" and self.split is not None else found.splits[part],
+            split=found.splits[part] if self.split is None else self.split,
             options=options,
             root=self.root,
             findings=self.findings,

@@ -143,6 +143,7 @@ def test_a_classifier_of_one_set_on_another(tmp_path: Path) -> None:
     [
         (["--uncertain", "perhaps"], "uncertain is 'perhaps', expected"),
         (["--uncertain", "none.json"], "uncertain is 'none.json', which cannot be read"),
+        (["--split", "none.txt"], "split list 'none.txt' does not exist"),
         (["--views", "back"], "views is .*back"),
         (["--data", "phantom", "--uncertain", "ones"], "data 'phantom' takes no uncertain"),
         (["--data", "mimic"], r"holds no mimic-cxr.* it looks like CheXpert"),

@@ -410,3 +410,33 @@ def test_they_are_in_the_registry(chexpert: Path, mimic: Path, table: Path) -> N
                 data.fingerprint()
                 == entry.open(sets.Request(entry.splits[part], root=str(root), options=options)).fingerprint()
             )
+
+
+def test_lists_of_ones_own(chexpert: Path, mimic: Path, table: Path, tmp_path: Path) -> None:
+    nih = write_nih(tmp_path / "nih", 12, size=32, test_fraction=0.3)
+    some = tmp_path / "mine.txt"
+    for reader, root, prefix in (
+        (NIHChestXray, nih, "nih"),
+        (CheXpert, chexpert, "chexpert"),
+        (MIMICCXR, mimic, "mimic"),
+        (CSVDataset, table, "films"),
+    ):
+        whole = reader(root, "train" if reader is CheXpert else "all")
+        chosen = whole.ids[::2]
+        some.write_text("\ufeff" + "\n".join(reversed(chosen)) + "\n\n")
+        data = reader(root, str(some))
+        assert data.ids == chosen
+        assert data.split_hash == split_hash(chosen)
+        assert data.split_name == f"{prefix}-mine"
+        np.testing.assert_array_equal(data.labels, whole.labels[::2])
+        some.write_text(f"{chosen[0]}\nnone")
+        with pytest.raises(ValueError, match=r"mine.txt'? names 1 (films|images) that .* lacks?: none"):
+            reader(root, str(some))
+        some.write_text(f"{chosen[0]}\n{chosen[0]}")
+        with pytest.raises(ValueError, match="names 1 films more than once"):
+            reader(root, str(some))
+        some.write_text(" ")
+        with pytest.raises(ValueError, match=r"mine.txt' is empty"):
+            reader(root, str(some))
+        with pytest.raises(FileNotFoundError, match=r"split list 'none.txt' does not exist"):
+            reader(root, "none.txt")

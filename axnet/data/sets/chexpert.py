@@ -16,7 +16,7 @@ from axnet.data.folder import find_images
 from axnet.data.image import StrPath
 from axnet.data.labelled import Films, Item, LabelledFilms, need_columns, raw_labels, read_table
 from axnet.data.sets import DataSet, Request, absent
-from axnet.data.splits import check_disjoint
+from axnet.data.splits import check_disjoint, listed
 from axnet.data.uncertainty import Policy
 
 SPLITS = {
@@ -32,7 +32,7 @@ class CheXpert(LabelledFilms):
     root: holds train.csv and valid.csv, or the folder CheXpert-v1.0... with them; images as train/patient00001/study1/
         view1_frontal.jpg. The test set's labels are test.csv, test_labels.csv or groundtruth.csv, a row per film
         ("Path") or per study ("Study", of which every film of its folder is taken).
-    split: "train", "valid" or "test", or these with "chexpert-" before them.
+    split: "train", "valid" or "test", or these with "chexpert-" before them, or a .txt file that lists films of train.
     uncertain: what -1 becomes. The default leaves such labels out (U-Ignore of the paper). blank: "zeros", the paper's
         reading of a finding that the report does not mention, or "ignore".
     The rest, items and attributes as axnet.data.labelled.LabelledFilms describes; ids are paths below the folder, and
@@ -55,7 +55,8 @@ class CheXpert(LabelledFilms):
         transform: Callable[[Item], Item] | None = None,
     ) -> None:
         """Read the table, and look for the images; the class describes the arguments."""
-        name = split.removeprefix("chexpert-")
+        own = split if listed(split) else None
+        name = "train" if own else split.removeprefix("chexpert-")
         if name not in SPLITS:
             raise ValueError(f"split is {split!r}, expected one of {tuple(SPLITS)}.")
         folder, path = _find(Path(root), name)
@@ -72,7 +73,7 @@ class CheXpert(LabelledFilms):
         super().__init__(
             Films(path, rows, raw, CHEXPERT_FINDINGS),
             root=folder,
-            split=name,
+            split=own or name,
             findings=findings,
             allow_absent=allow_absent,
             views=views,
@@ -82,7 +83,7 @@ class CheXpert(LabelledFilms):
             masks=masks,
             transform=transform,
         )
-        self.split_name = f"chexpert-{name}"
+        self.split_name = f"chexpert-{Path(own).stem if own else name}"
 
 
 def _find(root: Path, split: str) -> tuple[Path, Path]:

@@ -16,7 +16,7 @@ from axnet.data.findings import canonical
 from axnet.data.image import StrPath
 from axnet.data.labelled import Films, Item, LabelledFilms, need_columns, raw_labels, read_table
 from axnet.data.sets import DataSet, Request, absent
-from axnet.data.splits import by_patient, check_disjoint
+from axnet.data.splits import by_patient, check_disjoint, listed
 from axnet.data.uncertainty import Policy
 
 _PATHS = ("path", "Path", "image", "image_path", "filename", "file", "Image Index", "ImageID", "image_id")
@@ -44,7 +44,8 @@ class CSVDataset(LabelledFilms):
     """Films of a CSV table (also .csv.gz), with labels 0, 1, -1 for uncertain, and blank.
 
     root: the table, or a folder with one CSV file. split: a value of the split column; without such a column "train" or
-        "test", where test_fraction and seed share the patients out; or "all".
+        "test", where test_fraction and seed share the patients out; "all"; or a .txt file that lists paths of
+        the table.
     columns: what the columns are (Columns); None for what TABLE.json says, or the usual names.
     uncertain, blank: what -1 and blank become; blank is left out by default, since no one says what it means here.
     The rest, items and attributes as axnet.data.labelled.LabelledFilms describes; ids are the paths of the table, and
@@ -99,9 +100,10 @@ class CSVDataset(LabelledFilms):
             sides = table[known.split].str.strip()
             check_disjoint({side: group for side, group in rows["patient"].groupby(sides)}, f"table '{path}'")  # noqa: C416
         there = sorted({*sides, "all"})
-        if split not in there:
+        own = listed(split) is not None
+        if split not in there and not own:
             raise ValueError(f"split is {split!r}, expected one of {tuple(there)}, which table '{path}' has.")
-        chosen = np.ones(len(rows), dtype=bool) if split == "all" else np.asarray(sides == split)
+        chosen = np.ones(len(rows), dtype=bool) if split == "all" or own else np.asarray(sides == split)
         super().__init__(
             Films(path, rows[chosen].reset_index(drop=True), raw[chosen], found),
             root=path.parent,
@@ -115,8 +117,8 @@ class CSVDataset(LabelledFilms):
             masks=masks,
             transform=transform,
         )
-        drawn = "" if known.split is not None or split == "all" else f"-random-{test_fraction:g}-seed-{seed}"
-        self.split_name = f"{path.stem}-{split}{drawn}"
+        drawn = "" if known.split is not None or split == "all" or own else f"-random-{test_fraction:g}-seed-{seed}"
+        self.split_name = f"{path.stem}-{Path(split).stem if own else split}{drawn}"
 
 
 def _find(root: Path) -> Path:

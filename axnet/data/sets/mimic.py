@@ -15,7 +15,7 @@ from axnet.data.findings import CHEXPERT_FINDINGS, canonical
 from axnet.data.image import StrPath
 from axnet.data.labelled import Films, Item, LabelledFilms, need_columns, raw_labels, read_table
 from axnet.data.sets import DataSet, Request, absent
-from axnet.data.splits import check_disjoint
+from axnet.data.splits import check_disjoint, listed
 from axnet.data.uncertainty import Policy
 
 SPLITS = ("train", "validate", "test", "all")
@@ -27,7 +27,8 @@ class MIMICCXR(LabelledFilms):
 
     root: holds mimic-cxr-2.*-metadata.csv, -split.csv and -chexpert.csv or -negbio.csv (also .csv.gz), and
         files/p10/p10000032/s50414267/DICOM_ID.jpg (or .dcm, .png).
-    split: "train", "validate" or "test", the official one, or these with "mimic-" before them, or "all".
+    split: "train", "validate" or "test", the official one, or these with "mimic-" before them, "all",
+        or a .txt file that lists DICOM ids.
     labeller: "chexpert" or "negbio", whose labels are read. Films of studies that it did not label are left out.
     uncertain, blank: as for CheXpert. The rest, items and attributes as axnet.data.labelled.LabelledFilms describes;
     ids are DICOM ids, patients subject ids, and findings CHEXPERT_FINDINGS in canonical names.
@@ -50,7 +51,8 @@ class MIMICCXR(LabelledFilms):
         transform: Callable[[Item], Item] | None = None,
     ) -> None:
         """Read the tables, and look for the images; the class describes the arguments."""
-        name = split.removeprefix("mimic-").replace("official-", "")
+        own = split if listed(split) else None
+        name = "all" if own else split.removeprefix("mimic-").replace("official-", "")
         if name not in SPLITS:
             raise ValueError(f"split is {split!r}, expected one of {SPLITS}.")
         if labeller not in LABELLERS:
@@ -75,7 +77,7 @@ class MIMICCXR(LabelledFilms):
         super().__init__(
             Films(path, _rows(films, folder), raw, CHEXPERT_FINDINGS),
             root=folder,
-            split=name,
+            split=own or name,
             findings=findings,
             allow_absent=allow_absent,
             views=views,
@@ -85,7 +87,7 @@ class MIMICCXR(LabelledFilms):
             masks=masks,
             transform=transform,
         )
-        self.split_name = f"mimic-official-{name}"
+        self.split_name = f"mimic-{Path(own).stem}" if own else f"mimic-official-{name}"
 
 
 def _table(root: Path, kind: str, columns: Sequence[str]) -> tuple[Path, pd.DataFrame]:
