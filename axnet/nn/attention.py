@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -97,6 +98,13 @@ class AnatomyAwareAttention(nn.Module):
             nn.init.uniform_(bias, -bound, bound)
         self.norm.reset_parameters()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnatomyAwareAttention:
+        super()._apply(fn, recurse)
+        # to(memory_format=channels_last) takes these matrices for maps: every call would copy them back
+        if not self.hidden_weight.is_contiguous():
+            self.hidden_weight.data = self.hidden_weight.data.contiguous()
+        return self
+
     def gate(self, pool: MaskedPool) -> Tensor:
         """Channel gates [N, A, C] from the descriptors of axnet.functional.masked_pool."""
         masked = zip(pool.masked_max.unbind(1), pool.masked_avg.unbind(1), strict=True)
@@ -118,7 +126,7 @@ class AnatomyAwareAttention(nn.Module):
         Its weights are read in the type that they have.
         """
         few = backend == "native" and descriptors.device.type == "cpu" and descriptors.shape[0] <= FEW
-        if few:
+        if few and self.hidden_weight.is_contiguous() and self.gate_weight.is_contiguous():
             second: Tensor = torch.ops.axnet.attention_gate.default(
                 descriptors, self.hidden_weight, self.hidden_bias, self.gate_weight, self.gate_bias
             )

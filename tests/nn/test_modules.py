@@ -163,3 +163,19 @@ def test_modules_survive_copy_pickle_and_state(tmp_path):
     assert module(x, mask).shape[1] == module.out_channels == 12
     assert "fusion='concat'" in repr(module)
     assert "num_maps=3" in repr(axnn.PWAP(4, 3))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_model_in_channels_last_keeps_its_gates_matrices_as_they_are(grad):
+    torch.manual_seed(0)
+    net = axnn.AnatomyAwareAttention(6, 2).eval()
+    x, mask = torch.randn(2, 6, 8, 8), torch.rand(2, 2, 8, 8)
+    with torch.set_grad_enabled(grad):
+        want = net(x, mask)
+        moved = copy.deepcopy(net).to(memory_format=torch.channels_last)
+        assert moved.hidden_weight.is_contiguous()
+        torch.testing.assert_close(moved(x, mask), want)
+        net.hidden_weight.data = net.hidden_weight.data.to(
+            memory_format=torch.channels_last
+        )  # as a loader may leave it
+        torch.testing.assert_close(net(x, mask), want)
