@@ -12,29 +12,11 @@
 //   block   8 channels and 64 images, whose sums are added in order
 #pragma once
 
-#include "cuda/device.cuh"
+#include "cuda/numbers.cuh"
 
 namespace axnet::cuda {
 
 constexpr int kAlgebraThreads = 512, kAlgebraChannels = 8, kAlgebraImages = kAlgebraThreads / kAlgebraChannels;
-
-// Parameters and statistics, in the floating type in which they come.
-struct Numbers {
-  const void* at = nullptr;
-  ScalarType type = ScalarType::Float;
-
-  Numbers() = default;
-  explicit Numbers(const Tensor& t) : at(t.data_ptr()), type(t.scalar_type()) {}
-  explicit Numbers(const std::optional<Tensor>& t) {
-    if (t) *this = Numbers(*t);
-  }
-  __device__ double operator()(int64_t i) const {
-    if (type == ScalarType::Float) return static_cast<const float*>(at)[i];
-    if (type == ScalarType::Double) return static_cast<const double*>(at)[i];
-    if (type == ScalarType::BFloat16) return static_cast<float>(static_cast<const BFloat16*>(at)[i]);
-    return static_cast<float>(static_cast<const Half*>(at)[i]);
-  }
-};
 
 struct GateShape {
   int64_t N, C, S;

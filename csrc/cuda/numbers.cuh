@@ -6,31 +6,28 @@
 namespace axnet::cuda {
 
 struct Numbers {
-  const void* data = nullptr;
+  const void* at = nullptr;
   ScalarType type = ScalarType::Float;
 
   Numbers() = default;
-  explicit Numbers(const Tensor& t) : data(axnet::data(t)), type(t.scalar_type()) {}
+  explicit Numbers(const Tensor& t) : at(t.data_ptr()), type(t.scalar_type()) {}
   explicit Numbers(const std::optional<Tensor>& t) {
     if (t) *this = Numbers(*t);
   }
-
-  template <class Acc>
-  __device__ Acc at(int64_t i) const {
-    Acc v = 0;
-    typed([&](auto from) { v = static_cast<Acc>(as_number(from[i])); });
-    return v;
-  }
-  // f(pointer of the numbers' type)
+  // f(pointer of their type)
   template <class F>
   __device__ void typed(const F& f) const {
-    if (type == ScalarType::Float) f(static_cast<const float*>(data));
-    else if (type == ScalarType::Double) f(static_cast<const double*>(data));
-    else if (type == ScalarType::BFloat16) f(static_cast<const BFloat16*>(data));
-    else f(static_cast<const Half*>(data));
+    if (type == ScalarType::Float) f(static_cast<const float*>(at));
+    else if (type == ScalarType::Double) f(static_cast<const double*>(at));
+    else if (type == ScalarType::BFloat16) f(static_cast<const BFloat16*>(at));
+    else f(static_cast<const Half*>(at));
   }
-  __device__ static double as_number(double v) { return v; }
-  __device__ static float as_number(float v) { return v; }
+  __device__ double operator()(int64_t i) const {
+    if (type == ScalarType::Float) return static_cast<const float*>(at)[i];
+    if (type == ScalarType::Double) return static_cast<const double*>(at)[i];
+    if (type == ScalarType::BFloat16) return static_cast<float>(static_cast<const BFloat16*>(at)[i]);
+    return static_cast<float>(static_cast<const Half*>(at)[i]);
+  }
 };
 
 }  // namespace axnet::cuda

@@ -57,13 +57,13 @@ __global__ void __launch_bounds__(kThreads, 2) pwap_tile_kernel(const PoolPlan p
   stage(p.tile, static_cast<const T*>(args.x) + n * view.n + s0 * view.s, static_cast<int>(p.C), pixels, tile);
   __syncthreads();
   if (args.fold) gate_tile(p, args, n, s0, pixels, tile);
-  sum_over_channels<T>(p, tile, pixels, static_cast<const Acc*>(args.weight.data), parts, weights);
+  sum_over_channels<T>(p, tile, pixels, static_cast<const Acc*>(args.weight.at), parts, weights);
 
   Acc* partial = static_cast<Acc*>(args.partial) + static_cast<int64_t>(blockIdx.x) * (p.C + 2) * K;
   for (int k = warp; k < K; k += kWarps) {
     Acc* row = weights + k * p.row;
     Acc top = -std::numeric_limits<Acc>::infinity(), mass = 0;
-    const Acc bias = args.bias.data ? args.bias.at<Acc>(k) : Acc(0);
+    const Acc bias = args.bias.at ? static_cast<Acc>(args.bias(k)) : Acc(0);
     for (int s = lane; s < pixels; s += kWarp) {
       row[s] += bias;
       top = row[s] > top ? row[s] : top;
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_matrix_kernel(const
   }
   if (threadIdx.x < M) {
     tops[threadIdx.x] = -std::numeric_limits<float>::infinity(), masses[threadIdx.x] = 0, falls[threadIdx.x] = 1;
-    biases[threadIdx.x] = threadIdx.x < maps && args.bias.data ? args.bias.at<float>(k0 + threadIdx.x) : 0.f;
+    biases[threadIdx.x] = threadIdx.x < maps && args.bias.at ? static_cast<float>(args.bias(k0 + threadIdx.x)) : 0.f;
   }
   for (int i = threadIdx.x; i < M * P; i += blockDim.x)
     shares.set(i / P, i % P, 0);

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int pixels = static_cast<int>(p.S - s0 < p.pixels ? p.S - s0 : p.pixels);
   const View view = p.tile.view;
   const T* grad = static_cast<const T*>(args.grad_pooled) + n * K * p.C;
-  const Acc* weight = static_cast<const Acc*>(args.weight.data);
+  const Acc* weight = static_cast<const Acc*>(args.weight.at);
   stage(p.tile, static_cast<const T*>(args.x) + n * view.n + s0 * view.s, C, pixels, tile);
   __syncthreads();
   sum_over_channels<T>(p, tile, pixels, grad, parts, slopes);
@@ -203,8 +203,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
       lane = again(lane) % kWarp;
       if constexpr (std::is_same_v<T, BFloat16>) Product::inputs(lane, stage, shares, grads, turned);
       else
-        Product::inputs(lane, stage, shares, grad + c0, static_cast<const float*>(args.weight.data) + k0 * p.C + c0,
-                        p.C, maps, channels);
+        Product::inputs(lane, stage, shares, grad + c0, static_cast<const float*>(args.weight.at) + k0 * p.C + c0, p.C,
+                        maps, channels);
       __syncwarp();
       lane = again(lane) % kWarp;
       Tile::store(lane, p, static_cast<T*>(args.dx) + n * args.dx_image, args.dx_channel, args.dx_pixel, args.dx_fast,

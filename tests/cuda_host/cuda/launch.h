@@ -75,9 +75,6 @@ std::string argument_bytes(const std::tuple<Parameters...>& values) {
 }  // namespace axnet::host
 
 inline void __syncthreads() { axnet::host::barrier(); }
-inline void __syncwarp() {
-  axnet::host::gather("", 1, [](const axnet::host::Slot*) {});
-}
 
 template <class T>
 T __shfl_xor_sync(unsigned, T v, int mask) {
