@@ -128,7 +128,11 @@ class AnatomyAwareAttention(nn.Module):
         few = backend == "native" and descriptors.device.type == "cpu" and descriptors.shape[0] <= FEW
         if few and self.hidden_weight.is_contiguous() and self.gate_weight.is_contiguous():
             second: Tensor = torch.ops.axnet.attention_gate.default(
-                descriptors, self.hidden_weight, self.hidden_bias, self.gate_weight, self.gate_bias
+                descriptors,
+                self.hidden_weight.contiguous(),  # module.to(memory_format=channels_last) reorders what has four axes
+                self.hidden_bias,
+                self.gate_weight,
+                self.gate_bias,
             )
             return F.dropout(second, self.dropout) if self.training and self.dropout else second
         a = self.num_anatomies
