@@ -129,7 +129,7 @@ class AnatomyAwareAttention(nn.Module):
         if few and self.hidden_weight.is_contiguous() and self.gate_weight.is_contiguous():
             second: Tensor = torch.ops.axnet.attention_gate.default(
                 descriptors,
-                self.hidden_weight.contiguous(),  # module.to(memory_format=channels_last) reorders what has four axes
+                self.hidden_weight,
                 self.hidden_bias,
                 self.gate_weight,
                 self.gate_bias,

@@ -179,16 +179,3 @@ def test_a_model_in_channels_last_keeps_its_gates_matrices_as_they_are(grad):
             memory_format=torch.channels_last
         )  # as a loader may leave it
         torch.testing.assert_close(net(x, mask), want)
-
-
-@pytest.mark.parametrize("fusion", ["mean", "concat"])
-def test_a_module_in_channels_last_answers_the_same(fusion: str) -> None:
-    """Training puts whole networks into that layout, and with them the gates' weights of four axes."""
-    torch.manual_seed(0)
-    module = axnn.AnatomyAwareAttention(8, 2, reduction=0.5, fusion=fusion, dropout=0.0).eval()
-    x, mask = torch.randn(2, 8, 5, 4), torch.rand(2, 2, 5, 4)
-    for infer in (True, False):
-        with torch.inference_mode(infer):
-            expected = module.to(memory_format=torch.contiguous_format)(x, mask)
-            found = module.to(memory_format=torch.channels_last)(x, mask)
-        torch.testing.assert_close(found, expected)
