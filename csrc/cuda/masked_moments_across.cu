@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
           }
           top[k] = fmaxf(top[k], other);
         }
-        top[k] = static_cast<float>(T(top[k]));
+        top[k] = rounded<T>(top[k]);
       }
       again = write_row<T, B, FULL>(p, n, c0 + r, total, top, at);
     }

@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 #pragma unroll
     for (int k = 0; k <= B; ++k) {
-      top[k] = static_cast<float>(T(row[(columns + k) * kRows]));
+      top[k] = rounded<T>(row[(columns + k) * kRows]);
       memcpy(&at[k], &row[(columns + 1 + B + k) * kRows], sizeof(int));
     }
     again = write_row<T, B, FULL>(p, n, c, total, top, at);

@@ -34,6 +34,12 @@ __device__ inline uint32_t pair_of(float first, float second) {
   return pair;
 }
 
+// v as T has it.
+template <class T>
+__device__ inline float rounded(float v) {
+  return first_of<T>(pair_of<T>(v, 0.f));
+}
+
 // Of bfloat16. A product has 16 significant bits: the rounded one and what rounding left out are both bfloat16.
 __device__ inline uint32_t product(uint32_t a, uint32_t b) {
   uint32_t r;

@@ -43,7 +43,7 @@ __device__ inline void place(const float* mask, int S, int low, int high, int st
 #pragma unroll
     for (int i = 0; i < P; ++i) {
       const int inside = s + i < S ? s + i : S - 1;
-      const float y = mask ? static_cast<float>(BFloat16(mask[inside])) * v[i] : v[i];
+      const float y = mask ? rounded<BFloat16>(mask[inside]) * v[i] : v[i];
       at = y > top ? inside : at, top = fmaxf(top, y);
     }
   }

@@ -31,6 +31,12 @@ uint32_t pair_of(float first, float second) {
   return pair;
 }
 
+// v as T has it.
+template <class T>
+float rounded(float v) {
+  return first_of<T>(pair_of<T>(v, 0.f));
+}
+
 // f(a, b) of both halves, rounded to bfloat16; what f gives in double is exact before that
 template <class F>
 uint32_t of_halves(uint32_t a, uint32_t b, const F& f) {
