@@ -40,7 +40,7 @@ def evaluate(
     workers: Workers = 2,
     seed: Seed = 0,
 ) -> None:
-    """Evaluate on the test list of NIH ChestX-ray14 or on phantoms: AUC with 95 % intervals, one HTML report.
+    """Evaluate on a test split, or on phantoms: AUC with 95 % intervals, one HTML report.
 
     The anatomy masks come from --segmenter, from segmenter.safetensors beside the weights, or are the phantom's own.
     """

@@ -110,7 +110,7 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a classifier on the phantom or on NIH ChestX-ray14; the test list is never read.
+    """Train a classifier on the phantom or on the training split of a data set; its test split is never read.
 
     Writes OUT/model.safetensors (the weights that the other commands take), OUT/segmenter.safetensors where a segmenter
     drew the masks, OUT/checkpoints for --resume, and CSV and TensorBoard logs in OUT/logs.
