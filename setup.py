@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,39 +11,47 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "csrc"))
+
+from toolkit import Toolkit, find  # noqa: E402
+
 CPU_SOURCES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob("*.cpp") if p.name != "buildinfo.cpp")
 CPU_SOURCES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cpu").glob("*.cpp"))
 CUDA_SOURCES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cuda").glob("*.cu"))
 # The oldest torch whose stable ABI the sources use: what is built here runs on every later one.
 ABI_TARGET = "0x020b000000000000"
-DEFAULT_ARCHITECTURES = "8.0;8.6;9.0+PTX"
+# Code for 8.0 runs on every 8.x, PTX on what comes after 9.0.
+DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+# What torch 2.13 and later ask for; torch 2.11 and 2.12 would choose C++17.
+STANDARD = "-std=c++20"
 
 
-def decide_cuda(torch, cuda_home: str | None) -> tuple[bool, str]:
-    """Whether CUDA kernels are built, and the reason."""
+def decide_cuda(torch) -> tuple[Toolkit | None, str]:
+    """The toolkit that CUDA kernels are built with, or None, and the reason."""
     wish = os.environ.get("AXNET_CUDA")
     if wish not in (None, "", "0", "1"):
         raise SystemExit(f"AXNET_CUDA: got {wish!r}, accepted are 0 (no CUDA kernels) and 1 (require them).")
     if wish == "0":
-        return False, "AXNET_CUDA=0"
-    missing = []
-    if not CUDA_SOURCES:
-        missing.append("CUDA sources in this release")
+        return None, "AXNET_CUDA=0"
     if torch.version.cuda is None:
-        missing.append("a CUDA build of torch (this one is CPU-only)")
-    nvcc = Path(cuda_home) / "bin" / "nvcc" if cuda_home else None
-    if not (nvcc and nvcc.exists()) and shutil.which("nvcc") is None:
-        missing.append("nvcc (set CUDA_HOME or put it on PATH)")
-    if not missing:
-        return True, "torch has CUDA and nvcc was found"
-    reason = "missing: " + "; ".join(missing)
+        toolkit, reason = Toolkit(), "this torch is a build without CUDA"
+    else:
+        keep = ROOT / "build" / "cudart"
+        toolkit = find(Path(torch.__file__).parent, torch.version.cuda, keep, cxx().split(), [STANDARD])
+        reason = toolkit.problem
+    if not reason:
+        return toolkit, f"CUDA {toolkit.version} in {toolkit.home}"
     if wish == "1":
-        raise SystemExit(f"AXNET_CUDA=1 asks for CUDA kernels, but they cannot be built here; {reason}.")
-    return False, reason
+        raise SystemExit(f"AXNET_CUDA=1 asks for CUDA kernels, but they cannot be built here: {reason}.")
+    return None, reason
+
+
+def cxx() -> str:
+    return os.environ.get("CXX", "c++")
 
 
 def compiler_version() -> str:
-    command = os.environ.get("CXX", "c++")
+    command = cxx()
     try:
         out = subprocess.run([*command.split(), "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -64,6 +71,7 @@ def print_table(rows: dict[str, str]) -> None:
 def native_extensions():
     try:
         import torch
+        from torch.torch_version import TorchVersion
         from torch.utils import cpp_extension
     except ModuleNotFoundError:
         raise SystemExit(
@@ -72,7 +80,19 @@ def native_extensions():
         ) from None
     import pybind11
 
-    with_cuda, reason = decide_cuda(torch, cpp_extension.CUDA_HOME)
+    toolkit, reason = decide_cuda(torch)
+    with_cuda = toolkit is not None
+    standard = [STANDARD] if TorchVersion(torch.__version__) < "2.13" else []
+    nvcc_flags = ["-O3", *standard, "-DUSE_CUDA", "--expt-relaxed-constexpr"]
+    folders = []
+    if toolkit is not None:
+        os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = toolkit.home
+        os.environ["PYTORCH_NVCC"] = toolkit.nvcc
+        folders = toolkit.libraries
+    if " " in cxx():  # "ccache g++": torch takes it for the name of one file when it asks for the version
+        os.environ["TORCH_DONT_CHECK_COMPILER_ABI"] = "1"
+        nvcc_flags += ["-ccbin", cxx().split()[-1]]
+    os.environ.setdefault("NINJA_STATUS", "axnet: file %f of %t, %e s ")
     if with_cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         present = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
         names = [f"{major}.{minor}" for major, minor in sorted(present)]
@@ -84,6 +104,7 @@ def native_extensions():
     flags += ["-Wall", "-Wextra", "-Wno-unused-parameter"]
     if sys.platform == "linux":
         flags += ["-Wno-psabi"]
+    flags += standard
     defines = [("TORCH_TARGET_VERSION", ABI_TARGET)]
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     rows = {
@@ -100,11 +121,12 @@ def native_extensions():
 
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     sources = CPU_SOURCES + (CUDA_SOURCES if with_cuda else [])
-    compile_args = {"cxx": flags, "nvcc": ["-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr"]}
+    compile_args = {"cxx": flags, "nvcc": nvcc_flags}
     library = make(
         "axnet._C",
         sources,
         include_dirs=[str(ROOT / "csrc")],
+        library_dirs=folders,
         define_macros=defines,
         extra_compile_args=compile_args,
         py_limited_api=True,

@@ -7,7 +7,9 @@ python benchmarks/report.py --check    # exit code 1 where they differ from the 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import math
 import re
 import sys
 from functools import partial
@@ -114,8 +116,15 @@ def segmenter() -> str:
     return "\n".join(lines) + "\n"
 
 
+GPU_RECORDS = ("gpu.json", "h200_2026-11-26.json")  # the newest first
+
+
+def gpu_record() -> dict[str, Any] | None:
+    return next((record for record in map(load, GPU_RECORDS) if record is not None), None)
+
+
 def gpu() -> str:
-    record = load("gpu.json")
+    record = gpu_record()
     if record is None:
         return "**Not yet measured on a GPU.**\n"
     return gpu_tables(record)
@@ -123,7 +132,7 @@ def gpu() -> str:
 
 def gpu_tables(record: dict[str, Any]) -> str:
     """Shares of a copy's bandwidth by kernel; speed-ups of the faster of our backends over the other forms by task."""
-    rate = record["copy bytes per second"]
+    rate = record.get("copy bytes per second") or record["copy_bytes_per_second"]
     backends = sorted({row["backend"] for row in record["passes"]})
     lines = [f"Share of a copy's bandwidth ({rate / 1e12:.1f} TB/s), NCHW / channels_last:", ""]
     lines += [f"| kernel, type | {' | '.join(backends)} |", "|---|" + "---|" * len(backends)]
@@ -144,7 +153,90 @@ def gpu_tables(record: dict[str, Any]) -> str:
         name, own = min(((f, row[f]) for f in ("native", "triton") if f in row), key=lambda pair: pair[1])
         cells = [f"{row[f] / own:.1f}" if f in row else "" for f in others]
         lines.append(f"| {' '.join(key)} | {own:.3f} ({name}) | {' | '.join(cells)} |")
-    lines += ["", f"{record['environment']['device']}; {origin(record['environment'])}."]
+    lines += ["", f"{gpu_origin(record)}."]
+    return "\n".join(lines) + "\n"
+
+
+def gpu_origin(record: dict[str, Any]) -> str:
+    if "environment" in record:
+        return f"{record['environment']['device']}; {origin(record['environment'])}"
+    return f"{record['device']}; commit {record['commit'].split()[0]}, date 2026-11-26"
+
+
+def gpu_short() -> str:
+    """What the newest record of a GPU says, for the README."""
+    record = gpu_record()
+    if record is None:
+        return "**Not yet measured on a GPU.**\n"
+    share = {
+        (r["pass"], r["backend"]): r["share of copy"]
+        for r in record["passes"]
+        if "bfloat16" in r["dtype"] and r["layout"] == "NCHW"
+    }
+    shown = []
+    for name in ("descriptors", "gate + norm", "pwap, 14"):
+        cells = [f"{share[name, b]:.0%} ({b})" for b in ("native", "triton") if (name, b) in share]
+        shown.append(f"{name} {', '.join(cells)}")
+    forms = {
+        (r["task"], r["mode"], r["form"]): r["median"]
+        for r in record["blocks"]
+        if "form" in r
+        and tuple(r["shape"]) == (64, 1024, 48, 48)
+        and r["layout"] == "NCHW"
+        and "bfloat16" in r["dtype"]
+    }
+    eval_ms = {form: ms for (task, mode, form), ms in forms.items() if (task, mode) == ("a3+mlp", "eval")}
+    times = ", ".join(f"{form} {ms:.2f} ms" for form, ms in sorted(eval_ms.items(), key=lambda pair: pair[1]))
+    head = next((r["speed-up"] for r in record.get("heads", []) if "bfloat16" in r["dtype"]), None)
+    lines = [
+        f"**Measured on a GPU** ({gpu_origin(record)}), bfloat16, NCHW, (64, 1024, 48, 48): share of a copy's "
+        f"bandwidth: {'; '.join(shown)}. A3 with its gate in inference: {times}."
+    ]
+    if head is not None:
+        lines.append(f"15 gates on one X, averaged: {head:.1f} times the published form.")
+    if GPU_RECORDS.index(newest()) > 0:
+        lines.append(
+            "The kernels have been rewritten since; what the new ones should reach is predicted, not measured "
+            "(docs/performance.md)."
+        )
+    return " ".join(lines) + "\n"
+
+
+def newest() -> str:
+    return next(name for name in GPU_RECORDS if (RESULTS / name).is_file())
+
+
+def cuda_model(name: str, measured: bool) -> str:
+    """The judge's rows: against what Nsight Compute counted, or the passes against their budgets."""
+    record: Any = load(name)
+    if record is None:
+        return "Not yet recorded.\n"
+    if measured:
+        with (RESULTS / "h200_ncu.csv").open(newline="", encoding="utf-8") as file:
+            seen = {(m["pass"], m["dtype"], m["layout"], m["kernel"]): m for m in csv.DictReader(file)}
+        lines = ["| pass | kernel | layout | instructions an element: H200, judge | ms: H200, judge | ratio |"]
+        lines.append("|---|---|---|---|---|---|")
+        near = 0
+        for r in record:
+            m = seen.get((r["name"], r["dtype"], r["layout"], r["kernel"]))
+            if m:
+                ratio = r["predicted_ms"] / float(m["ms"])
+                near += abs(ratio - 1) <= 0.3
+                counts = f"{m['thread_instructions_per_element']}, {r['issued']:.1f}"
+                cells = (r["name"], f"`{r['kernel']}`", r["layout"], counts, f"{m['ms']}, {r['predicted_ms']:.3f}")
+                lines.append(f"| {' | '.join(cells)} | {ratio:.2f} |")
+        lines += ["", f"{near} of {len(lines) - 2} times within 30 %."]
+        return "\n".join(lines) + "\n"
+    maps, copy = {"gate + norm": 2, "backward sums": 2, "backward input": 3}, 4.23e12
+    lines = ["| pass | type | layout | instructions an element | predicted ms | predicted share of a copy |"]
+    lines.append("|---|---|---|---|---|---|")
+    for key in dict.fromkeys((r["name"], r["dtype"], r["layout"]) for r in record):
+        mine = [r for r in record if (r["name"], r["dtype"], r["layout"]) == key]
+        ms = sum(r["predicted_ms"] for r in mine)
+        size = math.prod(mine[0]["shape"]) * (2 if key[1] == "bfloat16" else 4)
+        size *= maps.get(key[0], 2 if "backward" in key[0] else 1)
+        share = f"{size / copy / ms * 1e3:.0%}"
+        lines.append(f"| {' | '.join(key)} | {sum(r['issued'] for r in mine):.1f} | {ms:.3f} | {share} |")
     return "\n".join(lines) + "\n"
 
 
@@ -190,8 +282,14 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="change nothing")
     check = parser.parse_args().check
     pages = {
-        "README.md": {"speed": speed, "demo": demo, "real": real, "segmenter": segmenter},
-        "docs/performance.md": {"speed-xeon": partial(speed, "cpu_xeon.json"), "gpu": gpu, "registers": registers},
+        "README.md": {"speed": speed, "gpu": gpu_short, "demo": demo, "real": real, "segmenter": segmenter},
+        "docs/performance.md": {
+            "speed-xeon": partial(speed, "cpu_xeon.json"),
+            "gpu": gpu,
+            "registers": registers,
+            "judge": partial(cuda_model, "cuda_model_e58de9a.json", True),
+            "predicted": partial(cuda_model, "cuda_model.json", False),
+        },
         "docs/segmentation.md": {"label-efficiency": label_efficiency},
     }
     for name, blocks in pages.items():

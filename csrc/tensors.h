@@ -12,6 +12,10 @@
 
 #include "rows.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.11 has it under another name
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace axnet {
 
 using torch::headeronly::ScalarType;

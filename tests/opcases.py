@@ -40,7 +40,7 @@ TOLERANCE = {
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0, shift: float = 0.0) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(seed + sum(shape))
-    return (torch.randn(shape, dtype=torch.float64, generator=generator, device="cpu") + shift).to(DEVICE, dtype)
+    return (torch.randn(shape, dtype=torch.float64, generator=generator, device="cpu").to(DEVICE) + shift).to(dtype)
 
 
 def draw_mask(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:

@@ -18,6 +18,7 @@ from axnet.cli import app
 
 SHAPE = (2, 24, 6, 5)
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
 
 @pytest.mark.parametrize("task", ("a3", "a3+mlp", "pwap1", "pwap14"))
@@ -125,7 +126,7 @@ def test_ci_runs_the_command_of_the_readme():
 def test_the_gpu_script_runs_where_there_is_none(tmp_path):
     script = ROOT / "benchmarks" / "gpu.py"
     command = [sys.executable, str(script), "--device", "cpu", "--quick", "--out", str(tmp_path)]
-    command += ["--steps", "sanitize,check,passes,heads,graph,blocks"]
+    command += ["--steps", "facts,check,passes,blocks,graph,heads,models,sanitize"]
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that wait for each other are slow on a busy machine
     done = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -135,12 +136,48 @@ def test_the_gpu_script_runs_where_there_is_none(tmp_path):
     assert {row["form"] for row in record["blocks"]} >= {"native", "eager", "peers"}
     assert all(row["largest difference"] < 0.02 for row in record["heads"])
     assert len(record["passes"]) == 2 * 2 * 9 * len({row["backend"] for row in record["passes"]})
+    assert {row["mode"] for row in record["models"]} == {"eval", "training"}
+    assert len({row["model"] for row in record["models"]}) == 3
+    assert len((tmp_path / "gpu.txt").read_text().splitlines()) < 60
+    # the same command again measures nothing twice
+    before = (tmp_path / "gpu.jsonl").read_text().splitlines()
+    done = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    after = (tmp_path / "gpu.jsonl").read_text().splitlines()
+    assert {json.loads(line)["step"] for line in after[len(before) :]} == {"facts"}
     spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
     report = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(report)
     table = report.gpu_tables(record)
     assert "| moments, bfloat16 |" in table
     assert "a3+mlp training 2x64x7x7 NCHW float32" in table
+
+
+def test_the_record_of_a_gpu_survives_a_cut(tmp_path):
+    from benchmarks.gpu_record import Record
+
+    record = Record(tmp_path)
+    record.put("passes", "one", [{"median": 1.0}])
+    record.put("passes", "two", [{"median": 2.0}])
+    text = record.file.read_text()
+    record.file.write_text(text[:-20])  # killed while it wrote
+    again = Record(tmp_path)
+    assert again.has("passes", "one")
+    assert not again.has("passes", "two")
+    again.put("passes", "two", [{"median": 3.0}])
+    assert Record(tmp_path).summary()["passes"] == [{"median": 1.0}, {"median": 3.0}]
+    again.file.write_text(again.file.read_text().replace(again.sources, "of other sources"))
+    assert Record(tmp_path).values == {}
+
+
+def test_a_step_ends_at_its_limit(tmp_path):
+    from benchmarks import gpu
+
+    slow = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+    result = gpu.run(slow, tmp_path / "slow.log", 3)
+    assert result["code"] == "stopped after 3 s"
+    assert result["seconds"] < 30
+    assert gpu.run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "bad.log", 60)["code"] == 3
 
 
 def test_the_gpu_script_wants_a_gpu(tmp_path):
@@ -151,7 +188,7 @@ def test_the_gpu_script_wants_a_gpu(tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip() == "There is no GPU that torch can use; --device cpu --quick tries this script out."
     done = subprocess.run([*command, "--steps", "paint"], capture_output=True, text=True, check=False)
-    assert "--steps has 'paint', accepted are build, test" in done.stderr
+    assert "--steps has 'paint', accepted are build, facts" in done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
