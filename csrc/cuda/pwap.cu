@@ -330,7 +330,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x, Tensor weight, std::op
 std::tuple<Tensor, Tensor> gated_pwap(Tensor x_in, Tensor mask, Tensor gate_in, std::optional<Tensor> norm_weight,
                                       std::optional<Tensor> norm_bias, Tensor mean, Tensor var, double eps,
                                       Tensor weight, std::optional<Tensor> bias) {
-  check_gated_pwap(x_in, mask, gate_in, norm_weight, norm_bias, mean, var, weight, bias);
+  check_gated_pwap(x_in, mask, gate_in, norm_weight, norm_bias, mean, var, weight, bias, checks::Type::floating);
   const Queue queue(x_in);
   const Tensor x = dense(x_in), gate = torch::stable::contiguous(gate_in);
   std::optional<Tensor> fold;

@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(kThreads)
 std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::optional<Tensor> grad_prob, Tensor x_in,
                                                  Tensor weight, Tensor logits, Tensor norm, Tensor pooled,
                                                  bool input_grad) {
-  check_pwap_backward(grad_pooled, grad_prob, x_in, weight, logits, norm, pooled);
+  check_pwap_backward(grad_pooled, grad_prob, x_in, weight, logits, norm, pooled, checks::Type::floating);
   const Queue queue(x_in);
   const Tensor x = dense(x_in);
   const Device device = device_of(x);
