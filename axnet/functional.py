@@ -267,9 +267,11 @@ def _readable(t: Tensor, x: Tensor, name: str) -> Tensor: ...
 @overload
 def _readable(t: Tensor | None, x: Tensor, name: str) -> Tensor | None: ...
 def _readable(t: Tensor | None, x: Tensor, name: str) -> Tensor | None:
-    """A gate, weight or statistic as the backend's kernels read it: they know more types than the accumulation type."""
-    if t is None or (name == "native" and x.device.type == "cpu"):
-        return t
+    """A gate, weight or statistic as the backend's kernels read it: the native ones know every floating type."""
+    if t is None:
+        return None
+    if name == "native":
+        return t if t.dim() == 3 or t.is_contiguous() else t.contiguous()  # a gate's rows are gathered there
     dtype = accumulator(x.dtype)
     return t if t.dtype == dtype and t.is_contiguous() else t.to(dtype).contiguous()
 

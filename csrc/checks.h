@@ -112,8 +112,8 @@ class Call {
   void maps(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, Type type) const {
     AXNET_REQUIRE(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(0) <= kMaxMaps, op_, ": weight has shape ",
                   shape_of(weight), ", expected [K, C] with 1 to ", kMaxMaps, " maps");
-    (*this)("weight", weight, type, {weight.size(0), x.size(1)}, type == Type::acc);
-    (*this)("bias", bias, type, {weight.size(0)}, type == Type::acc);
+    (*this)("weight", weight, type, {weight.size(0), x.size(1)});
+    (*this)("bias", bias, type, {weight.size(0)});
   }
 
   // What has a row of images, or no images where the op did without it.
@@ -179,10 +179,10 @@ inline void check_gate_norm(const Tensor& x, const Tensor& mask, const Tensor& g
   check("gate", gate, given, {N, A, C}, false);
   if (moments) check.optional_images("moments", *moments, Type::acc, N, {moment_rows(static_cast<int>(A)), C});
   check("mass", mass, Type::float64, {N, mass_rows(static_cast<int>(A))});
-  check("weight", weight, given, {rows}, given == Type::acc);
-  check("bias", bias, given, {rows}, given == Type::acc);
-  check("running_mean", running_mean, given, {rows}, given == Type::acc);
-  check("running_var", running_var, given, {rows}, given == Type::acc);
+  check("weight", weight, given, {rows});
+  check("bias", bias, given, {rows});
+  check("running_mean", running_mean, given, {rows});
+  check("running_var", running_var, given, {rows});
   check.on_device("link", link);
   check.on_device("coef_link", coef_link);
   if (running_mean.has_value() != running_var.has_value())
@@ -202,7 +202,7 @@ inline void check_gate_norm_backward(const Tensor& grad_z, const Tensor& x, cons
   check("grad_z", grad_z, Type::of_x, {N, blocks * C, x.size(2), x.size(3)}, false);
   check("gate", gate, given, {N, A, C}, false);
   check("mass", mass, Type::float64, {N, mass_rows(static_cast<int>(A))});
-  check("weight", weight, given, {blocks * C}, given == Type::acc);
+  check("weight", weight, given, {blocks * C});
   check("mean", mean, Type::acc, {blocks * C});
   check("var", var, Type::acc, {blocks * C});
   check.optional_images("saved", saved, Type::acc, N, {blocks, saved_rows(concat ? 1 : static_cast<int>(A)), C});

@@ -172,28 +172,32 @@ void reduce_channels_last(const ReduceArgs& g, int64_t begin, int64_t end) {
     const bool many = g.S > kSumPixels;
     for (int v = 0; many && v * L::W < width; ++v)
       far[v].clear();
-    for (int64_t first = 0; first < g.S; first += tile) {
-      const int64_t last = first + tile < g.S ? first + tile : g.S;
-      for (int v = 0; v * L::W < width; ++v) {
-        const int rest = width - v * L::W;
-        V local[sums], m[cap];
-        for (int k = 0; k < sums; ++k)
-          local[k] = sum[v][k];
-        const V c = rest >= L::W ? Lanes<Acc>::load(shift + v * L::W) : Lanes<Acc>::load_n(shift + v * L::W, rest);
-        for (int64_t s = first; s < last; ++s) {
-          const T* xp = x + s * g.x.s + v * L::W;
-          const T* dp = d + s * g.d.s + v * L::W;
-          __builtin_prefetch(xp + tile * g.x.s, 0, 2);
-          __builtin_prefetch(dp + tile * g.d.s, 0, 2);
-          for (int a = 0; a < count; ++a)
-            m[a] = splat<Acc>(mask[a * g.S + s]);
-          if (rest >= L::W) add_products<B>(count, L::load(dp), L::load(xp) - c, m, local);
-          else add_products<B>(count, L::load_n(dp, rest), L::load_n(xp, rest) - c, m, local);
+    for (int64_t chain = 0; chain < g.S; chain += kSumPixels) {
+      const int64_t stop = chain + kSumPixels < g.S ? chain + kSumPixels : g.S;
+      for (int64_t first = chain; first < stop; first += tile) {
+        const int64_t last = first + tile < stop ? first + tile : stop;
+        for (int v = 0; v * L::W < width; ++v) {
+          const int rest = width - v * L::W;
+          V local[sums], m[cap];
+          for (int k = 0; k < sums; ++k)
+            local[k] = sum[v][k];
+          const V c = rest >= L::W ? Lanes<Acc>::load(shift + v * L::W) : Lanes<Acc>::load_n(shift + v * L::W, rest);
+          for (int64_t s = first; s < last; ++s) {
+            const T* xp = x + s * g.x.s + v * L::W;
+            const T* dp = d + s * g.d.s + v * L::W;
+            __builtin_prefetch(xp + tile * g.x.s, 0, 2);
+            __builtin_prefetch(dp + tile * g.d.s, 0, 2);
+            for (int a = 0; a < count; ++a)
+              m[a] = splat<Acc>(mask[a * g.S + s]);
+            if (rest >= L::W) add_products<B>(count, L::load(dp), L::load(xp) - c, m, local);
+            else add_products<B>(count, L::load_n(dp, rest), L::load_n(xp, rest) - c, m, local);
+          }
+          for (int k = 0; k < sums; ++k)
+            sum[v][k] = local[k];
         }
-        for (int k = 0; k < sums; ++k)
-          sum[v][k] = local[k];
-        if (many && (last % kSumPixels == 0 || last == g.S)) far[v].take(sum[v], last == g.S);
       }
+      for (int v = 0; many && v * L::W < width; ++v)
+        far[v].take(sum[v], stop == g.S);
     }
     Acc* out = static_cast<Acc*>(g.sums) + n * g.sums_stride + c0;
     for (int k = 0; k < sum_rows(count); ++k)

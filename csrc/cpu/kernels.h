@@ -140,7 +140,7 @@ struct PwapArgs {
   void* logits;        // acc [N, K, S]
   void* norm;          // acc [N, 2, K]: largest logit, sum of p / p(largest logit)
   void* partial;       // acc [N, tiles, P*C + 2*K]: numerators, largest logit, denominator
-  void* scratch;       // acc [2, P, kMaxTile] of this thread: beyond what fits a thread's stack
+  void* scratch;       // double [2, kMaxMaps, kMaxTile] of this thread; null for float
   int64_t tile, tiles;
 };
 
@@ -163,7 +163,7 @@ struct PwapBackwardArgs {
   void* partial;          // acc [N, tiles, P*C + K]: of the weight's and the bias's gradient
   void* weight_grad;      // acc [K, C]
   void* bias_grad;        // acc [K]
-  void* scratch;          // acc [2, 2P, kMaxTile] of this thread
+  void* scratch;          // double [2, 2 kMaxMaps, kMaxTile] of this thread; null for float
   int64_t tile, tiles;
 };
 

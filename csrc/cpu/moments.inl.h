@@ -391,12 +391,15 @@ void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
       clear(columns[v]);
       if (many) far[v].clear();
     }
-    for (int64_t first = 0; first < g.S; first += tile) {
-      const int64_t last = first + tile < g.S ? first + tile : g.S;
-      for (int v = 0; v * L::W < width; ++v) {
-        walk(columns[v], v, first, last, V{}, std::false_type{});
-        if (many && (last % kSumPixels == 0 || last == g.S)) far[v].take(columns[v].sum, last == g.S);
+    for (int64_t chain = 0; chain < g.S; chain += kSumPixels) {
+      const int64_t stop = chain + kSumPixels < g.S ? chain + kSumPixels : g.S;
+      for (int64_t first = chain; first < stop; first += tile) {
+        const int64_t last = first + tile < stop ? first + tile : stop;
+        for (int v = 0; v * L::W < width; ++v)
+          walk(columns[v], v, first, last, V{}, std::false_type{});
       }
+      for (int v = 0; many && v * L::W < width; ++v)
+        far[v].take(columns[v].sum, stop == g.S);
     }
     for (int v = 0; v * L::W < width; ++v) {
       const int lanes = width - v * L::W < L::W ? width - v * L::W : L::W;

@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x_in, Tensor weight_in, s
   args.pooled = data(pooled), args.prob = data(prob), args.logits = data(logits), args.norm = data(norm);
   args.partial = data(partial), args.tile = tile, args.tiles = tiles;
   parallel(N * tiles, grain_of(C * tile), [&](int64_t begin, int64_t end) {
-    const Tensor scratch = empty({2, P, kMaxTile}, acc);
+    const Tensor scratch = empty({acc == ScalarType::Double ? 2 : 0, kMaxMaps, kMaxTile}, acc);
     PwapArgs own = args;
     own.scratch = data(scratch);
     kernels().pwap(own, begin, end);
@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
   args.partial = data(partial), args.weight_grad = data(weight_grad), args.bias_grad = data(bias_grad);
   parallel(N + 1, grain_of(C * P), [&](int64_t begin, int64_t end) { kernels().pwap_prepare(args, begin, end); });
   parallel(N * args.tiles, grain_of(C * args.tile), [&](int64_t begin, int64_t end) {
-    const Tensor scratch = empty({2, 2 * P, kMaxTile}, acc);
+    const Tensor scratch = empty({acc == ScalarType::Double ? 2 : 0, 2 * kMaxMaps, kMaxTile}, acc);
     PwapBackwardArgs own = args;
     own.scratch = data(scratch);
     kernels().pwap_backward(own, begin, end);

@@ -44,6 +44,11 @@ AXNET_INLINE void probability(V logit, Acc top, Acc top_factor, V* p, V* w) {
   *w = logit != logit ? logit : *w;
 }
 
+// A tile's own arrays lie on the stack, which tells the compiler that nothing else is there; in double they would take
+// half a megabyte, more than some systems give a thread.
+template <class Acc>
+constexpr bool on_stack = sizeof(Acc) == 4;
+
 template <class T>
 void pwap_typed(const PwapArgs& g, int64_t begin, int64_t end) {
   using Acc = acc_t<T>;
@@ -52,8 +57,9 @@ void pwap_typed(const PwapArgs& g, int64_t begin, int64_t end) {
   const int K = g.K, P = padded_maps(K);
   const bool across = maps_in_lanes(K);
   const int64_t size = P * g.C + 2 * K;
-  Acc* share = static_cast<Acc*>(g.scratch);  // [K, tile]
-  Acc* turned = share + P * kMaxTile;         // [tile, P]
+  alignas(64) Acc held[on_stack<Acc> ? 2 * kMaxMaps * kMaxTile : 1];
+  Acc* share = on_stack<Acc> ? held : static_cast<Acc*>(g.scratch);  // [K, tile]
+  Acc* turned = share + kMaxMaps * kMaxTile;                         // [tile, P]
   for (int64_t task = begin; task < end; ++task) {
     const auto t = place_of<T>(g, task);
     const T* x = static_cast<const T*>(g.x_data) + t.n * g.x.n + t.first * g.x.s;
@@ -238,8 +244,9 @@ void pwap_backward_typed(const PwapBackwardArgs& g, int64_t begin, int64_t end) 
   const int K = g.K, P = padded_maps(K);
   const bool across = maps_in_lanes(K);
   const int64_t size = P * g.C + K;
-  Acc* q = static_cast<Acc*>(g.scratch);  // [2K, tile]: share (first the dot products a), dL
-  Acc* turned = q + 2 * P * kMaxTile;     // [tile, 2P]: share, dL
+  alignas(64) Acc held[on_stack<Acc> ? 4 * kMaxMaps * kMaxTile : 1];
+  Acc* q = on_stack<Acc> ? held : static_cast<Acc*>(g.scratch);  // [2K, tile]: share (first the dot products a), dL
+  Acc* turned = q + 2 * kMaxMaps * kMaxTile;                     // [tile, 2P]: share, dL
   for (int64_t task = begin; task < end; ++task) {
     const auto t = place_of<T>(g, task);
     const T* x = static_cast<const T*>(g.x_data) + t.n * g.x.n + t.first * g.x.s;

@@ -161,3 +161,20 @@ def test_empty_batches_are_well_formed(backend):
         with_images = {name for name, t in given.items() if isinstance(t, torch.Tensor) and t.shape[:1] == (N,)}
         out = getattr(fused_ops(backend), op)(**{n: t[:0] if n in with_images else t for n, t in given.items()})
         assert len(out) >= 2
+
+
+@pytest.mark.skipif("native" not in FUSED, reason="of the native kernels")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.float32])
+def test_gates_weights_and_statistics_of_any_type_are_read(dtype):
+    cases, ops = well_formed("native"), fused_ops("native")
+    read = {"gate", "weight", "bias", "running_mean", "running_var", "norm_weight", "norm_bias"}
+    tried = 0
+    for op in set(cases) & {"gate_norm", "gate_norm_backward", "pwap", "pwap_backward", "gated_pwap"}:
+        names = read | ({"mean", "var"} if op == "gated_pwap" else set())
+        other = {name: cases[op][name].to(dtype) for name in names & set(cases[op])}
+        rounded = {name: t.float() for name, t in other.items()}
+        actual, expected = (getattr(ops, op)(**{**cases[op], **given}) for given in (other, rounded))
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, e)
+            tried += 1
+    assert tried >= 13
