@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,12 @@ def decide_cuda(torch) -> tuple[Toolkit | None, str]:
         return toolkit, f"CUDA {toolkit.version} in {toolkit.home}"
     if wish == "1":
         raise SystemExit(f"AXNET_CUDA=1 asks for CUDA kernels, but they cannot be built here: {reason}.")
-    return None, reason
+    return None, plain(reason)
+
+
+def plain(text: str) -> str:
+    """What may stand in a macro's string, whatever a compiler has said."""
+    return re.sub(r"[^\w .,:;()/+=-]", "", text)
 
 
 def cxx() -> str:
@@ -89,9 +95,14 @@ def native_extensions():
         os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = toolkit.home
         os.environ["PYTORCH_NVCC"] = toolkit.nvcc
         folders = toolkit.libraries
-    if " " in cxx():  # "ccache g++": torch takes it for the name of one file when it asks for the version
-        os.environ["TORCH_DONT_CHECK_COMPILER_ABI"] = "1"
+    if " " in cxx():  # "ccache g++": torch takes it for the name of one file, so it becomes one
+        script = ROOT / "build" / "cxx"
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(f'#!/bin/sh\nexec {cxx()} "$@"\n', encoding="utf-8")
+        script.chmod(0o755)
         nvcc_flags += ["-ccbin", cxx().split()[-1]]
+        os.environ["CXX"] = str(script)
+        os.environ["TORCH_DONT_CHECK_COMPILER_ABI"] = "1"
     os.environ.setdefault("NINJA_STATUS", "axnet: file %f of %t, %e s ")
     if with_cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         present = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}

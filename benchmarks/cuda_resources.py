@@ -1,4 +1,4 @@
-"""What nvcc says about the CUDA kernels: registers, stack and spills of each, without a GPU.
+"""What nvcc says about the CUDA kernels: registers, stack and spills of each, and its seconds a file, without a GPU.
 
 python benchmarks/cuda_resources.py --out benchmarks/results/cuda_resources.json
 """
@@ -39,10 +39,14 @@ def compile_one(nvcc: str, source: Path, architecture: int, out: Path) -> str:
         *("-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000", "--expt-relaxed-constexpr", *includes),
         *(f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-Xptxas", "-v", "-Xcompiler", "-fPIC"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{source.name} does not compile for sm_{architecture}:\n{done.stderr[-8000:]}")
-    return done.stderr
+    log = out / f"{source.stem}.{architecture}.log"
+    with log.open("w", encoding="utf-8") as file:
+        _, status, usage = os.wait4(subprocess.Popen(command, stdout=file, stderr=file).pid, 0)
+    print(f"{source.name} sm_{architecture}: {usage.ru_utime + usage.ru_stime:.0f} s of a processor", file=sys.stderr)
+    said = log.read_text(encoding="utf-8")
+    if status:
+        sys.exit(f"{source.name} does not compile for sm_{architecture}:\n{said[-8000:]}")
+    return said
 
 
 def kernels(report: str) -> dict[str, dict[str, int]]:
