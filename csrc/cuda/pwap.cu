@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_matrix_kernel(const
       if (real) {
         const int64_t place = (static_cast<int64_t>(n) * p.K + k0 + k) * p.S + s0 + s;
         static_cast<float*>(args.logits)[place] = logit;
-        static_cast<T*>(args.prob)[place] = rounded<T>(prob);
+        static_cast<T*>(args.prob)[place] = narrowed<T>(prob);
       }
     }
     __syncthreads();
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_matrix_kernel(const
   if (p.walks == 1) {  // nothing to merge
     T* pooled = static_cast<T*>(args.pooled) + (static_cast<int64_t>(n) * p.K + k0) * p.C + c0;
     Product::each_sum(sums, maps, channels,
-                      [&](int k, int c, float sum) { pooled[k * p.C + c] = rounded<T>(sum * reciprocal(masses[k])); });
+                      [&](int k, int c, float sum) { pooled[k * p.C + c] = narrowed<T>(sum * reciprocal(masses[k])); });
     float* norm = static_cast<float*>(args.norm) + static_cast<int64_t>(n) * 2 * p.K + k0;
     if (k < maps) norm[k] = tops[k], norm[p.K + k] = masses[k];
     return;

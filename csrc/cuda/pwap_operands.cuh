@@ -53,7 +53,7 @@ __device__ inline uint32_t two_parts(float v) {
 
 // T(v), two at a time where that is one instruction and one alone is a slow one.
 template <class T>
-__device__ inline T rounded(float v) {
+__device__ inline T narrowed(float v) {
   if constexpr (sizeof(T) != 2) {
     return v;
   } else {

@@ -331,7 +331,7 @@ struct Products {
       for (int j = 0; j < kTogether; ++j)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          *Tile::place(stage, slot * 16 + g + e / 2 * 8, 8 * (j0 + j) + 2 * t + e % 2) = rounded<T>(out[j][e]);
+          *Tile::place(stage, slot * 16 + g + e / 2 * 8, 8 * (j0 + j) + 2 * t + e % 2) = narrowed<T>(out[j][e]);
     }
   }
 
