@@ -142,7 +142,8 @@ template <class T, int B>
 bool launch_walk(const ApplyPlan& p, cudaStream_t stream) {
   constexpr int V = kVector<T>, element = sizeof(T);
   const bool last = p.x.channels_last;
-  if (!can_walk<T>(p.C, p.S, last, {{p.x_data, &p.x}, {p.z_data, &p.z}})) return false;
+  if (p.S > kMostOffset / kMaxAnatomies || !can_walk<T>(p.C, p.S, last, {{p.x_data, &p.x}, {p.z_data, &p.z}}))
+    return false;
   if (last) {
     const Walk walk = Walk::channels_of(p.N, p.C, p.S, V, B * element);
     launch(apply_channels_last_kernel<T, B>, p.N * walk.tasks, 1, walk.threads,

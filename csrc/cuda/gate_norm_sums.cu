@@ -215,6 +215,7 @@ void launch_scalar(const SumsPlan& p, cudaStream_t stream) {
 }  // namespace
 
 bool scalar_sums(const Queue& queue, const SumsPlan& p, const Tensor& x) {
+  if (p.S > kMostOffset / kMaxAnatomies) return false;
   return with_type(x, [&](auto type) {
     using T = decltype(type);
     if constexpr (std::is_same_v<T, float> || std::is_same_v<T, Half>) {

@@ -201,6 +201,7 @@ void launch_matrix(const SumsPlan& p, cudaStream_t stream) {
 }  // namespace
 
 bool matrix_sums(const Queue& queue, const SumsPlan& p) {
+  if (p.S > kMostOffset / kMaxAnatomies) return false;
   if (p.x.channels_last && !(is_vector_map<T>(p.x_data, p.x, p.C, p.S) && is_vector_map<T>(p.d_data, p.d, p.C, p.S)))
     return false;
   if (p.members > 3) return false;

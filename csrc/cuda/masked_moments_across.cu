@@ -193,10 +193,11 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
               : low < high  ? low
                             : high,
               tiling.parts, [&](int chunk) { return chunk * kStep + 4 * t; },
-              [&](int s, float (&v)[4]) {
+              [&](auto whole, int s, float (&v)[4]) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
-                  v[i] = static_cast<float>(x[(s + i < S ? s + i : S - 1) * step + 2 * w + h]);
+                  v[i] =
+                      static_cast<float>(x[(decltype(whole)::value || s + i < S ? s + i : S - 1) * step + 2 * w + h]);
               },
               top, at);
         if (t == 0) {
@@ -244,7 +245,7 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
           }
           top[k] = fmaxf(top[k], other);
         }
-        top[k] = rounded<T>(top[k]);
+        top[k] = as_held<T>(top[k]);
       }
       again = write_row<T, B, FULL>(p, n, c0 + r, total, top, at);
     }

@@ -217,8 +217,9 @@ __global__ void __launch_bounds__(kThreads, 2) input_any_kernel(const InputPlan 
 
 template <class T, int B>
 bool launch_walk(const InputPlan& p, cudaStream_t stream) {
-  if (p.blocks > 1 || !can_walk<T>(p.C, p.S, p.x.channels_last,
-                                   {{p.x_data, &p.x}, {p.blocks ? p.d_data : p.x_data, &p.d}, {p.dx_data, &p.dx}}))
+  if (p.blocks > 1 || p.S > kMostOffset / kMaxAnatomies ||
+      !can_walk<T>(p.C, p.S, p.x.channels_last,
+                   {{p.x_data, &p.x}, {p.blocks ? p.d_data : p.x_data, &p.d}, {p.dx_data, &p.dx}}))
     return false;
   if (p.x.channels_last) {
     const Walk walk = Walk::channels_of(p.N, p.C, p.S, 4, B * sizeof(float));

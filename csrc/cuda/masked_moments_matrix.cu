@@ -154,9 +154,9 @@ __global__ void __launch_bounds__(kThreads, 2)
             : low < high  ? low
                           : high,
             1, [&](int chunk) { return chunk * kChunk + 8 * t; },
-            [&](int s, float (&v)[8]) {
+            [&](auto whole, int s, float (&v)[8]) {
               uint32_t words[4];
-              if (s + 8 <= S) load_eight(x[r], s, tiling.aligned, words);
+              if (decltype(whole)::value) load_eight(x[r], s, tiling.aligned, words);
               else load_last(x[r], s, S, words);
 #pragma unroll
               for (int w = 0; w < 4; ++w)
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 #pragma unroll
     for (int k = 0; k <= B; ++k) {
-      top[k] = rounded<T>(row[(columns + k) * kRows]);
+      top[k] = as_held<T>(row[(columns + k) * kRows]);
       memcpy(&at[k], &row[(columns + 1 + B + k) * kRows], sizeof(int));
     }
     again = write_row<T, B, FULL>(p, n, c, total, top, at);

@@ -324,6 +324,7 @@ bool launch_anatomies(const MomentsPlan& p, bool full, cudaStream_t stream) {
 }  // namespace
 
 bool scalar_moments(const Queue& queue, const MomentsPlan& p, const Tensor& x, bool full) {
+  if (p.S > kMostOffset / kMaxAnatomies) return false;
   const bool done = with_type(x, [&](auto type) {
     using T = decltype(type);
     if constexpr (std::is_same_v<T, float> || std::is_same_v<T, Half>) {

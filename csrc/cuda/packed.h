@@ -36,7 +36,7 @@ __device__ inline uint32_t pair_of(float first, float second) {
 
 // v as T has it.
 template <class T>
-__device__ inline float rounded(float v) {
+__device__ inline float as_held(float v) {
   return first_of<T>(pair_of<T>(v, 0.f));
 }
 

@@ -29,7 +29,8 @@ struct Tops {
 };
 
 // The place of a maximum within the chunks [low, high] of a row of S pixels, `step` apart, through which four lanes
-// look: `pixel(chunk)` is the first of a lane's P; load(s, v) gives X from pixel s on, its last one for all beyond. The
+// look: `pixel(chunk)` is the first of a lane's P; load(whole, s, v) gives X from pixel s on, unless `whole` its
+// last one for all beyond. The
 // largest exact value first, then the first pixel; four lanes agree.
 template <int P, class Pixel, class Load>
 __device__ inline void place(const float* mask, int S, int low, int high, int step, const Pixel& pixel,
@@ -38,14 +39,17 @@ __device__ inline void place(const float* mask, int S, int low, int high, int st
 #pragma unroll 1
   for (int chunk = low; chunk <= high; chunk += step) {
     const int s = pixel(chunk);
-    float v[P];
-    load(s, v);
+    auto look = [&](auto whole) {
+      float v[P];
+      load(whole, s, v);
 #pragma unroll
-    for (int i = 0; i < P; ++i) {
-      const int inside = s + i < S ? s + i : S - 1;
-      const float y = mask ? rounded<BFloat16>(mask[inside]) * v[i] : v[i];
-      at = y > top ? inside : at, top = fmaxf(top, y);
-    }
+      for (int i = 0; i < P; ++i) {
+        const int inside = decltype(whole)::value || s + i < S ? s + i : S - 1;
+        const float y = mask ? as_held<BFloat16>(mask[inside]) * v[i] : v[i];
+        at = y > top ? inside : at, top = fmaxf(top, y);
+      }
+    };
+    s + P <= S ? look(std::true_type{}) : look(std::false_type{});
   }
 #pragma unroll
   for (int lanes = 1; lanes < 4; lanes *= 2) {

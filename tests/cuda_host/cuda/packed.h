@@ -33,7 +33,7 @@ uint32_t pair_of(float first, float second) {
 
 // v as T has it.
 template <class T>
-float rounded(float v) {
+float as_held(float v) {
   return first_of<T>(pair_of<T>(v, 0.f));
 }
 
