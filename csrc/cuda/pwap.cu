@@ -116,12 +116,11 @@ __device__ inline void gate_part(int lane, const MatrixPlan& p, const PwapArgs& 
         gate[i] += w[i] * m[i];
     }
     numbers(fold + (1 + A) * p.C + c, LAST, w);
-    Vector<T>& x = *reinterpret_cast<Vector<T>*>(stage + at);
-    Vector<T> z = x;
+    Vector<T> z = WarpTile<T, LAST, M>::piece(stage + at);
 #pragma unroll
     for (int i = 0; i < V; ++i)
       z.at[i] = T(static_cast<float>(z.at[i]) * gate[i] + w[i]);
-    x = z;
+    WarpTile<T, LAST, M>::set_piece(stage + at, z);
   });
 }
 

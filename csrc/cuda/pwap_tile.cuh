@@ -112,15 +112,27 @@ struct WarpTile {
   }
   __device__ static T* place(unsigned char* stage, int c, int s) { return reinterpret_cast<T*>(stage + offset(c, s)); }
 
+  __device__ static Vector<T> piece(const unsigned char* at) {  // in one access
+    const uint4 bits = *reinterpret_cast<const uint4*>(at);
+    Vector<T> v;
+    memcpy(&v, &bits, sizeof(v));
+    return v;
+  }
+  __device__ static void set_piece(unsigned char* at, const Vector<T>& v) {
+    uint4 bits;
+    memcpy(&bits, &v, sizeof(bits));
+    *reinterpret_cast<uint4*>(at) = bits;
+  }
+
   // f(i, byte offset, channel, pixel) of the lane's pieces.
   template <int UNROLL = kAccesses, class F>
   __device__ static void each_piece(int lane, const F& f) {
-    const int row0 = lane / kPieces, piece = lane % kPieces;
-    const int base = row0 * kRow + ((piece ^ turn(row0)) * 16);
+    const int row0 = lane / kPieces, column = lane % kPieces;
+    const int base = row0 * kRow + ((column ^ turn(row0)) * 16);
 #pragma unroll UNROLL
     for (int i = 0; i < kAccesses; ++i) {
       const int row = row0 + i * kStep, at = (base ^ turn(i * kStep) * 16) + i * kStep * kRow;
-      f(i, at, LAST ? piece * V : row, LAST ? row : piece * V);
+      f(i, at, LAST ? column * V : row, LAST ? row : column * V);
     }
   }
   // Where the lane's first piece of the channels from c0 and the pixels from s0 on lies in an image.
@@ -141,7 +153,7 @@ struct WarpTile {
     else
       each_piece<2>(lane, [&](int i, int at, int c, int s) {
         const int count = real(c, s, channels, pixels);
-        *reinterpret_cast<Vector<T>*>(stage + at) = load_some(from + static_cast<int64_t>(i) * step, count, false);
+        set_piece(stage + at, load_some(from + static_cast<int64_t>(i) * step, count, false));
       });
   }
   // Of the piece at (c, s), how many elements there are.
@@ -156,14 +168,13 @@ struct WarpTile {
     T* to = image + first(lane, c0, s0, channel, pixel);
     const int channels = p.C - c0, pixels = p.S - s0, step = again(kStep * (LAST ? pixel : channel));
     if (fast && !add && channels >= kRun && pixels >= P)
-      each_piece(lane, [&](int i, int at, int, int) {
-        store_vector(to + static_cast<int64_t>(i) * step, *reinterpret_cast<const Vector<T>*>(stage + at));
-      });
+      each_piece(
+          lane, [&](int i, int at, int, int) { store_vector(to + static_cast<int64_t>(i) * step, piece(stage + at)); });
     else
       each_piece<1>(lane, [&](int i, int at, int c, int s) {
         const int count = real(c, s, channels, pixels);
         T* row = to + static_cast<int64_t>(i) * step;
-        Vector<T> v = *reinterpret_cast<const Vector<T>*>(stage + at);
+        Vector<T> v = piece(stage + at);
         if (add)
 #pragma unroll
           for (int k = 0; k < V; ++k)
