@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from axnet.nn import AnatomyAwareAttention, MaskedAttention
+
 
 class _Sum(torch.autograd.Function):
     """Sum over the processes, forward and backward."""
@@ -71,7 +73,9 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 def synchronised(model: nn.Module) -> None:
     """Turn every batch normalisation of a model into one over all processes; parameters and buffers stay the same."""
     for parent, name, norm in _children(model, _BatchNorm):
-        if not isinstance(norm, nn.SyncBatchNorm):
+        if isinstance(parent, AnatomyAwareAttention | MaskedAttention) and type(norm) is nn.BatchNorm2d:
+            setattr(parent, name, _like(norm, nn.SyncBatchNorm))  # whose kernels stand for torch's class, on CPUs too
+        elif not isinstance(norm, nn.SyncBatchNorm):
             made = _like(norm, SyncBatchNorm)
             made.alone = type(norm)
             setattr(parent, name, made)

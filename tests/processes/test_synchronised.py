@@ -14,6 +14,7 @@ import torch
 from processes import normalising, workers
 from torch import nn
 
+from axnet.models import AnatomyXNet
 from axnet.train.synchronised import SyncBatchNorm, separate, synchronised
 
 pytestmark = pytest.mark.skipif(
@@ -52,6 +53,20 @@ def test_alone_it_is_batch_normalisation_and_it_can_be_undone() -> None:
     separate(same)
     assert type(same[1]) is nn.BatchNorm2d
     assert list(same.state_dict()) == list(net.state_dict())
+
+
+def test_the_kernels_of_attention_synchronise_themselves() -> None:
+    net = AnatomyXNet(2, backbone="tiny", reduction=0.25).eval()
+    image, mask = torch.randn(2, 1, 32, 32), torch.rand(2, 2, 32, 32)
+    with torch.no_grad():
+        expected = net(image, mask).logits
+        synchronised(net)
+        assert {type(attention.norm) for attention in net.attention} == {nn.SyncBatchNorm}  # which A3 fuses
+        assert type(net.backbone.features.norm0) is SyncBatchNorm
+        assert torch.equal(net(image, mask).logits, expected)
+        separate(net)
+        assert not any(isinstance(module, nn.SyncBatchNorm) for module in net.modules())
+        assert torch.equal(net(image, mask).logits, expected)
 
 
 WATCHED = """
