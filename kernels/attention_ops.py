@@ -111,7 +111,7 @@ def masked_moments_backward(
     d = x if grad_z is None else walkable(grad_z, last)
     q = delta if coef is None else coef.contiguous()
     if input_grad:
-        tile = mapping_tile(x, last)
+        tile = mapping_tile(x, last, a)
         strips, strip = strips_of(n, c, s, tile["BLOCK_C"], 4 * PROGRAMS)
         wrap_triton(blend_backward.input_kernel)[(n * triton.cdiv(c, tile["BLOCK_C"]) * strips,)](
             x,
@@ -199,7 +199,7 @@ def gate_norm(
         if moments is None or moments.shape[0] == 0:
             raise ValueError("gate_norm: moments are needed for batch statistics.")
         _statistics(gate, moments, mass, mean, var, saved, s, batch)
-    tile = mapping_tile(x, last)
+    tile = mapping_tile(x, last, a)
     strips, strip = strips_of(n, c, s, tile["BLOCK_C"], 4 * PROGRAMS)
     wrap_triton(blend.apply_kernel)[(n * triton.cdiv(c, tile["BLOCK_C"]) * strips * blocks,)](
         x,

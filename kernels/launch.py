@@ -32,23 +32,32 @@ def strides(x: Tensor) -> tuple[int, int]:
     return x.stride(0), x.stride(1)
 
 
-def summing_tile(x: Tensor, anatomies: int) -> dict[str, int]:
-    """BLOCK_C, LANES and GROUP of the kernels that sum over x: 64 pixels, fewer channels where each carries more sums.
-
-    Of a row of pixels a thread loads 16 bytes where the rows allow it; of channels_last it takes 8 pixels in turn.
-    """
-    if channels_last(x):
-        return {"BLOCK_C": 64 if anatomies <= 2 else 32, "LANES": 8, "GROUP": 8}
+def vector(x: Tensor) -> int:
+    """Numbers of a row of pixels that a thread loads at once: 16 bytes where size and strides allow it."""
     group = 16 // x.element_size()
     while group > 1 and any(size % group for size in (x.shape[2] * x.shape[3], *strides(x))):
         group //= 2
+    return group
+
+
+def summing_tile(x: Tensor, anatomies: int) -> dict[str, int]:
+    """BLOCK_C, LANES and GROUP of the kernels that sum over x: 64 pixels, fewer channels where each has more sums."""
+    if channels_last(x):
+        return {"BLOCK_C": 64 if anatomies <= 2 else 32, "LANES": 8, "GROUP": 8}
+    group = vector(x)
     rows = {8: 32, 4: 32, 2: 16}.get(group, 8)
     return {"BLOCK_C": rows if anatomies <= 2 else max(rows // 2, 8), "LANES": PIXELS // group, "GROUP": group}
 
 
-def mapping_tile(x: Tensor, last: bool) -> dict[str, int]:
-    """BLOCK_C and BLOCK_S of the kernels that map x element by element: any of them gives the same bits."""
-    return {"BLOCK_C": 64, "BLOCK_S": 32} if last else {"BLOCK_C": 32, "BLOCK_S": 64}
+def mapping_tile(x: Tensor, last: bool, anatomies: int) -> dict[str, int]:
+    """BLOCK_C and BLOCK_S of the kernels that map x element by element: any of them gives the same bits.
+
+    The coefficients of a channel stay in registers, so a thread that holds one pixel of each gets fewer of them.
+    """
+    few = anatomies <= 4
+    if last:
+        return {"BLOCK_C": 64 if few else 32, "BLOCK_S": 32}
+    return {"BLOCK_C": (32 if few else 16) if vector(x) > 1 else (8 if few else 4), "BLOCK_S": 64}
 
 
 def strips_of(images: int, channels: int, pixels: int, block_c: int, programs: int = PROGRAMS) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import triton
 from axnet.kernels import pooling, pooling_backward, pooling_few
-from axnet.kernels.launch import PROGRAMS, on_its_device, strides, walkable
+from axnet.kernels.launch import PROGRAMS, on_its_device, strides, vector, walkable
 from axnet.kernels.register import register
 from torch import Tensor
 from torch.library import wrap_triton
@@ -26,11 +26,9 @@ def _few_tile(x: Tensor, images: int) -> tuple[dict[str, int], int, int]:
     last, pixels = channels_last(x), x.shape[2] * x.shape[3]
     block_c = triton.next_power_of_2(x.shape[1])
     held = min(max(32768 // x.element_size() // block_c, 1), 64)
-    group = 8
-    if not last:
-        group = 16 // x.element_size()
-        while group > 1 and any(size % group for size in (pixels, *strides(x))):
-            group //= 2
+    group = 8 if last else vector(x)
+    if group == 1:  # every pixel has accumulators of its own
+        held = max(held // 4, 1)
     group = min(group, held)
     tiles = triton.cdiv(pixels, held)
     wanted = min(max(triton.cdiv(2 * PROGRAMS, images), 1), tiles)

@@ -63,11 +63,12 @@ def load_tile(
                 there = there & (s < end)[None, :]
             out = out + (tl.load(base + tile_offsets(c, s, stride, LAST), mask=there, other=0.0).to(acc),)
     else:
-        s = first + lane[None, :, None] + tl.arange(0, GROUP)[None, None, :]
-        there = valid[:, None, None]
+        s = first + tl.arange(0, LANES * GROUP)
+        there = valid[:, None]
         if not EVEN:
-            there = there & (s < end)
-        out = slices(tl.load(base + (c.to(tl.int64) * stride)[:, None, None] + s, mask=there, other=0.0).to(acc), GROUP)
+            there = there & (s < end)[None, :]
+        tile = tl.load(base + tile_offsets(c, s, stride, LAST), mask=there, other=0.0).to(acc)
+        out = slices(tl.reshape(tile, [tile.shape[0], LANES, GROUP]), GROUP)
     return out
 
 
@@ -93,14 +94,14 @@ def load_masks(
     COUNT: tl.constexpr,
 ):
     """Tuple of COUNT masks that lie S apart, of the tile at pixel `first`: GROUP slices [1, LANES] of each, flat."""
-    s = first + (tl.arange(0, LANES) * GROUP)[None, :, None] + tl.arange(0, GROUP)[None, None, :]
+    s = first + tl.arange(0, LANES * GROUP)
     out = ()
     for a in tl.static_range(COUNT):
         if EVEN:
             mask = tl.load(mask_ptr + a * S + s)
         else:
             mask = tl.load(mask_ptr + a * S + s, mask=s < end, other=0.0)
-        out = out + slices(mask.to(acc), GROUP)
+        out = out + slices(tl.reshape(mask.to(acc), [1, LANES, GROUP]), GROUP)
     return out
 
 

@@ -236,6 +236,16 @@ def iabs(m: Machine, ins: Instruction, g: Group) -> None:
     put(m, ins, g, ins.operands[0], np.abs(i32(m, ins.operands[1]).astype(I64)).astype(U32))
 
 
+@op("SGXT")
+def sgxt(m: Machine, ins: Instruction, g: Group) -> None:
+    d, a, b = ins.operands
+    left = U32(32) - np.minimum(u32(m, b), U32(32)).astype(U32)
+    value = np.asarray(u32(m, a)).astype(I64) << np.asarray(left).astype(I64) & I64(0xFFFFFFFF)
+    if "U32" not in ins.mods:
+        value = value.astype(U32).view(I32).astype(I64)
+    put(m, ins, g, d, (value >> np.asarray(left).astype(I64)).astype(U32))
+
+
 @op("POPC", "UPOPC")
 def popc(m: Machine, ins: Instruction, g: Group) -> None:
     v = np.asarray(u32(m, ins.operands[1]))

@@ -198,15 +198,36 @@ def movm(m: Machine, ins: Instruction, g: Group) -> None:
     put(m, ins, g, ins.operands[0], (low | high << U32(16)).reshape(-1))
 
 
+@op("STSM")
+def stsm(m: Machine, ins: Instruction, g: Group) -> None:
+    active = m.guarded(ins, g)
+    count = int(ins.mods[-1]) if ins.mods[-1] in ("1", "2", "4") else 1
+    place, source = ins.operands[:2]
+    rows = m.shared_index(address_of(m, place), active, 16).reshape(-1, WARP)
+    m.shared_latency(g)
+    lane = np.arange(WARP)
+    whole = active.reshape(-1, WARP).any(1)  # a warp stores together
+    for k in range(count):
+        value = m.R[source.index + k].reshape(-1, WARP)[whole]
+        if any("MT" in t for t in ins.mods):
+            for half in range(2):
+                at = (rows[whole][:, 8 * k + lane % 4 * 2 + half] >> 1) + lane // 4
+                m.shared.view(np.uint16)[at] = (value >> U32(16 * half)).astype(np.uint16)
+        else:
+            m.shared.view(U32)[(rows[whole][:, 8 * k + lane // 4] >> 2) + lane % 4] = value
+
+
 @op("LDGSTS")
 def ldgsts(m: Machine, ins: Instruction, g: Group) -> None:
     active, size = m.guarded(ins, g), width(ins)
     to, place = ins.operands[:2]
     address = address_of(m, place).astype(U64)
-    real = ins.operands[2] if len(ins.operands) > 2 and is_pred(ins.operands[2]) else None  # else zeros
-    first = m.note(address, active, size)
+    asked = active  # without the predicate a lane writes zeros
+    if len(ins.operands) > 2 and is_pred(ins.operands[2]):
+        asked = active & pred(m, ins.operands[2])
+    first = m.note(address, asked, size)
     index = m.shared_index(address_of(m, to), active, size)[active]
-    words = m.load(address, active if real is None else active & pred(m, real), size)
+    words = m.load(address, asked, size)
     for k, v in enumerate(words):
         m.shared.view(U32)[(index >> 2) + k] = v[active]
     at = g.warp_at
