@@ -31,7 +31,7 @@ def _few_tile(x: Tensor, images: int) -> tuple[dict[str, int], int, int]:
         held = max(held // 4, 1)
     group = min(group, held)
     tiles = triton.cdiv(pixels, held)
-    wanted = min(max(triton.cdiv(2 * PROGRAMS, images), 1), tiles)
+    wanted = min(triton.cdiv(2 * PROGRAMS, images), triton.cdiv(pixels, 64))  # shorter ones cost more to merge
     strip = triton.cdiv(tiles, wanted) * held
     tile = {"BLOCK_C": block_c, "LANES": held // group, "GROUP": group, "num_warps": 8 if block_c * held >= 4096 else 4}
     return tile, triton.cdiv(pixels, strip), strip
