@@ -69,6 +69,13 @@ def test_matrix(tmp_path):
 
 
 @needs_gcc
+def test_pooling_in_the_shared_memory_of_a_large_gpu(tmp_path):
+    # there tiles are copied ahead and 16 maps go together at 1024 channels; by default the host has that of a small one
+    file = next(file for file in MATRIX if file.endswith("test_pooling.py"))
+    assert run_matrix(build(tmp_path), 9, file, AXNET_CUDA_HOST_SHARED_KB="227") >= 50
+
+
+@needs_gcc
 def test_matrix_under_sanitizers(tmp_path):
     # one wrong index or shift ends the process; gradcheck calls the same kernels hundreds of times
     runtimes = [
