@@ -4,8 +4,8 @@ python benchmarks/choose_backend.py RECORD.json [MORE.json ...]            # rew
 python benchmarks/choose_backend.py RECORD.json [MORE.json ...] --check    # exit code 1 where it would change
 
 A record holds "device", "commit" and "passes": rows of pass, backend, dtype, layout and median (ms). A row of a later
-record replaces the same row of an earlier one. A record with "predicted": true was computed, not measured; the header
-of the table says which is which.
+record replaces the same row of an earlier one. A record with "predicted": true was computed, not measured; so are the
+rows that benchmarks/cuda_model.py writes (--out). The header of the table says which is which.
 """
 
 from __future__ import annotations
@@ -36,6 +36,25 @@ HOST = 0.2
 ELEMENTS = 64 * 1024 * 48 * 48  # of the map that benchmarks/gpu.py times its passes with
 
 Case = tuple[str, str, str]  # pass, layout, dtype
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record of passes, from a file of benchmarks/gpu.py or of one of the judges."""
+    found: Any = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(found, list):  # kernels of the CUDA judge
+        sums: dict[Case, float] = {}
+        for row in found:
+            case = (row["name"], row["layout"], row["dtype"])
+            sums[case] = sums.get(case, 0.0) + row["predicted_ms"]
+        passes = [
+            {"pass": name, "layout": layout, "dtype": dtype, "backend": FIRST, "median": round(total, 4)}
+            for (name, layout, dtype), total in sums.items()
+        ]
+        return {"predicted": True, "device": "an H200", "commit": f"of {path.name}", "passes": passes}
+    environment = found.get("environment", {})  # benchmarks/gpu.py keeps these two beside the versions
+    found.setdefault("device", environment.get("device", "unknown device"))
+    found.setdefault("commit", environment.get("git commit", "unknown"))
+    return dict(found)
 
 
 def times_of(records: list[dict[str, Any]]) -> dict[Case, dict[str, float]]:
@@ -94,10 +113,7 @@ def main() -> None:
     parser.add_argument("records", nargs="+", type=Path)
     parser.add_argument("--check", action="store_true", help="change nothing")
     arguments = parser.parse_args()
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.records]
-    for record in records:  # benchmarks/gpu.py keeps these two beside the versions
-        record.setdefault("device", record.get("environment", {}).get("device", "unknown device"))
-        record.setdefault("commit", record.get("environment", {}).get("git commit", "unknown"))
+    records = [read(path) for path in arguments.records]
     written = table(records)
     if not arguments.check:
         TABLE.write_text(written, encoding="utf-8")

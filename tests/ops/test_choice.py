@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -107,3 +108,14 @@ def test_the_table_is_what_its_record_gives(choose_backend):
     space: dict[str, object] = {}
     exec(text, space)
     assert space["FASTER"]["descriptors", "NCHW", "float32"][0] == "triton"
+
+
+def test_kernels_of_the_judge_are_a_predicted_record(choose_backend, tmp_path):
+    kernels = [
+        {"name": "gate + norm", "layout": "NCHW", "dtype": "bfloat16", "predicted_ms": 0.25},
+        {"name": "gate + norm", "layout": "NCHW", "dtype": "bfloat16", "predicted_ms": 0.5},
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(kernels), encoding="utf-8")
+    record = choose_backend.read(tmp_path / "rows.json")
+    assert record["predicted"]
+    assert choose_backend.times_of([record]) == {("gate + norm", "NCHW", "bfloat16"): {"native": 0.75}}
