@@ -19,7 +19,7 @@ MATRIX = tuple(
 """The files of the op matrix."""
 
 
-def run_pytest(*arguments: str, timeout: int = 1500, **environment: str) -> int:
+def run_pytest(*arguments: str, timeout: int = 2400, **environment: str) -> int:
     """Number of tests that passed; AssertionError with pytest's own words when one failed or none was there."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
