@@ -2,8 +2,8 @@
 
 native and triton measured: NVIDIA H200 (132 multiprocessors, L2 60 MB), driver 580.159.04, torch 2.11.0+cu130, Triton
 3.6.0, nvcc 13.0; commit e58de9aa53e5 (plus the one-line shim for torch 2.11's headers).
-By work, layout and type: the backend and, outside of torch.compile, the least elements of X for which it is taken;
-beside it the milliseconds of all passes of the work at 151 million elements.
+By work, layout and type: the backend and, outside of torch.compile, the least elements of X for which it is
+taken; beside it the milliseconds of all passes of the work at 151 million elements.
 """
 
 FASTER: dict[tuple[str, str, str], tuple[str, int]] = {
