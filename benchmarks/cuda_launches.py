@@ -36,8 +36,8 @@ BUDGETS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
     "pwap backward, 14": ((20, float("inf")), (60, 35)),
 }
 
-# Passes that are still over their budget at SHAPE; tests/bench/test_cuda_model.py wants this list exact.
-NOT_YET = {(name, dtype, layout) for name in BUDGETS for dtype in DTYPES for layout in LAYOUTS}
+# Passes that were found within their budget at SHAPE, which a test holds; the others are over it or were not looked at.
+HELD = (("gate + norm", "bfloat16", "NCHW"), ("backward input", "bfloat16", "NCHW"))
 
 
 def calls(shape: tuple[int, int, int, int], layout: str, dtype: torch.dtype) -> dict[str, Any]:
