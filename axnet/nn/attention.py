@@ -16,6 +16,7 @@ from axnet.nn.calls import as_node, is_plain, is_traced
 from axnet.nn.grouped import FEW, grouped_linear
 from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm, gated_norm_average, given_statistics
 from axnet.nn.pooling import PWAP
+from axnet.ops import has_attention_gate
 from axnet.reference import GateFunction
 from axnet.types import DescriptorGate, Fusion, MaskedPool
 
@@ -126,6 +127,7 @@ class AnatomyAwareAttention(nn.Module):
         Its weights are read in the type that they have.
         """
         few = backend == "native" and descriptors.device.type == "cpu" and descriptors.shape[0] <= FEW
+        few = few and has_attention_gate
         if few and self.hidden_weight.is_contiguous() and self.gate_weight.is_contiguous():
             second: Tensor = torch.ops.axnet.attention_gate.default(
                 descriptors,

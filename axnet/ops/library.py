@@ -51,6 +51,8 @@ def _without_cuda() -> str | None:
 _REASON = _load()
 _CUDA_REASON = _without_cuda() if _REASON is None else None
 _GATED_PWAP = tuple(device for device in ("cpu", "cuda") if _REASON is None and _serves("gated_pwap", device))
+has_attention_gate = _REASON is None and _serves("attention_gate", "cpu")
+"""Whether the compiled library has A3's gate as one op for a CPU; the CUDA kernels built for the host come without."""
 
 
 def has_gated_pwap(backend: str, device: str) -> bool:
