@@ -152,13 +152,22 @@ class Recorder:
 
 
 def buffers_of(launch: Launch) -> list[tuple[int, int]]:
-    """Address and bytes of the tensors that the arguments point to."""
+    """Address and bytes of the tensors that the arguments point to.
+
+    An argument's eight bytes may look like an address and be none (padding keeps what stood there): asked is only the
+    allocator's own note before a block, glibc's size with its two flags, and only where it lies within its mapping.
+    """
     usable = ctypes.CDLL(None).malloc_usable_size
     usable.restype, usable.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
     regions = writable_memory()
     found = {}
     for at in range(0, len(launch.arguments) // 8 * 8, 8):
         (address,) = struct.unpack_from("<Q", launch.arguments, at)
-        if address % 16 == 0 and any(low + 16 <= address < high for low, high in regions):
-            found[address] = min(usable(address), max(high - address for low, high in regions if low <= address < high))
+        high = next((high for low, high in regions if low + 16 <= address < high), None)
+        if address % 16 or high is None:
+            continue
+        (note,) = struct.unpack("<Q", ctypes.string_at(address - 8, 8))
+        size, mapped = note & ~7, bool(note & 2)
+        if size >= 32 and size % 16 == 0 and address + size <= high + (16 if mapped else 0):
+            found[address] = min(usable(address), high - address)
     return sorted(found.items())
