@@ -73,7 +73,8 @@ __device__ inline void write_maxima(const InputPlan& p, const ElementGrad<T, B>&
 
 // NCHW. WHOLE: S is a multiple of the vector.
 template <class T, int B, bool WHOLE>
-__global__ void __launch_bounds__(kWalkThreads, (WHOLE ? 2 : 1)) input_rows_kernel(const InputPlan p, const Walk walk) {
+__global__ void __launch_bounds__((WHOLE ? kWalkThreads : kThreads), (WHOLE || B < 3 ? 2 : 1))
+    input_rows_kernel(const InputPlan p, const Walk walk) {
   constexpr int V = kVector<T>;
   using Terms = ChannelTerms<B>;
   using Row = Entry<Terms::count>;
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(kWalkThreads, (WHOLE ? 2 : 1)) input_rows_kern
     rows.count -= row;
     auto look = [&](auto blend) {
       constexpr bool BLEND = decltype(blend)::value;
-      meet<kFlight>(rows, walk, [&](auto many, int at, int step) {
+      meet<(WHOLE || B == 1 ? kFlight : kFlight / 2)>(rows, walk, [&](auto many, int at, int step) {
         constexpr int U = decltype(many)::value;
         Bits<T, V> xs[U], ds[U];
         if constexpr (BLEND)

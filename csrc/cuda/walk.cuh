@@ -59,7 +59,8 @@ struct Walk {
   int phases = 0, rows = 1;                             // NCHW: vectors and channels of a period
 
   Walk(int64_t N, int64_t kept, int64_t met, int unit, int entry_bytes) {
-    kept_blocks = static_cast<int>(ceil_div(kept, kWalkThreads));
+    // where a vector spans channels, a thread holds more: 256 of them leave 128 registers for each of two blocks
+    kept_blocks = static_cast<int>(ceil_div(kept, unit == 1 ? kWalkThreads : kThreads));
     width = static_cast<int>(ceil_div(kept, kept_blocks));
     side = std::max(1, kThreads / width);
     const int64_t piece = static_cast<int64_t>(side) * kWalkFlight * unit;
