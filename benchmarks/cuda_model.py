@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 from benchmarks import cuda_launches  # noqa: E402
 from benchmarks.cuda_resources import find_nvcc  # noqa: E402

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 from benchmarks.gpu_record import Record  # noqa: E402
 from benchmarks.gpu_steps import STEPS, Work, facts  # noqa: E402

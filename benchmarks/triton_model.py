@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 from benchmarks import cuda_launches, cuda_model  # noqa: E402
 from benchmarks.sass.launches import buffers_of, find_nvdisasm  # noqa: E402

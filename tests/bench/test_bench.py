@@ -18,7 +18,7 @@ from axnet.cli import app
 
 SHAPE = (2, 24, 6, 5)
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 
 @pytest.mark.parametrize("task", ("a3", "a3+mlp", "pwap1", "pwap14"))

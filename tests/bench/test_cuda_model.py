@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 from benchmarks import cuda_launches, cuda_model  # noqa: E402
 from benchmarks.cuda_resources import find_nvcc  # noqa: E402
