@@ -72,7 +72,7 @@ def counted(dtype: str, layout: str, only: str | None) -> list[dict[str, str | f
     result = []
     for row in rows[1:]:
         ranges = next((text for key, text in row.items() if "Push/Pop_Range" in key and text), "")
-        name = (ranges.split(":") + [""])[1]  # DOMAIN:RANGE:...
+        name = ranges.partition(":")[2].partition(":")[0]  # DOMAIN:RANGE:...
         found: dict[str, str | float] = {"pass": name, "dtype": dtype, "layout": layout, "kernel": row["Kernel Name"]}
         for column, metric in COLUMNS.items():
             value = float((row.get(metric) or "nan").replace(",", "")) * SCALE.get(units.get(metric, ""), 1.0)

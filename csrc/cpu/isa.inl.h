@@ -36,6 +36,8 @@ inline void with_anatomies(int a, const F& f) {
 
 #include "cpu/simd.h"
 
+#include "cpu/maxima.inl.h"
+
 #include "cpu/moments.inl.h"
 
 #include "cpu/algebra.inl.h"
