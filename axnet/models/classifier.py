@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._pytree import _register_namedtuple
 
 from axnet.models.backbone import Backbone, DenseNetBackbone, StrPath
@@ -49,6 +50,8 @@ class AnatomyXNet(nn.Module):
         decides that finding.
     dropout: on the gates; head_dropout: on the pooled features.
     in_channels: 1 (grey) or 3.
+    input_size: side in pixels to which images are resized (bilinear) before the backbone, None for as they come: films
+        of 128 pixels then get the finer feature maps of a larger side.
     Raises ValueError for an argument out of range.
     """
 
@@ -66,6 +69,7 @@ class AnatomyXNet(nn.Module):
         dropout: float = 0.1,
         head_dropout: float = 0.0,
         in_channels: int = 1,
+        input_size: int | None = None,
     ) -> None:
         """Build the network; the class describes the arguments."""
         super().__init__()
@@ -83,6 +87,7 @@ class AnatomyXNet(nn.Module):
             "dropout": dropout,
             "head_dropout": head_dropout,
         }
+        self.input_size = _input_size(input_size, self.config)
         maps = num_classes if num_maps == "classes" else 1
         channels = cast(Backbone, self.backbone).channels
         self.attention = nn.ModuleList(
@@ -101,8 +106,9 @@ class AnatomyXNet(nn.Module):
         image: [N,in_channels,H,W], normalised as in training; mask: [N,num_anatomies,h,w] of any resolution, float in
         [0,1], bool or uint8 (255 = 1).
         """
+        maps = self.backbone(_resized(image, self.input_size))
         pooled, prob_maps = [], []
-        for x, attention, pooling in zip(self.backbone(image), self.attention, self.pooling, strict=True):
+        for x, attention, pooling in zip(maps, self.attention, self.pooling, strict=True):
             if isinstance(attention, AnatomyAwareAttention):
                 vector, prob = attention.pool(x, mask, pooling)
             else:  # something that was wrapped around it
@@ -133,6 +139,7 @@ class DenseNetGAP(nn.Module):
         stages: Sequence[int] | None = None,
         head_dropout: float = 0.0,
         in_channels: int = 1,
+        input_size: int | None = None,
     ) -> None:
         """Build the network; the class describes the arguments."""
         super().__init__()
@@ -140,13 +147,30 @@ class DenseNetGAP(nn.Module):
             raise ValueError(f"num_classes is {num_classes}, expected 1 or more.")
         self.backbone, self.config = _backbone(backbone, in_channels, stages, pretrained)
         self.config |= {"num_classes": num_classes, "head_dropout": head_dropout}
+        self.input_size = _input_size(input_size, self.config)
         self.head_dropout = nn.Dropout(head_dropout)
         self.classifier = nn.Linear(cast(Backbone, self.backbone).channels[-1], num_classes)
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Output:
         """Classify images [N,in_channels,H,W], normalised as in training; mask is ignored."""
-        features = self.backbone(image)[-1].mean((2, 3))  # [N, C]
+        features = self.backbone(_resized(image, self.input_size))[-1].mean((2, 3))  # [N, C]
         return Output(self.classifier(self.head_dropout(features)), (), features.unsqueeze(1))
+
+
+def _input_size(size: int | None, config: dict[str, Any]) -> int | None:
+    """The checked size, which the configuration holds where there is one."""
+    if size is None:
+        return None
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"input_size is {size!r}, expected positive pixels or None.")
+    config["input_size"] = size
+    return size
+
+
+def _resized(image: Tensor, size: int | None) -> Tensor:
+    if size is None or image.shape[-2:] == (size, size):
+        return image
+    return F.interpolate(image, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def _backbone(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -21,6 +20,7 @@ from axnet.train.augment import Augmentation
 from axnet.train.data import Batches, XraySet, as_is
 from axnet.train.inputs import to_input
 from axnet.train.losses import LossName, bce_loss, focal_loss
+from axnet.train.schedule import cosine, one_cycle
 from axnet.train.synchronised import synchronised
 
 OptimizerName = Literal["adamw", "adam"]
@@ -226,18 +226,6 @@ class XrayDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **options,
         )
-
-
-def cosine(progress: float) -> float:
-    """Share of the peak learning rate after a share of the run: from 1 down to 0."""
-    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def one_cycle(progress: float, rise: float = 0.2) -> float:
-    """As cosine, after a rise from 1/25 over the first share of the run (Smith, 2018)."""
-    if progress < rise:
-        return 1 - 0.96 * cosine(progress / rise)
-    return cosine((progress - rise) / (1 - rise))
 
 
 def exponential_average(decay: float) -> WeightAveraging:

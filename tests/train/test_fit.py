@@ -11,7 +11,8 @@ import torch
 from axnet.models import Preprocessing, load_classifier
 from axnet.train import Augmentation, DataConfig, FitConfig, XraySet, fit, open_part, predict
 from axnet.train.fitting import _precision
-from axnet.train.module import ClassifierModule, cosine, one_cycle
+from axnet.train.module import ClassifierModule
+from axnet.train.schedule import cosine, one_cycle
 
 OPTIONS = {"backbone": "tiny", "reduction": 0.25}
 
