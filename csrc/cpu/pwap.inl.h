@@ -58,8 +58,9 @@ void pwap_typed(const PwapArgs& g, int64_t begin, int64_t end) {
   const bool across = maps_in_lanes(K);
   const int64_t size = P * g.C + 2 * K;
   alignas(64) Acc held[on_stack<Acc> ? 2 * kMaxMaps * kMaxTile : 1];
-  Acc* share = on_stack<Acc> ? held : static_cast<Acc*>(g.scratch);  // [K, tile]
-  Acc* turned = share + kMaxMaps * kMaxTile;                         // [tile, P]
+  const int64_t row_stride = (g.tile + 15) / 16 * 16;
+  Acc* share = on_stack<Acc> ? held : static_cast<Acc*>(g.scratch);  // [K, row_stride]
+  Acc* turned = share + K * row_stride;                              // [tile, P]
   for (int64_t task = begin; task < end; ++task) {
     const auto t = place_of<T>(g, task);
     const T* x = static_cast<const T*>(g.x_data) + t.n * g.x.n + t.first * g.x.s;
@@ -93,7 +94,7 @@ void pwap_typed(const PwapArgs& g, int64_t begin, int64_t end) {
         probability<V, Acc>(lanes == LA::W ? LA::load(row + s) : LA::load_n(row + s, lanes), top, factor, &p, &w);
         if (lanes < LA::W) w = LA::first_n(w, Acc(0), lanes);
         mass += w;
-        LA::store_n(share + k * kMaxTile + s, w, lanes);
+        LA::store_n(share + k * row_stride + s, w, lanes);
         if (lanes == LA::W) Lanes<T>::store(prob + k * g.S + s, p);
         else Lanes<T>::store_n(prob + k * g.S + s, p, lanes);
       }
@@ -101,7 +102,7 @@ void pwap_typed(const PwapArgs& g, int64_t begin, int64_t end) {
       part[P * g.C + K + k] = reduce_lanes<Acc, false, 1>(&mass)[0];
     }
     if (g.x.channels_last) {  // numerators [K, C]
-      transpose(share, static_cast<int64_t>(K), t.pixels, kMaxTile, turned, static_cast<int64_t>(P));
+      transpose(share, static_cast<int64_t>(K), t.pixels, row_stride, turned, static_cast<int64_t>(P));
       project<T>(x, g.x.s, t.pixels, g.C, turned, P, K, part, g.C, true);
     } else {  // [C, P]
       for (int64_t i = 0; i < P * g.C; ++i)
@@ -109,10 +110,10 @@ void pwap_typed(const PwapArgs& g, int64_t begin, int64_t end) {
       if (across) {
         for (int64_t i = 0; i < t.pixels * P; ++i)
           turned[i] = 0;
-        transpose(share, static_cast<int64_t>(K), t.pixels, kMaxTile, turned, static_cast<int64_t>(P));
+        transpose(share, static_cast<int64_t>(K), t.pixels, row_stride, turned, static_cast<int64_t>(P));
         contract_across<T>(x, g.x.c, g.C, t.pixels, turned, P, P, part, P);
       } else {
-        contract_along<T>(x, g.x.c, g.C, t.pixels, share, kMaxTile, K, part, P);
+        contract_along<T>(x, g.x.c, g.C, t.pixels, share, row_stride, K, part, P);
       }
     }
   }
