@@ -43,9 +43,43 @@ def percentile_normalize(image: npt.NDArray[Any], low: float = 1, high: float = 
     if not 0 <= low < high <= 100:
         raise ValueError(f"low and high are {low} and {high}, expected 0 <= low < high <= 100.")
     bottom, top = np.percentile(image, (low, high))
+    return _stretched(image, bottom, top)
+
+
+def levels_normalize(image: npt.NDArray[Any], percentiles: tuple[float, float] | None) -> Float32Array:
+    """Grey values in [0,1] of an image uint8 or uint16 [H,W], stretched as percentile_normalize does, but faster.
+
+    percentiles: None for none.
+    """
+    most = np.iinfo(image.dtype).max
+    levels = np.arange(most + 1, dtype=np.float32) / np.float32(most)
+    if percentiles is not None:
+        if image.dtype == np.uint8:
+            counts = np.asarray(Image.fromarray(image).histogram())
+        else:
+            counts = np.bincount(image.ravel(), minlength=most + 1)
+        levels = _stretched(levels, *(percentile_of_levels(counts, levels, share) for share in percentiles))
+    return np.take(levels, image)
+
+
+def _stretched(image: npt.NDArray[Any], bottom: np.float64, top: np.float64) -> Float32Array:
     if top <= bottom:
         return np.zeros(image.shape, dtype=np.float32)
     return ((image.astype(np.float32) - np.float32(bottom)) / np.float32(top - bottom)).clip(0, 1)
+
+
+def percentile_of_levels(counts: npt.NDArray[np.integer[Any]], levels: Float32Array, share: float) -> np.float64:
+    """The percentile that numpy.percentile finds among grey values, of which counts says how often each of levels is.
+
+    counts: [L]; levels: rising, [L]; share: 0 to 100. Sorting a film takes longer than decoding it.
+    """
+    ends = np.cumsum(counts)
+    place = (int(ends[-1]) - 1) * (share / 100)
+    below = int(place)
+    around = (below, min(below + 1, int(ends[-1]) - 1))
+    low, high = (levels[np.searchsorted(ends, rank, side="right")] for rank in around)
+    part = np.float64(place - below)
+    return low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part)
 
 
 def mask_values(mask: npt.NDArray[Any], name: str = "mask") -> Float32Array:

@@ -1,4 +1,4 @@
-"""The command line: `axnet demo | fit | evaluate | predict | segment | bench | info`."""
+"""The command line: `axnet demo | prepare | fit | evaluate | predict | segment | bench | info`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from axnet import __version__
-from axnet.cli import bench, demo, evaluate, fit, predict, segment
+from axnet.cli import bench, demo, evaluate, fit, predict, prepare, segment
 from axnet.memory import keep_freed_memory
 
 USER_ERRORS = (ValueError, OSError, KeyError, ImportError)
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo.demo)
+app.command()(prepare.prepare)
 app.command()(fit.fit)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
@@ -78,4 +79,7 @@ def _sentence(error: BaseException) -> str:
         return f"this command needs the package '{error.name}': pip install 'axnet[train]'."
     if isinstance(error, KeyError):
         return f"key {error} is missing."
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if "\nOriginal Traceback" in text:  # of a process that read films, whose error ends with what it said
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split()) or type(error).__name__

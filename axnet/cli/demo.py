@@ -45,7 +45,7 @@ def demo(
         out=str(out),
         data=DataConfig(
             data=data,
-            root=None if root is None else str(root),
+            root=root,
             seed=seed,
             train_images=train_images,
             test_images=test_images,

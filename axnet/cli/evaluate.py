@@ -53,7 +53,7 @@ def evaluate(
     model, info = load_classifier(weights)
     source = DataConfig(
         data=data,
-        root=None if root is None else str(root),
+        root=root,
         seed=seed,
         test_images=test_images,
         findings=info.classes,

@@ -151,7 +151,7 @@ def fit(
     writable_folder(out, "--out")
     source = DataConfig(
         data=data,
-        root=None if root is None else str(root),
+        root=root,
         seed=seed,
         train_images=train_images,
         workers=workers,
@@ -160,12 +160,15 @@ def fit(
         uncertain=None if uncertain is None else read_policy(uncertain),
         views=None if views is None else tuple(views.split(",")),
     )
+    if source.packed:
+        config = replace(config, workers=workers)  # which read while it trains
     first = processes.rank() == 0
     progress = Progress(typer.echo, bars=not quiet) if first else SILENT
     guided = architecture is Architecture.anatomy_xnet
     drawn_by = out / SEGMENTER_NAME
     prepared = CACHE_VARIABLE in os.environ
-    if ((resume and segmenter is None) or prepared) and drawn_by.is_file():
+    given = source.dataset.masked and source.dataset.real  # packed with the films
+    if ((resume and segmenter is None and not given) or prepared) and drawn_by.is_file():
         segmenter = drawn_by  # put there by the run that is resumed, or by the command that started these processes
     trained = organ_root is not None and segmenter is None
     with progress.step("training the segmenter", SEGMENTER_EPOCHS, "epochs") if trained else nullcontext() as done:

@@ -19,8 +19,10 @@ Data = Annotated[
     str, typer.Option(help=f"Data set: {DEFAULT}, which is built in, or, in --root, {_NAMES}.", metavar="NAME")
 ]
 Root = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(help="Folder of the data set, as it is downloaded."),
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="Folder of the data set as it is downloaded, or a folder or URL of axnet prepare.", metavar="FOLDER"
+    ),
 ]
 Uncertain = Annotated[
     Optional[str],  # noqa: UP045

@@ -6,17 +6,28 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Optional
+from typing import IO, TYPE_CHECKING, Annotated, Optional, Protocol
 
 import typer
 
 from axnet.cli.options import UNREADABLE, SegmenterFile, report_failed, writable_file
 
+if TYPE_CHECKING:
+    from axnet.data.folder import ImageFile
+    from axnet.models import Preprocessing
+    from axnet.train import XraySet
+
 _AT_A_TIME = 64  # images read, drawn and scored together
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Radiographs (PNG, JPEG, DICOM), or folders of them.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Radiographs (PNG, JPEG, DICOM), folders of them, or one folder or URL of axnet prepare.",
+            metavar="IMAGES...",
+        ),
+    ],
     weights: Annotated[Path, typer.Option(help="Classifier written by axnet fit.")],
     segmenter: SegmenterFile = None,
     out: Annotated[
@@ -28,45 +39,126 @@ def predict(
 
     Folders are searched with all below them, and an image is known by its path there. Files that cannot be read are
     listed at the end, and the exit code is then 1. The anatomy masks come from --segmenter, or from
-    segmenter.safetensors beside the weights. Not for medical use.
+    segmenter.safetensors beside the weights; packed films may bring theirs. Not for medical use.
     """
     import csv
 
-    from axnet.data import read_image
-    from axnet.data.folder import image_files
     from axnet.models import AnatomyXNet, load_classifier
     from axnet.train import predict as score
     from axnet.train import segmenter_for, with_blank_masks, with_predicted_masks
-    from axnet.train.sources import unlabelled
 
-    files = image_files(images, file_id=str)
+    films = _films(images)
     if out is not None:
         writable_file(out, "--out")
     model, info = load_classifier(weights)
-    drawer = segmenter_for(weights, segmenter) if isinstance(model, AnatomyXNet) else None
+    guided = isinstance(model, AnatomyXNet)
+    masked = films.masked and segmenter is None
+    drawer = segmenter_for(weights, segmenter) if guided and not masked else None
     failed: list[tuple[Path, str]] = []
     with _opened(out) as stream:
         writer = csv.writer(stream)
         writer.writerow(("image", *info.classes))
-        for start in range(0, len(files), _AT_A_TIME):
-            stored, ids = [], []
-            for file in files[start : start + _AT_A_TIME]:
-                try:
-                    stored.append(info.preprocessing.store(read_image(file.path)))
-                    ids.append(file.id)
-                except UNREADABLE as error:
-                    failed.append((file.path, " ".join(str(error).split())))
-            if not ids:
+        for start in range(0, len(films), _AT_A_TIME):
+            data = films.read(start, min(start + _AT_A_TIME, len(films)), info.preprocessing, failed)
+            if data is None:
                 continue
-            data = unlabelled(stored, ids, info.preprocessing)
-            data = with_blank_masks(data) if drawer is None else with_predicted_masks(data, drawer)
-            for name, row in zip(ids, score(model, data, info.preprocessing), strict=True):
+            if not guided:
+                data = with_blank_masks(data)
+            elif drawer is not None:
+                data = with_predicted_masks(data, drawer)
+            for name, row in zip(data.ids, score(model, data, info.preprocessing), strict=True):
                 writer.writerow((name, *(f"{value:.6f}" for value in row)))
             stream.flush()
     if out is not None:
         note = f", {len(failed)} failed" if failed else ""
-        typer.echo(f"{len(files) - len(failed)} images scored{note}: {out}")
+        typer.echo(f"{len(films) - len(failed)} images scored{note}: {out}")
     report_failed(failed)
+
+
+def _films(images: list[str]) -> Films:
+    """What the user named: files and folders, or packed films."""
+    from axnet.data.folder import image_files
+    from axnet.data.packed.manifest import is_packed
+
+    if not any(is_packed(image) for image in images):
+        return _Files(image_files(map(Path, images), file_id=str))
+    if len(images) > 1:
+        raise ValueError(f"images has {len(images)} entries with packed films among them, expected these alone.")
+    return _Packed(images[0])
+
+
+class Films(Protocol):
+    """Films to be scored. masked: whether they bring masks."""
+
+    masked: bool
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def read(
+        self, start: int, stop: int, preprocessing: Preprocessing, failed: list[tuple[Path, str]]
+    ) -> XraySet | None:
+        """Those of these positions that can be read, None where none can; the others are added to failed."""
+        ...
+
+
+class _Files:
+    masked = False
+
+    def __init__(self, files: list[ImageFile]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(
+        self, start: int, stop: int, preprocessing: Preprocessing, failed: list[tuple[Path, str]]
+    ) -> XraySet | None:
+        from axnet.data.image import read_stored
+        from axnet.train.sources import unlabelled
+
+        stored, ids = [], []
+        for file in self.files[start:stop]:
+            try:
+                stored.append(preprocessing.store(read_stored(file.path)))
+                ids.append(file.id)
+            except UNREADABLE as error:
+                failed.append((file.path, " ".join(str(error).split())))
+        return unlabelled(stored, ids, preprocessing) if ids else None
+
+
+class _Packed:
+    def __init__(self, root: str) -> None:
+        from axnet.data.packed.films import PackedFilms
+
+        self.films = PackedFilms(root)
+        self.set: XraySet | None = None
+        self.masked = self.films.manifest.masks is not None
+
+    def __len__(self) -> int:
+        return len(self.films)
+
+    def read(
+        self, start: int, stop: int, preprocessing: Preprocessing, failed: list[tuple[Path, str]]
+    ) -> XraySet | None:
+        from axnet.train import collect
+
+        if self.set is None:
+            self.set = collect(self.films, preprocessing)
+        try:
+            part = self.set.subset(range(start, stop))
+            part.images[:]  # read now, and kept for what follows
+            return part
+        except UNREADABLE:
+            whole = []
+        for index in range(start, stop):
+            try:
+                self.films.film(index)
+                whole.append(index)
+            except UNREADABLE as error:
+                failed.append((Path(self.films.ids[index]), str(error)))
+        return self.set.subset(whole) if whole else None
 
 
 @contextmanager

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from axnet.data.mask_table import MaskTable, MaskWriter
     from axnet.data.nih import NIHChestXray
     from axnet.data.organs import OrganMaskSet
+    from axnet.data.packed.films import PackedFilms
     from axnet.data.phantom import PhantomSample, PhantomXray, render, write_nih
     from axnet.data.sets.chexpert import CheXpert
     from axnet.data.sets.csv import CSVDataset
@@ -54,6 +55,7 @@ _HOME = {
     "MaskWriter": "axnet.data.mask_table",
     "NIHChestXray": "axnet.data.nih",
     "OrganMaskSet": "axnet.data.organs",
+    "PackedFilms": "axnet.data.packed.films",
     "PhantomSample": "axnet.data.phantom",
     "PhantomXray": "axnet.data.phantom",
     "render": "axnet.data.phantom",
@@ -74,6 +76,7 @@ __all__ = [
     "MaskWriter",
     "NIHChestXray",
     "OrganMaskSet",
+    "PackedFilms",
     "PhantomSample",
     "PhantomXray",
     "RadiographFolder",

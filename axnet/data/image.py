@@ -6,6 +6,7 @@ import struct
 import zlib
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,14 @@ def read_image(path: StrPath) -> Float32Array:
     Raises FileNotFoundError for a missing file, ValueError for one that cannot be decoded or has more than 16 bits;
     both name the file.
     """
+    stored = read_stored(path)
+    if stored.dtype.kind == "f":
+        return stored
+    return stored.astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)
+
+
+def read_stored(path: StrPath) -> npt.NDArray[Any]:
+    """As read_image, but the stored values: uint8 or uint16 [H,W]; of DICOM what read_image returns."""
     if Path(path).is_file() and is_dicom(Path(path)):
         return read_dicom(Path(path))
     image = _load(path)
@@ -53,10 +62,10 @@ def read_image(path: StrPath) -> Float32Array:
         stored = np.asarray(image)
         if stored.min() < 0 or stored.max() > 65535:
             raise ValueError(f"image file '{path}' holds values up to {stored.max()}, expected 8 or 16 bit.")
-        return stored.astype(np.float32) / np.float32(65535)
+        return stored.astype(np.uint16)
     if image.mode == "F":
         raise ValueError(f"image file '{path}' holds floating-point pixels, expected 8 or 16 bit.")
-    return np.asarray(_converted(image, "L", path)).astype(np.float32) / np.float32(255)
+    return np.asarray(_converted(image, "L", path))
 
 
 def read_mask(path: StrPath) -> npt.NDArray[np.bool_]:

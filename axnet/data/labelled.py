@@ -50,8 +50,8 @@ class LabelledFilms(Dataset[Item]):
     returns the item to use.
 
     Items: image float32 [1,H,W] in [0,1], label float32 [K] (NaN: left out), id, patient, view, and with masks also
-    mask float32 [A,H,W]. Attributes: root, split, findings, table (image, path, patient, view), raw float64 [N,K] and
-    labels float32 [N,K], ids, patients, and split_hash, the SHA-256 of the sorted image list.
+    mask float32 [A,H,W]. Attributes: root, split, findings, table (image, path, patient, view), raw float64 [N,K],
+    blank and labels float32 [N,K], ids, patients, and split_hash, the SHA-256 of the sorted image list.
     Raises FileNotFoundError for missing images, ValueError for an unknown finding or view, labels other than 0, 1, -1
     and blank, a name that comes twice, or when nothing is left.
     """
@@ -99,15 +99,29 @@ class LabelledFilms(Dataset[Item]):
         columns = [films.findings.index(finding) for finding in wanted if finding in films.findings]
         self.raw = np.full((len(self.ids), len(wanted)), np.nan)
         self.raw[:, present] = films.raw[shown][:, columns]
+        self.blank = blank
         self.labels = settled(self.raw, self.ids, wanted, uncertain, blank)
         self.labels[:, np.logical_not(present)] = np.nan
         self.split_hash = split_hash(self.ids)
         self._paths: list[str] = self.table["path"].tolist()
+        self._views: list[str] = self.table["view"].tolist()
+        self._places = {name: place for place, name in enumerate(self.ids)}
+        self._check_files()
+
+    def _check_files(self) -> None:
         missing = [path for path in self._paths if not os.path.isfile(path)]
         if missing:
             raise FileNotFoundError(
-                f"{len(missing)} of {len(self._paths)} images of split '{split}' are missing: {some(missing)}."
+                f"{len(missing)} of {len(self._paths)} images of split '{self.split}' are missing: {some(missing)}."
             )
+
+    def _read(self, index: int) -> npt.NDArray[np.float32]:
+        return read_image(self._paths[index])
+
+    def _mask(self, index: int) -> npt.NDArray[np.float32] | None:
+        if self.masks is None:
+            return None
+        return mask_values(self.masks(self.ids[index]), f"masks for '{self.ids[index]}'")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -116,7 +130,7 @@ class LabelledFilms(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         """One image with its labels."""
         name = self.ids[index]
-        image = read_image(self._paths[index])
+        image = self._read(index)
         if self.size is not None:
             image = resize(image, self.size)
         item: Item = {
@@ -124,18 +138,18 @@ class LabelledFilms(Dataset[Item]):
             "label": torch.from_numpy(self.labels[index].copy()),
             "id": name,
             "patient": self.patients[index],
-            "view": self.table["view"].iat[index],
+            "view": self._views[index],
         }
-        if self.masks is not None:
-            mask = mask_values(self.masks(name), f"masks for '{name}'")
+        mask = self._mask(index)
+        if mask is not None:
             item["mask"] = torch.from_numpy(resize(mask, (image.shape[0], image.shape[1])))
         return item if self.transform is None else self.transform(item)
 
     def path(self, image_id: str) -> Path:
         """The file of an image of this split; raises ValueError for an unknown id."""
-        if image_id not in self.ids:
+        if image_id not in self._places:
             raise ValueError(f"image_id is '{image_id}', expected an image of split '{self.split}'.")
-        return Path(self._paths[self.ids.index(image_id)])
+        return Path(self._paths[self._places[image_id]])
 
     def counts(self) -> pd.DataFrame:
         """What the policies make: per finding the films that count as positive and negative, and those left out.

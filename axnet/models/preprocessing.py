@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from axnet.imaging import percentile_normalize, resize
+from axnet.imaging import levels_normalize, percentile_normalize, resize
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,14 @@ class Preprocessing:
             raise ValueError(f"std is {self.std}, expected a positive number.")
 
     def store(self, image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """Stretch and resize one image [H,W] in [0,1]; returns uint8 [size,size], the form in which sets are held."""
-        grey = image if self.percentiles is None else percentile_normalize(image, *self.percentiles)
+        """Stretch and resize one image [H,W] in [0,1], or uint8 or uint16, as read_stored returns it.
+
+        Returns uint8 [size,size], the form in which sets are held; the same for an image in either form.
+        """
+        if image.dtype in (np.uint8, np.uint16):
+            grey = levels_normalize(image, self.percentiles)
+        else:
+            grey = image if self.percentiles is None else percentile_normalize(image, *self.percentiles)
         return np.rint(resize(grey, self.size).clip(0, 1) * 255).astype(np.uint8)
 
     def normalize(self, images: Tensor) -> Tensor:

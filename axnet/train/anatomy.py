@@ -30,8 +30,8 @@ def find_segmenter(
     """The segmenter for a run; its weights are also put in out, beside the classifier's, for prediction.
 
     segmenter: weights to load. organ_root: an OrganMaskSet folder to train one on, for epochs, when segmenter is None.
-    With neither, None for a set that is drawn, whose own masks are exact, and for other data the segmenter that comes
-    with axnet. needed: whether the classifier takes masks.
+    With neither, None for a set that carries masks, as drawn and packed ones do, and for other data the segmenter that
+    comes with axnet; it is put there for packed films of patients, too. needed: whether the classifier takes masks.
     """
     target = Path(out) / SEGMENTER_NAME
     if segmenter is not None:
@@ -51,10 +51,11 @@ def find_segmenter(
         )
         trained.save(target)
         return trained
-    if not needed or not config.dataset.real:
+    found = config.dataset
+    if not needed or (found.masked and not found.real):
         return None
     _copy(WEIGHTS, target)
-    return Segmenter.load(target)
+    return None if found.masked else Segmenter.load(target)
 
 
 def _copy(source: StrPath, target: Path) -> None:
@@ -78,9 +79,13 @@ def optional_segmenter(
 ) -> Segmenter | None:
     """As segmenter_for, but None where there is none to find and none is needed.
 
-    A set that is drawn needs none, since its own masks are exact; needed: whether the classifier takes masks.
+    Packed films with masks need none, nor does a set that is drawn, unless a segmenter lies beside the weights, which
+    has drawn the masks that they were trained with. needed: whether the classifier takes masks.
     """
     beside = Path(weights).parent / SEGMENTER_NAME
-    if segmenter is None and not beside.is_file() and (not config.dataset.real or not needed):
+    found = config.dataset
+    if segmenter is None and found.masked and (found.real or not beside.is_file()):
+        return None
+    if segmenter is None and not beside.is_file() and not needed:
         return None
     return segmenter_for(weights, segmenter)

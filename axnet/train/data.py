@@ -1,4 +1,4 @@
-"""A data set held as 8-bit tensors, in memory or in files that the system caches, and batches cut from it."""
+"""A data set as 8-bit tensors, in memory, in files that the system caches or packed, and batches cut from it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from axnet.data.findings import organs_to_anatomies
 from axnet.data.image import StrPath
+from axnet.data.packed.films import PackedFilms
 from axnet.imaging import resize
 from axnet.models.preprocessing import Preprocessing
 from axnet.train.cache import kept, key_of
 from axnet.train.labels import checked_labels
+from axnet.train.pixels import Pixels, packed_pixels, subset
 
 _CHUNK = 32
 _MEMORY_SHARE = 0.5
@@ -63,13 +65,14 @@ class SegmenterLike(Protocol):
 class XraySet:
     """Radiographs ready for training.
 
-    images: uint8 [N,1,S,S]; masks: uint8 [N,A,S,S] (255 = 1) or None; labels: float32 [N,K] in the order of findings,
+    images: uint8 [N,1,S,S]; masks: uint8 [N,A,S,S] (255 = 1) or None; both tensors, or packed films that are read batch
+    by batch (axnet.train.pixels); labels: float32 [N,K] in the order of findings,
     0, 1, NaN for unknown, or between 0 and 1 to train on; ids, patients: one per image; split_hash, split_name: name
     the split in reports; preprocessing: how the images were made.
     """
 
-    images: Tensor
-    masks: Tensor | None
+    images: Pixels
+    masks: Pixels | None
     labels: Tensor
     findings: tuple[str, ...]
     ids: tuple[str, ...]
@@ -87,8 +90,8 @@ class XraySet:
         index = torch.as_tensor(indices, dtype=torch.long)
         return replace(
             self,
-            images=self.images[index],
-            masks=None if self.masks is None else self.masks[index],
+            images=subset(self.images, indices),
+            masks=None if self.masks is None else subset(self.masks, indices),
             labels=self.labels[index],
             ids=tuple(self.ids[i] for i in indices),
             patients=tuple(self.patients[i] for i in indices),
@@ -124,11 +127,14 @@ def collect(
     workers: processes that read or render. folder: a folder for memory-mapped files, for sets larger than the memory,
     which later runs find again by source.fingerprint() and preprocessing; several runs may share it. None holds the
     set in memory. progress: called with the number of images done so far.
+    Packed films stay where they are, and each batch is read when it is asked for; folder then is not used.
     Masks are kept where the items carry them. Raises ValueError when the set is empty, or too large for the memory.
     """
     count = len(source)
     if count == 0:
         raise ValueError("source has no images, expected one or more.")
+    if isinstance(source, PackedFilms) and source.plain:
+        return _set(source, preprocessing, *packed_pixels(source, preprocessing))
     items = _Stored(source, preprocessing)
     first = items[0]
     shapes: dict[str, tuple[int, ...]] = {"images": (count, *first[0].shape)}
@@ -138,7 +144,10 @@ def collect(
     if folder is not None:
         arrays = kept(Path(folder), _cache_key(source, preprocessing), shapes, batches)
     else:
-        _check_memory(sum(math.prod(shape) for shape in shapes.values()))
+        needed = sum(math.prod(shape) for shape in shapes.values())
+        _check_memory(
+            needed, "the set takes", "name a folder for memory-mapped files, or pack the films (axnet prepare)"
+        )
         arrays = {name: np.empty(shape, dtype=np.uint8) for name, shape in shapes.items()}
         done = 0
         for batch in batches:
@@ -146,9 +155,14 @@ def collect(
                 array[done : done + len(batch[name])] = batch[name]
             done += len(batch["images"])
     masks = arrays.get("masks")
+    images = torch.from_numpy(arrays["images"])
+    return _set(source, preprocessing, images, None if masks is None else torch.from_numpy(masks))
+
+
+def _set(source: XraySource, preprocessing: Preprocessing, images: Pixels, masks: Pixels | None) -> XraySet:
     return XraySet(
-        images=torch.from_numpy(arrays["images"]),
-        masks=None if masks is None else torch.from_numpy(masks),
+        images=images,
+        masks=masks,
         labels=checked_labels(source.labels, source.findings, source.ids, smooth=True),
         findings=tuple(source.findings),
         ids=tuple(source.ids),
@@ -173,7 +187,9 @@ def with_predicted_masks(
     number of films done so far.
     """
     predict = segmenter.plausible_batch if fallback else segmenter.predict_batch
-    masks = torch.empty((len(data), 2, *data.images.shape[-2:]), dtype=torch.uint8)
+    shape = (len(data), 2, *data.images.shape[-2:])
+    _check_memory(math.prod(shape), "the masks take", "pack them with the films (axnet prepare)")
+    masks = torch.empty(shape, dtype=torch.uint8)
     for start in range(0, len(data), batch_size):
         batch = data.images[start : start + batch_size].to(torch.float32).div_(255)
         prob = organs_to_anatomies(predict(batch).float().cpu())
@@ -230,11 +246,13 @@ class Batches(Dataset[dict[str, Tensor]]):
         }
 
 
-def _largest(masks: Tensor) -> int:
+def _largest(masks: Pixels) -> int:
     """The largest value, or the first that is above 1: a set's masks are read only as far as they are empty."""
     if 0 in masks.shape:
         return 0
-    if not masks.is_contiguous() and masks.stride(0) == 0:  # one value for all, as of blank masks
+    if (
+        isinstance(masks, Tensor) and not masks.is_contiguous() and masks.stride(0) == 0
+    ):  # one value for all, as of blank masks
         masks = masks[:1]
     largest = 0
     for chunk in masks.split(64):
@@ -299,13 +317,13 @@ def _cache_key(source: XraySource, preprocessing: Preprocessing) -> str | None:
     return None if fingerprint is None else key_of((fingerprint, preprocessing.size, preprocessing.percentiles))
 
 
-def _check_memory(needed: int) -> None:
+def _check_memory(needed: int, what: str, remedy: str) -> None:
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return
     if needed > _MEMORY_SHARE * free:
         raise ValueError(
-            f"the set takes {needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB of free memory, expected at most half: "
-            "name a folder for memory-mapped files."
+            f"{what} {needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB of free memory, expected at most half: "
+            f"{remedy}."
         )

@@ -166,8 +166,8 @@ def _minutes(seconds: float) -> str:
     return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.1f} minutes"
 
 
-def _segmenter(config: DemoConfig, out: Path) -> Segmenter:
-    """The one asked for, else one trained on phantoms of a split that the classifiers never see."""
+def _segmenter(config: DemoConfig, out: Path) -> Segmenter | None:
+    """The one asked for, none for packed films with masks, else one trained on phantoms that classifiers never see."""
     found = find_segmenter(
         config.data,
         segmenter=config.segmenter,
@@ -176,7 +176,8 @@ def _segmenter(config: DemoConfig, out: Path) -> Segmenter:
         seed=config.seed,
         progress=config.progress,
     )
-    if found is not None:
+    given = config.data.dataset
+    if found is not None or (given.masked and given.real):
         return found
     trained = fit_segmenter(
         _organs(config, 0, config.segmenter_images),
@@ -194,8 +195,8 @@ def _organs(config: DemoConfig, start: int, count: int) -> PhantomXray:
     return PhantomXray(count, seed=config.seed, size=config.size, split="val", start=start)
 
 
-def _segmentation(config: DemoConfig, segmenter: Segmenter) -> dict[str, Any] | None:
+def _segmentation(config: DemoConfig, segmenter: Segmenter | None) -> dict[str, Any] | None:
     """Dice of each organ on further phantoms; None for real data, where the masks are not known."""
-    if config.data.dataset.real:
+    if segmenter is None or config.data.dataset.real:
         return None
     return evaluate_segmenter(segmenter, _organs(config, config.segmenter_images // 6 * 6 + 6, 60))

@@ -6,6 +6,7 @@ import hashlib
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,7 +18,9 @@ import torch
 from axnet.data import read_image
 from axnet.data.files import locked, replacing
 from axnet.data.image import StrPath
-from axnet.data.sets import DataSet, Request, find
+from axnet.data.packed.films import dataset as packed_dataset
+from axnet.data.packed.manifest import Place, is_packed
+from axnet.data.sets import DEFAULT, DataSet, Request, find
 from axnet.models.preprocessing import Preprocessing
 from axnet.progress import SILENT, Progress
 from axnet.train.data import SegmenterLike, XraySet, XraySource, collect, with_predicted_masks
@@ -32,7 +35,8 @@ class DataConfig:
     data: name of a data set (axnet.data.sets), such as "phantom", drawn from seed, or "nih", the folder root of the
     official download. train_images, test_images: how many to draw of a set that is drawn. findings: labels and their
     order, None for the set's own. workers: processes that read or draw. cache: folder for memory-mapped files, None to
-    hold sets in memory. uncertain, blank, views, split: what the set's reader takes by these
+    hold sets in memory. root may also be a folder or URL of packed films, which tell themselves; files of a URL are
+    fetched to cache. uncertain, blank, views, split: what the set's reader takes by these
     names, None for its default.
     Raises ValueError for an unknown name, a set that needs root without one, or what its reader does not take.
     """
@@ -51,7 +55,12 @@ class DataConfig:
     split: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the names."""
+        """Check the names; of packed films the data set is the one that they were made of."""
+        if self.packed and self.root is not None:
+            made_of = Place(self.root, self.cache).manifest().data
+            if self.data not in (DEFAULT, made_of):
+                raise ValueError(f"data is '{self.data}', but root '{self.root}' holds packed films of '{made_of}'.")
+            object.__setattr__(self, "data", made_of)
         accepted = self.dataset.options
         for option in self._options():
             if option not in accepted:
@@ -63,8 +72,15 @@ class DataConfig:
 
     @property
     def dataset(self) -> DataSet:
-        """The entry of data among the data sets."""
+        """The entry of data among the data sets, or that of packed films."""
+        if self.packed and self.root is not None:
+            return packed_dataset(self.root, self.cache)
         return find(self.data, root=self.root)
+
+    @cached_property
+    def packed(self) -> bool:
+        """Whether root is a folder or URL of packed films (axnet prepare)."""
+        return is_packed(self.root)
 
     def source(self, part: Part, *, size: int = 128, with_masks: bool = True) -> XraySource:
         """The data set of one part: of a downloaded one its official lists.

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from axnet.cli import app
-from axnet.data import CHEXPERT_FINDINGS, PhantomXray
+from axnet.data import CHEXPERT_FINDINGS, NIH_FINDINGS, NIHChestXray, PhantomXray, write_nih
+from axnet.models import load_classifier
 
 OWN_NAMES = ["Pleural Effusion" if name == "Effusion" else name for name in CHEXPERT_FINDINGS]
 PATIENTS = 16
@@ -78,46 +80,60 @@ def table(root: Path) -> list[Path]:
     return [root / row["path"] for row in rows]
 
 
-@pytest.mark.parametrize("layout", [chexpert, mimic, table])
-def test_fit_evaluate_and_predict(tmp_path: Path, layout: Any) -> None:
+def nih(root: Path) -> list[Path]:
+    write_nih(root, PATIENTS, size=48, test_fraction=0.5)
+    return [root / "images" / name for name in NIHChestXray(root, "all").ids]
+
+
+@pytest.mark.parametrize("layout", [chexpert, mimic, table, nih])
+def test_prepare_fit_evaluate_and_predict(tmp_path: Path, layout: Any) -> None:
+    """Packed films give what the downloaded ones give: the same weights, the same numbers to the last digit."""
     root, out = tmp_path / "set", tmp_path / "run"
     root.mkdir()
     drawn = PhantomXray(PATIENTS, size=48)
     files = layout(root)
-    for index, path in enumerate(files):
+    for index, path in enumerate(files if layout is not nih else ()):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(drawn.sample(index).image)).save(path)
     name = "csv" if layout is table else layout.__name__
     data = ["--data", name, "--root", root, "--workers", 0]
     small = ["--architecture", "densenet-gap", "--backbone", "tiny", "--size", 32, "--epochs", 1, "--batch-size", 4]
-    said = run(
-        "fit",
-        *data,
-        *small,
-        "--out",
-        out,
-        "--uncertain",
-        "smooth",
-        "--val-fraction",
-        0.3,
-        "--quiet",
-        "--accelerator",
-        "cpu",
-    )
-    split = {"chexpert": "chexpert-train", "mimic": "mimic-official-train", "csv": "films-train"}[name]
-    assert f"split {split} " in said
+    small += ["--uncertain", "smooth", "--val-fraction", 0.3, "--quiet", "--accelerator", "cpu"]
+    said = run("fit", *data, *small, "--out", out)
+    train_split, test_split = {
+        "chexpert": ("chexpert-train", "chexpert-valid"),
+        "mimic": ("mimic-official-train", "mimic-official-test"),
+        "csv": ("films-train", "films-test"),
+        "nih": ("nih-train_val", "nih-test"),
+    }[name]
+    assert f"split {train_split} " in said
     train = int(said.split("train: ")[1].split()[0])
     lines = [line.split() for line in said.splitlines() if line.startswith("Effusion")]
     assert sum(map(int, lines[0][1:])) == train
     weights = out / "model.safetensors"
     assert "mean AUC" in run("evaluate", *data, "--weights", weights, "--out", tmp_path / "report")
     record = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert (
-        record["run"]["split name"]
-        == {"chexpert": "chexpert-valid", "mimic": "mimic-official-test", "csv": "films-test"}[name]
-    )
+    assert record["run"]["split name"] == test_split
     run("predict", files[0].parent, "--weights", weights, "--out", tmp_path / "p.csv")
-    assert (tmp_path / "p.csv").read_text().splitlines()[0] == ",".join(("image", *CHEXPERT_FINDINGS))
+    head, *rows = (tmp_path / "p.csv").read_text().splitlines()
+    assert head == ",".join(("image", *(NIH_FINDINGS if layout is nih else CHEXPERT_FINDINGS)))
+
+    packed = ["--root", tmp_path / "packed", "--workers", 0]
+    said = run("prepare", *data, "--size", 32, "--masks", "none", "--out", tmp_path / "packed", "--quiet")
+    assert f"{PATIENTS} films packed: " in said
+    assert f"split {train_split} " in run("fit", *packed, *small, "--out", tmp_path / "again")
+    other = load_classifier(tmp_path / "again" / "model.safetensors")[0].state_dict()
+    for key, value in load_classifier(weights)[0].state_dict().items():
+        assert torch.equal(other[key], value), key
+    run("evaluate", *packed, "--weights", weights, "--out", tmp_path / "report")
+    again = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    for entry in ("models", "split_hash"):
+        assert again[entry] == record[entry]
+    assert again["run"]["split name"] == test_split
+    run("predict", tmp_path / "packed", "--weights", weights, "--out", tmp_path / "p.csv")
+    scores = {row.partition(",")[2] for row in (tmp_path / "p.csv").read_text().splitlines()[1:]}
+    assert len(scores) == PATIENTS
+    assert {row.partition(",")[2] for row in rows} <= scores
 
 
 def test_a_classifier_of_one_set_on_another(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from axnet.segment import PRESETS, Segmenter
 from axnet.segment.anatomy import Anatomy
 from axnet.segment.output import PngFolder
 from axnet.train import DataConfig, FitConfig, collect, fit, open_part
+from axnet.train.packers import Packer
+from axnet.train.packing import prepare
 from axnet.train.resuming import write_record
 from axnet.train.sources import cached_masks
 
@@ -95,6 +97,10 @@ def write_segmenter(folder: Path) -> None:
     Segmenter(PRESETS["tiny"]).save(folder / "segmenter.safetensors")
 
 
+def write_packed(folder: Path) -> None:
+    prepare(DataConfig(train_images=20, test_images=4), folder, Packer(16))
+
+
 def write_report_page(folder: Path) -> None:
     write_page(folder / "report.html", "<p>words</p>" * 1000)
 
@@ -111,6 +117,7 @@ WRITERS = [
     write_materialized,
     write_classifier,
     write_segmenter,
+    write_packed,
     write_report_page,
     write_run_record,
 ]

@@ -110,3 +110,61 @@ def test_predict_leaves_the_table_of_before_or_the_whole_new_one(tmp_path, films
         rows = list(csv.DictReader(opened))
     assert len(rows) == 70
     assert np.isfinite([float(row["Mass"]) for row in rows]).all()
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """70 films, the command that packs them in five shards, and what it leaves when nothing interrupts it."""
+    folder = tmp_path_factory.mktemp("packed")
+    root = write_nih(folder / "nih", 70, size=32)
+    arguments = (
+        "prepare",
+        "--data",
+        "nih",
+        "--root",
+        root,
+        "--size",
+        24,
+        "--masks",
+        "none",
+        "--split",
+        "all",
+        "--quiet",
+    )
+    ended("command", "os", "getpid", 0, *arguments, "--workers", 0, "--out", folder / "out")
+    return arguments, contents(folder / "out")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("workers", "where", "call"),
+    [
+        (0, "axnet.train.packers _Worker.film", 5),
+        (0, "axnet.train.packers _Worker.film", 43),
+        (0, "axnet.train.packing Manifest.write", 1),
+        (2, "axnet.train.packing asdict", 2),
+    ],
+)
+def test_prepare_goes_on(tmp_path, packed, workers, where, call):
+    arguments, whole = packed
+    arguments = (*arguments, "--workers", workers, "--out", tmp_path)
+    killed("command", *where.split(), call, *arguments)
+    before = {path.name: path.stat().st_ino for path in tmp_path.glob("shard-*.arrow")}
+    assert "70 films packed" in ended("command", "os", "getpid", 0, *arguments)
+    assert contents(tmp_path) == whole
+    if workers == 0:  # the shards that were whole are not made again
+        assert len(before) == min(5, call // 16) or where.endswith("write")
+        assert before.items() <= {path.name: path.stat().st_ino for path in tmp_path.glob("*.arrow")}.items()
+
+
+def test_prepare_says_that_a_process_of_it_was_killed(tmp_path, packed):
+    arguments, whole = packed
+    arguments = (*arguments, "--workers", 2, "--out", tmp_path)
+    done = run("command", "axnet.train.packers", "_Worker.film", 20, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("axnet: a process that packs films was killed")
+    ended("command", "os", "getpid", 0, *arguments)
+    assert contents(tmp_path) == whole

@@ -48,7 +48,7 @@ class DataSet:
     axnet.data.XraySource; None where it has no labels. open_organs: the films of a request with organ masks (splits
     "train", "val", "test"); None where it has none. options: names that Request.options may have. marks: patterns of
     files that together tell a folder of this set.
-    real: films of patients. Those of a set that is drawn carry their exact masks, and need no segmenter.
+    real: films of patients. masked: whether its films carry masks, and need no segmenter, as those that are drawn.
     """
 
     title: str
@@ -59,6 +59,7 @@ class DataSet:
     options: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
     real: bool = True
+    masked: bool = False
 
 
 def names() -> tuple[str, ...]:

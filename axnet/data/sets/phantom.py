@@ -28,4 +28,5 @@ DATASET = DataSet(
     open_organs=_open,
     splits={"train": "train", "test": "test"},
     real=False,
+    masked=True,
 )

@@ -1,0 +1,150 @@
+"""The reader of packed films."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from axnet.data.image import StrPath
+from axnet.data.labelled import Films, Item, LabelledFilms
+from axnet.data.packed.manifest import FILMS, Manifest, Place
+from axnet.data.packed.shards import Film, Shards
+from axnet.data.sets import DataSet, Request
+from axnet.data.splits import listed
+from axnet.data.uncertainty import Policy
+
+LABEL = "label: "
+"""Stands before a finding in the columns of films.parquet."""
+
+
+class PackedFilms(LabelledFilms):
+    """Films that `axnet prepare` has packed.
+
+    root: the folder, or a URL (s3://, gs://, https:// ... as fsspec's packages serve them), whose files are fetched
+        once when they are needed, to cache or to the system's folder for temporary files.
+    split: one of the manifest's, "train" or "test" for the part that the original set trains or is measured on, "all",
+        or a .txt file that lists ids.
+    views: of those that were packed. uncertain: what -1 becomes; blank: None for what the original set takes it for.
+    masks: what gives other masks than the packed ones. The rest, items and attributes as
+    axnet.data.labelled.LabelledFilms describes; items have mask float32 [3,H,W] (axnet.data.ORGANS) where masks were
+    packed. Attribute: manifest.
+    Raises ValueError for files that are damaged, or content that contradicts itself.
+    """
+
+    def __init__(
+        self,
+        root: StrPath,
+        split: str = "all",
+        *,
+        cache: str | None = None,
+        findings: Sequence[str] | None = None,
+        allow_absent: bool = False,
+        views: str | Sequence[str] = "all",
+        uncertain: Policy = "ignore",
+        blank: str | None = None,
+        size: int | None = None,
+        masks: Callable[[str], npt.NDArray[Any]] | None = None,
+        transform: Callable[[Item], Item] | None = None,
+    ) -> None:
+        """Read manifest and labels; the class describes the arguments."""
+        place = Place(str(root), cache)
+        if not place.exists():
+            raise FileNotFoundError(f"root '{root}' holds no manifest.json, expected a folder of axnet prepare.")
+        self.manifest: Manifest = place.manifest()
+        own = listed(split) is not None
+        name = split if own or split in self.manifest.splits else self.manifest.roles.get(split, split)
+        there = (*self.manifest.splits, "all")
+        if not own and name not in there:
+            raise ValueError(f"split is {split!r}, expected one of {there}, which '{root}' holds.")
+        table = _table(place)
+        if not own and name != "all":
+            table = table[table["split"] == name].reset_index(drop=True)
+        rows = table[["image", "patient", "view", "shard", "row"]].assign(path=table["image"])
+        raw = table[[LABEL + finding for finding in self.manifest.findings]].to_numpy(dtype=np.float64)
+        super().__init__(
+            Films(Path(f"{root}/{FILMS}"), rows, raw, self.manifest.findings),
+            root=Path(str(root)),
+            split=split if own else name,
+            findings=findings,
+            allow_absent=allow_absent,
+            views=views,
+            uncertain=uncertain,
+            blank=self.manifest.blank if blank is None else blank,
+            size=size,
+            masks=masks,
+            transform=transform,
+        )
+        named = self.manifest.splits.get(name, {}).get("name")
+        self.split_name = named or f"{self.manifest.data}-{Path(split).stem if own else name}"
+        self.shards = Shards(place.locate, [shard["file"] for shard in self.manifest.shards])
+        self._shard: npt.NDArray[np.int64] = self.table.pop("shard").to_numpy(dtype=np.int64)
+        self._row: npt.NDArray[np.int64] = self.table.pop("row").to_numpy(dtype=np.int64)
+
+    def _check_files(self) -> None:
+        """The manifest has named what there is; a shard is checked when it is opened."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether items hold what is stored, and nothing is made of it."""
+        return self.size is None and self.masks is None and self.transform is None
+
+    def film(self, index: int, *, masks: bool = True) -> Film:
+        """Stored grey values and masks of a film. Raises ValueError where the shard is damaged."""
+        try:
+            found = self.shards.read(int(self._shard[index]), int(self._row[index]), masks=masks)
+        except ValueError as error:
+            raise ValueError(f"packed films '{self.root}', '{self.ids[index]}': {error}") from error
+        if found.image != self.ids[index]:
+            raise ValueError(f"packed films '{self.root}': a shard has '{found.image}' for '{self.ids[index]}'.")
+        return found
+
+    def _read(self, index: int) -> npt.NDArray[np.float32]:
+        pixels = self.film(index, masks=False).pixels
+        return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+
+    def _mask(self, index: int) -> npt.NDArray[np.float32] | None:
+        if self.masks is not None:
+            return super()._mask(index)
+        found = self.film(index).masks
+        return None if found is None else found.astype(np.float32)
+
+    def path(self, image_id: str) -> Path:
+        """Raises ValueError: packed films have no files of their own."""
+        raise ValueError(f"'{image_id}' of '{self.root}' is packed, and no file of its own.")
+
+    def fingerprint(self) -> str | None:
+        """Names the films: the manifest knows them by their content."""
+        return None if self.transform is not None or self.masks is not None else f"{self.manifest.plan}-{self.size}"
+
+
+def dataset(root: str, cache: str | None = None) -> DataSet:
+    """What a packed folder is to the commands: the set that it was made of."""
+    found = Place(root).manifest()
+
+    def opened(request: Request) -> PackedFilms:
+        options = {"cache": cache, **request.options}
+        return PackedFilms(request.root or "", request.split, findings=request.findings, **options)
+
+    return DataSet(
+        title=found.title,
+        root="a folder of axnet prepare",
+        open=opened,
+        splits=found.roles,
+        options=("allow_absent", "views", "uncertain", "blank"),
+        real=found.real,
+        masked=found.masks is not None,
+    )
+
+
+def _table(place: Place) -> pd.DataFrame:
+    try:
+        return pq.read_table(place.locate(FILMS), use_threads=False).to_pandas()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"'{place.root}/{FILMS}' is damaged or cannot be read ({error}).") from error

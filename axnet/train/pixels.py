@@ -1,0 +1,138 @@
+"""Images and masks of a set: a tensor, or packed films of which each batch is read when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from axnet.data.findings import organs_to_anatomies
+from axnet.data.packed.films import PackedFilms
+from axnet.data.packed.shards import Film
+from axnet.imaging import resize
+from axnet.models.preprocessing import Preprocessing
+
+
+class Pixels(Protocol):
+    """uint8 [N,C,S,S], as a tensor or as if it were one."""
+
+    @property
+    def shape(self) -> Any: ...  # noqa: D102
+    def __len__(self) -> int: ...  # noqa: D105
+    def __getitem__(self, index: Any) -> Tensor: ...  # noqa: D105
+    def split(self, size: int) -> Any:
+        """Parts of so many images, in order."""
+        ...
+
+
+class _Reading:
+    """Films as they are stored to what a classifier takes; images and masks of one batch are read together."""
+
+    def __init__(self, films: PackedFilms, preprocessing: Preprocessing) -> None:
+        packed = films.manifest
+        if packed.size is not None and packed.size < preprocessing.size:
+            raise ValueError(
+                f"size is {preprocessing.size}, but the packed films of '{films.root}' have {packed.size} pixels: "
+                f"expected at most that, or films that are packed larger."
+            )
+        if packed.size is not None and packed.percentiles != preprocessing.percentiles:
+            raise ValueError(
+                f"the packed films of '{films.root}' are stretched by percentiles {packed.percentiles}, expected "
+                f"{preprocessing.percentiles}."
+            )
+        self.films = films
+        self.preprocessing = preprocessing
+        self.masked = packed.masks is not None
+        self._last: tuple[bytes, Tensor, Tensor | None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_last": None}
+
+    def batch(self, index: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        key = index.tobytes()
+        if self._last is None or self._last[0] != key:
+            size = self.preprocessing.size
+            images = np.empty((len(index), 1, size, size), dtype=np.uint8)
+            masks = np.empty((len(index), 2, size, size), dtype=np.uint8) if self.masked else None
+            for place, which in enumerate(index.tolist()):
+                film = self.films.film(which)
+                images[place, 0] = self._image(film)
+                if masks is not None:
+                    masks[place] = self._mask(film)
+            self._last = (key, torch.from_numpy(images), None if masks is None else torch.from_numpy(masks))
+        return self._last[1:]
+
+    def _image(self, film: Film) -> npt.NDArray[np.uint8]:
+        if self.films.manifest.size is None:
+            return self.preprocessing.store(film.pixels)
+        if film.pixels.shape[0] == self.preprocessing.size:
+            return film.pixels
+        return np.rint(resize(film.pixels, self.preprocessing.size)).astype(np.uint8)
+
+    def _mask(self, film: Film) -> npt.NDArray[np.uint8]:
+        if film.masks is None:
+            raise ValueError(f"packed films '{self.films.root}': film '{film.image}' has no masks.")
+        masks = organs_to_anatomies(film.masks)
+        if masks.shape[-2:] == (self.preprocessing.size,) * 2:
+            return masks.view(np.uint8) * np.uint8(255)
+        return np.rint(resize(masks, self.preprocessing.size) * 255).astype(np.uint8)
+
+
+class PackedPixels:
+    """Images uint8 [N,1,S,S] or masks uint8 [N,2,S,S] of packed films, read when they are asked for; never all at once.
+
+    index: positions in the set that the rows are of.
+    """
+
+    def __init__(self, reading: _Reading, index: npt.NDArray[np.int64], *, masks: bool) -> None:
+        """Nothing is read yet."""
+        self._reading, self._index, self._masks = reading, index, masks
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """[N, C, S, S]."""
+        size = self._reading.preprocessing.size
+        return (len(self._index), 2 if self._masks else 1, size, size)
+
+    def __len__(self) -> int:
+        """Number of films."""
+        return len(self._index)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """The films of a slice, or of an array or tensor of positions; a tensor of its own."""
+        chosen = self._index[index.numpy() if isinstance(index, Tensor) else index]
+        images, masks = self._reading.batch(np.atleast_1d(chosen))
+        found = masks if self._masks else images
+        assert found is not None
+        return found if chosen.ndim else found[0]
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Parts of so many films, in order."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def subset(self, indices: Sequence[int]) -> PackedPixels:
+        """The films of these positions; none is read."""
+        return PackedPixels(self._reading, self._index[np.asarray(indices, dtype=np.int64)], masks=self._masks)
+
+
+def packed_pixels(films: PackedFilms, preprocessing: Preprocessing) -> tuple[PackedPixels, PackedPixels | None]:
+    """Images and masks of packed films, None where they have no masks.
+
+    Raises ValueError for films that are packed smaller, or with other percentiles, than preprocessing asks for.
+    """
+    reading = _Reading(films, preprocessing)
+    index = np.arange(len(films), dtype=np.int64)
+    masks = PackedPixels(reading, index, masks=True) if reading.masked else None
+    return PackedPixels(reading, index, masks=False), masks
+
+
+def subset(pixels: Pixels, indices: Sequence[int]) -> Pixels:
+    """The images of these positions, in their order."""
+    if isinstance(pixels, PackedPixels):
+        return pixels.subset(indices)
+    return pixels[torch.as_tensor(indices, dtype=torch.long)]
