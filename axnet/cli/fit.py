@@ -12,6 +12,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from axnet.cli import processes
+from axnet.cli.config import Config, write_settings
 from axnet.cli.options import (
     Cache,
     Data,
@@ -39,13 +40,6 @@ class Architecture(str, Enum):
     densenet_gap = "densenet-gap"
 
 
-class BackboneName(str, Enum):
-    """Backbones by name."""
-
-    densenet121 = "densenet121"
-    tiny = "tiny"
-
-
 class Maps(str, Enum):
     """Probability maps of PWAP."""
 
@@ -69,6 +63,8 @@ class Schedule(str, Enum):
 
 
 def fit(
+    context: typer.Context,
+    config_file: Config = None,
     out: Annotated[Path, typer.Option(help="Folder of the run: weights, checkpoints, logs.")] = Path("axnet-run"),
     data: Data = DEFAULT,
     root: Root = None,
@@ -78,10 +74,25 @@ def fit(
     segmenter: SegmenterFile = None,
     organ_root: OrganRoot = None,
     architecture: Annotated[Architecture, typer.Option(help="Network.")] = Architecture.anatomy_xnet,
-    backbone: Annotated[BackboneName, typer.Option(help="Backbone.")] = BackboneName.densenet121,
+    backbone: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Backbone: densenet121, tiny, efficientnet_lite0 (1, 2; extra 'backbones'), timm:NAME, "
+            "torchvision:NAME or monai:NAME.",
+        ),
+    ] = "densenet121",
     pretrained: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="ImageNet weights of torchvision's DenseNet-121 (.pth or .safetensors)."),
+        str,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="Weights to begin with: imagenet, those that the backbone's package brings; a file (.pth, "
+            ".safetensors), such as torchvision's DenseNet-121; or none.",
+        ),
+    ] = "none",
+    input_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=16, help="Side to which the network resizes its images, for small films; none by default."),
     ] = None,
     num_maps: Annotated[Maps, typer.Option(help="Probability maps: one, or one per finding.")] = Maps.one,
     reduction: Annotated[float, typer.Option(help="Width of A3's gates relative to the channels.")] = 1.0,
@@ -113,7 +124,8 @@ def fit(
     """Train a classifier on the phantom or on the training split of a data set; its test split is never read.
 
     Writes OUT/model.safetensors (the weights that the other commands take), OUT/segmenter.safetensors where a segmenter
-    drew the masks, OUT/checkpoints for --resume, and CSV and TensorBoard logs in OUT/logs.
+    drew the masks, OUT/config.yaml with all settings (--config repeats the run), OUT/checkpoints for --resume, and CSV
+    and TensorBoard logs in OUT/logs.
     """
     from contextlib import nullcontext
 
@@ -128,7 +140,7 @@ def fit(
     config = FitConfig(
         out=str(out),
         architecture=architecture.value,
-        options=_options(architecture, backbone, num_maps, reduction),
+        options=_options(architecture, backbone, num_maps, reduction, input_size),
         epochs=epochs,
         batch_size=batch_size,
         accumulate=accumulate,
@@ -139,7 +151,7 @@ def fit(
         pos_weight=pos_weight,
         ema_decay=ema_decay or None,
         augmentation=Augmentation(flip=flip),
-        pretrained=None if pretrained is None else str(pretrained),
+        pretrained=None if pretrained == "none" else pretrained,
         compile=compile,
         precision=precision,
         accelerator=accelerator,
@@ -164,6 +176,8 @@ def fit(
         config = replace(config, workers=workers)  # which read while it trains
     first = processes.rank() == 0
     progress = Progress(typer.echo, bars=not quiet) if first else SILENT
+    if first:
+        write_settings(context, out)
     guided = architecture is Architecture.anatomy_xnet
     drawn_by = out / SEGMENTER_NAME
     prepared = CACHE_VARIABLE in os.environ
@@ -216,8 +230,12 @@ def _processes(accelerator: str, devices: str) -> int:
     return torch.cuda.device_count() if on_gpu and (devices == "auto" or devices == "-1") else 1
 
 
-def _options(architecture: Architecture, backbone: BackboneName, num_maps: Maps, reduction: float) -> dict[str, Any]:
+def _options(
+    architecture: Architecture, backbone: str, num_maps: Maps, reduction: float, input_size: int | None
+) -> dict[str, Any]:
+    options: dict[str, Any] = {"backbone": backbone}
+    if input_size is not None:
+        options["input_size"] = input_size
     if architecture is Architecture.densenet_gap:
-        return {"backbone": backbone.value}
-    maps = 1 if num_maps is Maps.one else "classes"
-    return {"backbone": backbone.value, "num_maps": maps, "reduction": reduction}
+        return options
+    return {**options, "num_maps": 1 if num_maps is Maps.one else "classes", "reduction": reduction}

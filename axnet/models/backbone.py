@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 StrPath = str | PathLike[str]
+IMAGENET_GREY = 0.449, 0.226
+"""Mean and standard deviation of grey values as torchvision's and most of timm's weights expect them: of the channels'
+(0.485, 0.456, 0.406) and (0.229, 0.224, 0.225), the means."""
 
 
 @runtime_checkable
@@ -41,6 +44,8 @@ class DenseNetBackbone(nn.Module):
     """
 
     channels: tuple[int, ...]
+    normalisation: tuple[float, float] | None = IMAGENET_GREY
+    """Mean and std of the grey values under which its pretrained weights were trained."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from axnet.models.backbone import StrPath
+from axnet.models.backbone import IMAGENET_GREY, StrPath
 from axnet.models.names import as_named_here
 from axnet.models.pretrained import read_state
 
@@ -39,18 +39,27 @@ class StagedBackbone(nn.Module):
     layers: of the network, in order. in_channels: 1 (grey) or 3; a grey image given to 3 channels is repeated.
     stages: strides whose maps are returned, ascending powers of two; None for the two coarsest. Layers after the last
         one needed are left out.
+    normalisation: mean and std of the grey values under which the network's pretrained weights were trained; None
+        where nobody knows.
     Raises ValueError for strides that the network does not have.
     """
 
     channels: tuple[int, ...]
 
     def __init__(
-        self, preset: str, layers: Sequence[nn.Module], in_channels: int, stages: Sequence[int] | None = None
+        self,
+        preset: str,
+        layers: Sequence[nn.Module],
+        in_channels: int,
+        stages: Sequence[int] | None = None,
+        *,
+        normalisation: tuple[float, float] | None = None,
     ) -> None:
         """Find the strides with one small image; the class describes the arguments."""
         super().__init__()
         self.preset = preset
         self.in_channels = in_channels
+        self.normalisation = normalisation
         ends: dict[int, tuple[int, int]] = {}  # stride -> index of its last layer, channels
         x = torch.zeros(1, in_channels, _PROBE, _PROBE)
         with torch.no_grad():
@@ -90,6 +99,7 @@ class TimmBackbone(nn.Module):
         self.levels = tuple(strides.index(stride) for stride in self.stages)
         self.channels = tuple(info.channels()[level] for level in self.levels)
         self.network = network
+        self.normalisation = _grey(network)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Feature maps of the stages, for images [N,in_channels,H,W] (or [N,1,H,W])."""
@@ -116,14 +126,15 @@ def build_staged(
     package, _, model = name.partition(":")
     if package == "timm":
         return _timm(name, model, in_channels, stages, pretrained)
-    network = _torchvision(name, model, pretrained) if package == "torchvision" else _monai(name, model, pretrained)
+    torchvision = package == "torchvision"
+    network = _torchvision(name, model, pretrained) if torchvision else _monai(name, model, pretrained)
     try:
         layers = _chain(network)
     except Exception as error:  # transformers of a fixed image size, networks of volumes: each says it its own way
         raise ValueError(f"backbone '{name}' does not take an image of {_PROBE} pixels: {_sentence(error)}.") from error
     if in_channels == 1 and layers:
         _sum_input_channels(layers)
-    return StagedBackbone(name, layers, in_channels, stages)
+    return StagedBackbone(name, layers, in_channels, stages, normalisation=IMAGENET_GREY if torchvision else None)
 
 
 def _efficientnet_lite(
@@ -149,7 +160,7 @@ def _efficientnet_lite(
     layers = [stem, *network._blocks, head]
     if in_channels == 1:
         _sum_input_channels(layers)
-    return StagedBackbone(name, layers, in_channels, stages)
+    return StagedBackbone(name, layers, in_channels, stages, normalisation=(0.5, 0.5))
 
 
 def _timm(
@@ -164,6 +175,13 @@ def _timm(
     except Exception as error:  # timm raises what its hub client and its models raise
         raise ValueError(f"backbone '{name}' cannot be had from timm: {_sentence(error)}.") from error
     return TimmBackbone(name, network, in_channels, stages)
+
+
+def _grey(network: nn.Module) -> tuple[float, float] | None:
+    """What a timm network says of its weights' images, over the channels."""
+    found: Any = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
+    mean, std = found.get("mean"), found.get("std")
+    return (sum(mean) / len(mean), sum(std) / len(std)) if mean and std else None
 
 
 def _torchvision(name: str, model: str, pretrained: bool | StrPath) -> nn.Module:

@@ -50,7 +50,9 @@ class FitConfig:
     lr, weight_decay, optimizer ("adamw", "adam"), schedule ("one-cycle", "cosine", "constant").
     loss: "bce" or "focal"; pos_weight: weigh positives by their rarity (bce only).
     ema_decay: of the averaged weights, None for the plain ones; gradient_clip: largest norm of the gradient, 0 for any.
-    augmentation: None for none. pretrained: ImageNet weights in torchvision's format for the backbone.
+    augmentation: None for none. pretrained: weights of the backbone to begin with: "imagenet", those that its package
+    brings, or a file; the images are then normalised as those weights expect. None begins from random weights, with the
+    mean and deviation of the training films.
     select: "best" keeps the weights of the epoch with the best validation AUC, "last" the final ones.
     channels_last: memory layout of the convolutions, faster on CPUs and GPUs alike; the weights are the same.
     compile: whether torch.compile compiles the whole network (fullgraph).
@@ -155,13 +157,10 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
     if config.resume:
         check_same_run(out, record, FitConfig)
     out.mkdir(parents=True, exist_ok=True)
-    preprocessing = measured(train)
     pos_weight = positive_weights(train.labels) if config.pos_weight else None
     with _quiet(), float32_by_default(), torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = build_classifier(config.architecture, {"num_classes": len(train.findings), **config.options})
-        if config.pretrained is not None:
-            _load_pretrained(model, config.pretrained)
+        model, preprocessing = _begin(config, train)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         module = ClassifierModule(
@@ -241,12 +240,18 @@ def _checked_sets(train: XraySet, validation: XraySet | None) -> tuple[XraySet, 
     return train, replace(validation, labels=labels.masked_fill(uncertain, float("nan")))
 
 
-def _load_pretrained(model: nn.Module, path: str) -> None:
-    from axnet.models import DenseNetBackbone, load_torchvision_densenet
-
-    if not isinstance(model.backbone, DenseNetBackbone):
-        raise ValueError("pretrained needs a DenseNet backbone.")
-    load_torchvision_densenet(model.backbone, path)
+def _begin(config: FitConfig, train: XraySet) -> tuple[nn.Module, Preprocessing]:
+    """The classifier with its first weights, and the preprocessing that goes with them."""
+    options: dict[str, Any] = {"num_classes": len(train.findings), **config.options}
+    preprocessing = measured(train)
+    if config.pretrained is None:
+        return build_classifier(config.architecture, options), preprocessing
+    options["pretrained"] = True if config.pretrained == "imagenet" else config.pretrained
+    model = build_classifier(config.architecture, options)
+    expected: tuple[float, float] | None = getattr(model.backbone, "normalisation", None)
+    if expected is None:
+        return model, preprocessing
+    return model, replace(preprocessing, mean=expected[0], std=expected[1])
 
 
 def _checkpoints(out: Path, watched: bool) -> list[ModelCheckpoint]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 import axnet.cli
@@ -81,6 +82,10 @@ def test_fit_writes_a_run(trained: Path) -> None:
     assert (trained / "model.safetensors").is_file()
     assert (trained / "checkpoints" / "last.ckpt").is_file()
     assert (trained / "logs" / "metrics.csv").is_file()
+    settings = yaml.safe_load((trained / "config.yaml").read_text())
+    assert settings["backbone"] == "tiny"
+    assert settings["val_fraction"] == 0.3
+    assert settings["lr"] == 3e-4
 
 
 def test_resume(trained: Path) -> None:
