@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from axnet import data, functional, metrics, models, nn, reference, report, segment, train
     from axnet.backends import available_backends, use_backend
+    from axnet.dropin import accelerate, restore
     from axnet.environment import info
 
 __version__ = "0.1.0"
@@ -22,11 +23,18 @@ if not (Path(__file__).parent / "kernels").is_dir():
     __path__.append(str(Path(__file__).parents[1]))  # run from its sources: there, kernels/ lies beside axnet/
 
 # what needs torch is imported on first use, so that `axnet --help` answers at once
-_FUNCTIONS = {"available_backends": "backends", "use_backend": "backends", "info": "environment"}
+_FUNCTIONS = {
+    "accelerate": "dropin",
+    "available_backends": "backends",
+    "info": "environment",
+    "restore": "dropin",
+    "use_backend": "backends",
+}
 _SUBPACKAGES = ("data", "functional", "kernels", "metrics", "models", "nn", "reference", "report", "segment", "train")
 
 __all__ = [
     "__version__",
+    "accelerate",
     "available_backends",
     "data",
     "functional",
@@ -36,6 +44,7 @@ __all__ = [
     "nn",
     "reference",
     "report",
+    "restore",
     "segment",
     "train",
     "use_backend",

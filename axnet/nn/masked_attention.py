@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from axnet import functional
 from axnet.checks import MAX_ANATOMIES
 from axnet.nn.calls import as_node, is_plain, is_traced
-from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm, gated_norm_average, given_statistics
+from axnet.nn.heads import normalised_averages
+from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm, gated_norm_average
 from axnet.types import MaskedPool
 
 
@@ -97,7 +97,8 @@ def average_heads(heads: Sequence[MaskedAttention], x: Tensor, masks: Tensor) ->
 
     heads: 1 to 16 MaskedAttention. x: features [N, C, H, W]. masks: one per head [N, len(heads), H', W'], as in
     AnatomyAwareAttention.
-    In eval mode all heads share one read of x, and no Z is computed; while training each head runs by itself.
+    All heads share one read of x in eval mode, and two while training, where the batch's statistics of every Z follow
+    from moments of x; no Z is computed.
 
     Returns [N, len(heads), C] in x's type.
     Raises ValueError or TypeError in one sentence for arguments that do not fit.
@@ -114,12 +115,7 @@ def average_heads(heads: Sequence[MaskedAttention], x: Tensor, masks: Tensor) ->
     def each_alone() -> Tensor:
         return torch.stack([head.average(x, masks[:, i : i + 1]) for i, head in enumerate(heads)], 1)
 
-    norms = [head.bn3 for head in heads]
-    plain = all(is_plain(head, MaskedAttention) and given_statistics(head.bn3) is not None for head in heads)
-    if not plain:
-        return each_alone()
-    kept = [t for n in norms for t in (n.weight, n.bias, n.running_mean, n.running_var) if t is not None]
-    if len(kept) < 4 * len(heads) or len({norm.eps for norm in norms}) > 1 or len({h.backend for h in heads}) > 1:
+    if not all(is_plain(head, MaskedAttention) for head in heads) or len({head.backend for head in heads}) > 1:
         return each_alone()
 
     def gates(pool: MaskedPool) -> Tensor:
@@ -129,8 +125,5 @@ def average_heads(heads: Sequence[MaskedAttention], x: Tensor, masks: Tensor) ->
         ]
         return torch.cat([head.gate(own) for head, own in zip(heads, one, strict=True)], 1)
 
-    weight, bias, mean, var = (torch.cat(kept[i::4]) for i in range(4))
-    averages = functional.attention_average(
-        x, masks, gates, weight, bias, mean, var, eps=norms[0].eps, fusion="concat", backend=heads[0].backend
-    )
-    return averages.unflatten(1, (len(heads), -1))
+    averages = normalised_averages(x, masks, gates, [head.bn3 for head in heads], heads[0].backend)
+    return each_alone() if averages is None else averages

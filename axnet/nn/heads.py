@@ -1,0 +1,114 @@
+"""Many gates on one X, each followed by batch normalisation and an average pool: one read of X, no Z, in both modes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from axnet import checks, functional
+from axnet.nn.norm import BatchNorm, given_statistics, is_fused
+from axnet.ops.layouts import accumulator, channels_last
+from axnet.reference import GateFunction
+
+
+def normalised_averages(
+    x: Tensor, masks: Tensor, gates: GateFunction, norms: Sequence[nn.Module], backend: str | None = None
+) -> Tensor | None:
+    """BN_k(g_k m_k X + (1 - g_k) X) averaged over the pixels [N, K, C], or None where the modules have to be called.
+
+    x [N, C, H, W]; masks [N, K, H', W']; gates: descriptors to [N, K, C]; norms: K batch normalisations, all of them
+    normalising by their running statistics, or all by those of the batch, which are then updated.
+    """
+    fused = [norm for norm in norms if is_fused(norm) and not isinstance(norm, nn.SyncBatchNorm)]
+    if len(fused) < len(norms):
+        return None
+    found = [given_statistics(norm) for norm in fused]
+    given = [statistics for statistics in found if statistics is not None]
+    if not given:
+        return _by_the_batch(x, masks, gates, fused, backend)
+    affine: list[Tensor] = [t for norm in fused for t in (norm.weight, norm.bias) if t is not None]
+    if len(given) < len(fused) or len(affine) < 2 * len(fused) or len({norm.eps for norm in fused}) > 1:
+        return None
+    averages = functional.attention_average(
+        x,
+        masks,
+        gates,
+        torch.cat(affine[::2]),
+        torch.cat(affine[1::2]),
+        torch.cat([mean for mean, _ in given]),
+        torch.cat([var for _, var in given]),
+        eps=fused[0].eps,
+        fusion="concat",
+        backend=backend,
+    )
+    return averages.unflatten(1, (len(fused), -1))
+
+
+def _by_the_batch(
+    x: Tensor, masks: Tensor, gates: GateFunction, norms: Sequence[BatchNorm], backend: str | None
+) -> Tensor:
+    """By batch statistics: mean and variance of Y follow from moments of X (docs/method.md, "A3 before an average").
+
+    The second moments are those of X - c with c the mean over batch and pixels, as products with [1, m, m^2]; they are
+    put together in float64, because a variance is a difference of large numbers where the mean is far from 0.
+    """
+    checks.features(x)
+    m = checks.prepared_mask(masks, x)
+    count = x.shape[0] * x.shape[2] * x.shape[3]
+    if count == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)} for x.")
+    pool = functional.masked_pool(x, m, backend=backend)
+    g = gates(pool).double().transpose(0, 1)  # [K, N, C]
+
+    shift = pool.avg.detach().to(accumulator(x.dtype)).mean(0)  # c [C]
+    flat = m.flatten(2)  # [N, K, S]
+    basis = torch.cat([torch.ones_like(flat[:, :1]), flat, flat * flat], 1)  # [N, 1 + 2K, S]
+    sums = basis.double().sum(2)
+    first, second = (_split(t.double(), m.shape[1]) for t in _products(x, shift, basis))
+    size, c = sums[:, :1], shift.double()
+    s, sm, smm = size[None], sums[:, 1 : 1 + m.shape[1]].T[..., None], sums[:, 1 + m.shape[1] :].T[..., None]
+    (u, um, umm), (v, vm, vmm) = first, second  # of X - c and its square, with 1, m, m^2: [K or 1, N, C]
+    b = 1 - g
+    sum_y = b * (u + s * c) + g * (um + sm * c)
+    squares = b * b * (v + 2 * c * u + c * c * s) + g * g * (vmm + 2 * c * umm + c * c * smm)
+    squares = squares + 2 * b * g * (vm + 2 * c * um + c * c * sm)
+    mean = sum_y.sum(1) / count  # [K, C]
+    var = (squares.sum(1) / count - mean * mean).clamp(min=0)
+    eps = x.new_tensor([norm.eps for norm in norms], dtype=torch.float64)[:, None]
+    z = (sum_y / s - mean[:, None]) * (var + eps).rsqrt()[:, None]
+    for norm, new_mean, new_var in zip(norms, mean.detach(), var.detach() * (count / (count - 1)), strict=True):
+        _update(norm, new_mean, new_var)
+    normalised = [z_k if n.weight is None else z_k * n.weight + n.bias for z_k, n in zip(z, norms, strict=True)]
+    return torch.stack(normalised, 1).to(x.dtype)
+
+
+def _products(x: Tensor, shift: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over the pixels of X - c and of its square, times every row of the basis [N, J, S]: [N, J, C] each."""
+    if channels_last(x):
+        centred = x.permute(0, 2, 3, 1).flatten(1, 2).to(basis.dtype) - shift  # [N, S, C]
+        return basis @ centred, basis @ (centred * centred)
+    centred = x.flatten(2).to(basis.dtype) - shift[:, None]  # [N, C, S]
+    columns = basis.transpose(1, 2)
+    return (centred @ columns).transpose(1, 2), ((centred * centred) @ columns).transpose(1, 2)
+
+
+def _split(rows: Tensor, masks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[N, 1 + 2K, C] as those of 1 [1, N, C], of m and of m^2 [K, N, C]."""
+    one, m, mm = rows.transpose(0, 1).split([1, masks, masks])
+    return one, m, mm
+
+
+def _update(norm: BatchNorm, mean: Tensor, var: Tensor) -> None:
+    """Running statistics and count, as nn.BatchNorm2d moves them while training."""
+    if not norm.training or not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
+        return
+    momentum = 0.0 if norm.momentum is None else norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+        norm.running_var.lerp_(var.to(norm.running_var.dtype), momentum)
