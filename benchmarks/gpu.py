@@ -182,7 +182,8 @@ def child(record: Record, step: str, work: Work) -> None:
 def measured(record: Record, step: str, arguments: argparse.Namespace, limit: float) -> Record:
     """A step in a process of its own, which a fault of the device or a limit ends without the others."""
     command = [sys.executable, str(Path(__file__).resolve()), "--out", str(record.folder), "--device", arguments.device]
-    command += ["--step", step, "--until", str(time.time() + 0.9 * limit)] + ["--quick"] * arguments.quick
+    command += ["--step", step, "--until", str(time.time() + 0.9 * limit), "--backends", arguments.backends]
+    command += ["--quick"] * arguments.quick
     result = run(command, record.folder / f"{step}.log", limit)
     after = Record(record.folder)
     if result["code"] != 0:
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15, help="after which nothing more begins")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries this script out")
     parser.add_argument("--quick", action="store_true", help="tiny shapes: tries this script out")
+    parser.add_argument("--backends", default="native,triton", help="what passes and blocks time, comma-separated")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -204,11 +206,14 @@ def main() -> None:
     unknown = [step for step in steps if step not in LIMITS]
     if unknown:
         parser.error(f"--steps has {unknown[0]!r}, accepted are {', '.join(LIMITS)}")
+    if not set(arguments.backends.split(",")) <= {"native", "triton"}:
+        parser.error(f"--backends is {arguments.backends!r}, accepted are native and triton")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("There is no GPU that torch can use; --device cpu --quick tries this script out.")
     record = Record(arguments.out.resolve())
+    only = tuple(arguments.backends.split(","))
     if arguments.step:
-        return child(record, arguments.step, Work(arguments.device, arguments.quick, arguments.until))
+        return child(record, arguments.step, Work(arguments.device, arguments.quick, arguments.until, only))
     end = time.monotonic() + 60 * arguments.minutes
     failed = []
     for step in LIMITS:

@@ -19,20 +19,23 @@ LAYOUTS = ("NCHW", "channels_last")
 
 @dataclass
 class Work:
-    """Where and how long a step measures. until: time.time() after which it begins nothing more."""
+    """What, where and how long a step measures.
+
+    until: time.time() after which it begins nothing more. only: of the backends that are there.
+    """
 
     device: str
     quick: bool
     until: float
+    only: tuple[str, ...] = ("native", "triton")
 
     def late(self) -> bool:
         return time.time() > self.until
 
+    def backends(self) -> list[str]:
+        import axnet
 
-def backends(device: str) -> list[str]:
-    import axnet
-
-    return [name for name in axnet.available_backends(device) if name != "reference"]
+        return [name for name in axnet.available_backends(self.device) if name in self.only]
 
 
 def named(dtype: torch.dtype) -> str:
@@ -101,13 +104,13 @@ def passes(record: Record, work: Work) -> None:
     shape = (64, 1024, 48, 48) if work.device == "cuda" else (2, 64, 16, 16)
     for dtype in (BF16, F32):
         for layout in LAYOUTS:
-            names = [f"{backend} {named(dtype)} {layout}" for backend in backends(work.device)]
+            names = [f"{backend} {named(dtype)} {layout}" for backend in work.backends()]
             if all(record.has("passes", name) for name in names):
                 continue
             if work.late():
                 return
             size = torch.finfo(dtype).bits // 8 * math.prod(shape)
-            found = {b: kernels(shape, layout, dtype, work.device, b) for b in backends(work.device)}
+            found = {b: kernels(shape, layout, dtype, work.device, b) for b in work.backends()}
             calls = {f"{b}/{name}": call for b, each in found.items() for name, (_, call) in each.items()}
             times = interleaved(calls, work.device)
             for backend, key in zip(found, names, strict=True):
@@ -184,7 +187,7 @@ def blocks(record: Record, work: Work) -> None:
             torch._dynamo.reset()
             found = forms_of(case, ("axnet", "eager", *compiled, "peers"), work.device, copies)
             own = found.pop("axnet")
-            calls = {**{name: by(name, own) for name in backends(work.device)}, **found}
+            calls = {**{name: by(name, own) for name in work.backends()}, **found}
             for call in calls.values():
                 call()
             compare(case, forms_of(case, ("axnet", "eager"), work.device), TOLERANCES[case.dtype])
