@@ -46,20 +46,21 @@ def percentile_normalize(image: npt.NDArray[Any], low: float = 1, high: float = 
     return _stretched(image, bottom, top)
 
 
-def levels_normalize(image: npt.NDArray[Any], percentiles: tuple[float, float] | None) -> Float32Array:
-    """Grey values in [0,1] of an image uint8 or uint16 [H,W], stretched as percentile_normalize does, but faster.
+def normalize_and_resize(image: npt.NDArray[Any], size: int, percentiles: tuple[float, float] | None) -> Float32Array:
+    """resize(percentile_normalize(grey, *percentiles), size) of stored values, uint8 or uint16 [H,W], but faster.
 
-    percentiles: None for none.
+    Grey values are the stored over the largest of their type; percentiles: None for none. The result is the same.
     """
     most = np.iinfo(image.dtype).max
     levels = np.arange(most + 1, dtype=np.float32) / np.float32(most)
+    eight = Image.fromarray(image) if image.dtype == np.uint8 else None
     if percentiles is not None:
-        if image.dtype == np.uint8:
-            counts = np.asarray(Image.fromarray(image).histogram())
-        else:
-            counts = np.bincount(image.ravel(), minlength=most + 1)
+        counts = np.bincount(image.ravel(), minlength=most + 1) if eight is None else np.asarray(eight.histogram())
         levels = _stretched(levels, *(percentile_of_levels(counts, levels, share) for share in percentiles))
-    return np.take(levels, image)
+    if eight is None:
+        return resize(np.take(levels, image), size)
+    grey = eight.point(levels.tolist(), "F")
+    return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR) if grey.size != (size, size) else grey)
 
 
 def _stretched(image: npt.NDArray[Any], bottom: np.float64, top: np.float64) -> Float32Array:

@@ -16,12 +16,17 @@ UNREADABLE = (ValueError, OSError, ImportError)
 
 _NAMES = ", ".join(name for name in names() if name not in (DEFAULT, *ORGANS_ONLY))
 Data = Annotated[
-    str, typer.Option(help=f"Data set: {DEFAULT}, which is built in, or, in --root, {_NAMES}.", metavar="NAME")
+    str,
+    typer.Option(
+        help=f"Data set: {DEFAULT}, which is built in, or, in --root, {_NAMES}; several with commas are joined.",
+        metavar="NAME",
+    ),
 ]
 Root = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        help="Folder of the data set as it is downloaded, or a folder or URL of axnet prepare.", metavar="FOLDER"
+        help="Folder of the data set as it is downloaded, or a folder or URL of axnet prepare; several with commas.",
+        metavar="FOLDER",
     ),
 ]
 Uncertain = Annotated[

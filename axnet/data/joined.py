@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,8 +87,24 @@ class Joined(Dataset[Item]):
             "patient": self.patients[index],
         }
 
+    def overlap(self) -> dict[tuple[str, str], list[str]]:
+        """Films that two of the sets have both, as far as their names tell, by the names of the sets.
+
+        A film's name is that of its file, without folder and ending, where no two of its set have the same; else its
+        id. So NIH's films are found in tables that others made of them (RSNA's, Google's) where those keep the names.
+        """
+        names = {name: _names(one.ids) for name, one in self.sets.items()}
+        pairs = itertools.combinations(names, 2)
+        found = {(one, other): sorted(names[one] & names[other]) for one, other in pairs}
+        return {pair: films for pair, films in found.items() if films}
+
     def fingerprint(self) -> str | None:
         """Names the images and masks of the items; None where that of a set is not known."""
         unknown: Callable[[], None] = lambda: None  # noqa: E731
         found = [getattr(one, "fingerprint", unknown)() for one in self.sets.values()]
         return None if None in found else hashlib.sha256("|".join(map(str, found)).encode()).hexdigest()[:24]
+
+
+def _names(ids: Sequence[str]) -> set[str]:
+    names = {PurePosixPath(film).stem for film in ids}
+    return names if len(names) == len(ids) else set(ids)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from axnet.imaging import levels_normalize, percentile_normalize, resize
+from axnet.imaging import normalize_and_resize, percentile_normalize, resize
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ class Preprocessing:
         Returns uint8 [size,size], the form in which sets are held; the same for an image in either form.
         """
         if image.dtype in (np.uint8, np.uint16):
-            grey = levels_normalize(image, self.percentiles)
+            small = normalize_and_resize(image, self.size, self.percentiles)
         else:
             grey = image if self.percentiles is None else percentile_normalize(image, *self.percentiles)
-        return np.rint(resize(grey, self.size).clip(0, 1) * 255).astype(np.uint8)
+            small = resize(grey, self.size)
+        return np.rint(small.clip(0, 1) * 255).astype(np.uint8)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Network input, of the shape and type of images, from images in [0,1]."""

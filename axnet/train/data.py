@@ -17,12 +17,13 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from axnet.data.findings import organs_to_anatomies
 from axnet.data.image import StrPath
+from axnet.data.joined import Joined
 from axnet.data.packed.films import PackedFilms
 from axnet.imaging import resize
 from axnet.models.preprocessing import Preprocessing
 from axnet.train.cache import kept, key_of
 from axnet.train.labels import checked_labels
-from axnet.train.pixels import Pixels, packed_pixels, subset
+from axnet.train.pixels import Pixels, chained, packed_pixels, subset
 
 _CHUNK = 32
 _MEMORY_SHARE = 0.5
@@ -133,7 +134,15 @@ def collect(
     count = len(source)
     if count == 0:
         raise ValueError("source has no images, expected one or more.")
-    if isinstance(source, PackedFilms) and source.plain:
+    if isinstance(source, Joined) and any(isinstance(one, PackedFilms) for one in source.sets.values()):
+        sets = [cast(XraySource, one) for one in source.sets.values()]
+        parts = [collect(one, preprocessing, workers=workers, folder=folder) for one in sets]
+        drawn = [part.masks for part in parts if part.masks is not None]
+        together = chained(drawn) if len(drawn) == len(parts) else None
+        return _set(source, preprocessing, chained([part.images for part in parts]), together)
+    if isinstance(source, PackedFilms):
+        if not source.plain:
+            raise ValueError("source is PackedFilms with size, masks or transform, expected it without.")
         return _set(source, preprocessing, *packed_pixels(source, preprocessing))
     items = _Stored(source, preprocessing)
     first = items[0]
@@ -240,7 +249,7 @@ class Batches(Dataset[dict[str, Tensor]]):
         index = torch.as_tensor(indices, dtype=torch.long)
         return {
             "image": self.data.images[index],
-            "mask": self.masks[index],
+            "mask": self.masks[:1].expand(len(index), -1, -1, -1) if _one_for_all(self.masks) else self.masks[index],
             "label": self.data.labels[index],
             "index": index,
         }
@@ -250,9 +259,7 @@ def _largest(masks: Pixels) -> int:
     """The largest value, or the first that is above 1: a set's masks are read only as far as they are empty."""
     if 0 in masks.shape:
         return 0
-    if (
-        isinstance(masks, Tensor) and not masks.is_contiguous() and masks.stride(0) == 0
-    ):  # one value for all, as of blank masks
+    if _one_for_all(masks):
         masks = masks[:1]
     largest = 0
     for chunk in masks.split(64):
@@ -260,6 +267,11 @@ def _largest(masks: Pixels) -> int:
         if largest > 1:
             break
     return largest
+
+
+def _one_for_all(masks: Pixels) -> bool:
+    """Whether all films have the same, as blank masks are: no batch of these need be copied."""
+    return isinstance(masks, Tensor) and not masks.is_contiguous() and masks.stride(0) == 0
 
 
 def as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:

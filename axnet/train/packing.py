@@ -67,6 +67,8 @@ def prepare(
     Raises ValueError for a folder of other films or settings, OSError where it cannot be written,
     ChildProcessError where a worker was killed.
     """
+    if data.members:
+        raise ValueError(f"data is '{data.data}', expected one set: pack each in a folder of its own.")
     if data.packed:
         raise ValueError(f"root '{data.root}' is packed already, expected a data set as it is downloaded.")
     found = data.dataset

@@ -48,18 +48,29 @@ class _Reading:
         self.preprocessing = preprocessing
         self.masked = packed.masks is not None
         self._last: tuple[bytes, Tensor, Tensor | None] | None = None
+        self._drawn = False  # whether masks are asked for at all: a classifier may take none
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_last": None}
 
-    def batch(self, index: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+    def images(self, index: npt.NDArray[np.int64]) -> Tensor:
+        return self._batch(index)[0]
+
+    def masks(self, index: npt.NDArray[np.int64]) -> Tensor:
+        if not self._drawn:
+            self._drawn, self._last = True, None
+        masks = self._batch(index)[1]
+        assert masks is not None
+        return masks
+
+    def _batch(self, index: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         key = index.tobytes()
         if self._last is None or self._last[0] != key:
             size = self.preprocessing.size
             images = np.empty((len(index), 1, size, size), dtype=np.uint8)
-            masks = np.empty((len(index), 2, size, size), dtype=np.uint8) if self.masked else None
+            masks = np.empty((len(index), 2, size, size), dtype=np.uint8) if self._drawn else None
             for place, which in enumerate(index.tolist()):
-                film = self.films.film(which)
+                film = self.films.film(which, masks=self._drawn)
                 images[place, 0] = self._image(film)
                 if masks is not None:
                     masks[place] = self._mask(film)
@@ -105,9 +116,8 @@ class PackedPixels:
     def __getitem__(self, index: Any) -> Tensor:
         """The films of a slice, or of an array or tensor of positions; a tensor of its own."""
         chosen = self._index[index.numpy() if isinstance(index, Tensor) else index]
-        images, masks = self._reading.batch(np.atleast_1d(chosen))
-        found = masks if self._masks else images
-        assert found is not None
+        read = self._reading.masks if self._masks else self._reading.images
+        found = read(np.atleast_1d(chosen))
         return found if chosen.ndim else found[0]
 
     def split(self, size: int) -> Iterator[Tensor]:
@@ -118,6 +128,47 @@ class PackedPixels:
     def subset(self, indices: Sequence[int]) -> PackedPixels:
         """The films of these positions; none is read."""
         return PackedPixels(self._reading, self._index[np.asarray(indices, dtype=np.int64)], masks=self._masks)
+
+
+class ChainedPixels:
+    """The images, or masks, of several sets one after the other."""
+
+    def __init__(self, parts: Sequence[Pixels], index: npt.NDArray[np.int64] | None = None) -> None:
+        """index: positions in the chain, None for all."""
+        self._parts = list(parts)
+        self._ends = np.cumsum([len(part) for part in parts])
+        self._index = np.arange(self._ends[-1]) if index is None else index
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, C, S, S]."""
+        return (len(self._index), *self._parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        """Number of films."""
+        return len(self._index)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """The films of a slice, or of an array or tensor of positions; a tensor of its own."""
+        chosen = self._index[index.numpy() if isinstance(index, Tensor) else index]
+        places = np.atleast_1d(chosen)
+        found = torch.empty((len(places), *self.shape[1:]), dtype=torch.uint8)
+        which = np.searchsorted(self._ends, places, side="right")
+        for number, part in enumerate(self._parts):
+            rows = np.flatnonzero(which == number)
+            if len(rows):
+                begin = self._ends[number - 1] if number else 0
+                found[torch.from_numpy(rows)] = part[torch.from_numpy(places[rows] - begin)]
+        return found if chosen.ndim else found[0]
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Parts of so many films, in order."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def subset(self, indices: Sequence[int]) -> ChainedPixels:
+        """The films of these positions; none is read."""
+        return ChainedPixels(self._parts, self._index[np.asarray(indices, dtype=np.int64)])
 
 
 def packed_pixels(films: PackedFilms, preprocessing: Preprocessing) -> tuple[PackedPixels, PackedPixels | None]:
@@ -131,8 +182,14 @@ def packed_pixels(films: PackedFilms, preprocessing: Preprocessing) -> tuple[Pac
     return PackedPixels(reading, index, masks=False), masks
 
 
+def chained(parts: Sequence[Pixels]) -> Pixels:
+    """Several sets one after the other: a tensor where all are."""
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(tensors) if len(tensors) == len(parts) else ChainedPixels(parts)
+
+
 def subset(pixels: Pixels, indices: Sequence[int]) -> Pixels:
     """The images of these positions, in their order."""
-    if isinstance(pixels, PackedPixels):
+    if isinstance(pixels, PackedPixels | ChainedPixels):
         return pixels.subset(indices)
     return pixels[torch.as_tensor(indices, dtype=torch.long)]

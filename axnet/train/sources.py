@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from axnet.data import read_image
+from axnet.data import Joined, read_image
 from axnet.data.files import locked, replacing
 from axnet.data.image import StrPath
+from axnet.data.labelled import some
 from axnet.data.packed.films import dataset as packed_dataset
 from axnet.data.packed.manifest import Place, is_packed
 from axnet.data.sets import DEFAULT, DataSet, Request, find
@@ -37,7 +38,8 @@ class DataConfig:
     order, None for the set's own. workers: processes that read or draw. cache: folder for memory-mapped files, None to
     hold sets in memory. root may also be a folder or URL of packed films, which tell themselves; files of a URL are
     fetched to cache. uncertain, blank, views, split: what the set's reader takes by these
-    names, None for its default.
+    names, None for its default. data, root and split may each name several, with commas between them: the sets are
+    joined (axnet.data.Joined), each with the labels that it has.
     Raises ValueError for an unknown name, a set that needs root without one, or what its reader does not take.
     """
 
@@ -56,11 +58,17 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Check the names; of packed films the data set is the one that they were made of."""
+        if self.members:
+            self._check_options()
+            return
         if self.packed and self.root is not None:
             made_of = Place(self.root, self.cache).manifest().data
             if self.data not in (DEFAULT, made_of):
                 raise ValueError(f"data is '{self.data}', but root '{self.root}' holds packed films of '{made_of}'.")
             object.__setattr__(self, "data", made_of)
+        self._check_options()
+
+    def _check_options(self) -> None:
         accepted = self.dataset.options
         for option in self._options():
             if option not in accepted:
@@ -70,16 +78,56 @@ class DataConfig:
         given = {"uncertain": self.uncertain, "blank": self.blank, "views": self.views}
         return {name: value for name, value in given.items() if value is not None}
 
+    @cached_property
+    def members(self) -> dict[str, DataConfig]:
+        """The sets that are joined, by their names in ids; none where there is one set alone.
+
+        Each takes those of the options that its reader knows. Raises ValueError where numbers of names differ.
+        """
+        names, roots = self.data.split(","), [self.root]
+        if self.root is not None and (len(names) > 1 or ("," in self.root and not Path(self.root).exists())):
+            roots = [root or None for root in self.root.split(",")]
+        if len(names) == len(roots) == 1:
+            return {}
+        if self.data == DEFAULT:
+            names = [DEFAULT] * len(roots)  # packed films tell themselves
+        splits = [self.split] * len(names) if self.split is None or "," not in self.split else self.split.split(",")
+        if not len(names) == len(roots) == len(splits):
+            raise ValueError(
+                f"data names {len(names)} sets, root {len(roots)} folders and split {len(splits)} splits, expected as "
+                "many of each, with commas between them."
+            )
+        found: dict[str, DataConfig] = {}
+        for name, root, split in zip(names, roots, splits, strict=True):
+            plain = replace(self, data=name, root=root, split=split, uncertain=None, blank=None, views=None)
+            taken = {option: value for option, value in self._options().items() if option in plain.dataset.options}
+            label = plain.data
+            while label in found:
+                label += "-again"
+            found[label] = replace(plain, **taken)
+        return found
+
     @property
     def dataset(self) -> DataSet:
-        """The entry of data among the data sets, or that of packed films."""
+        """The entry of data among the data sets, that of packed films, or what joined sets have in common."""
+        if self.members:
+            sets = [member.dataset for member in self.members.values()]
+            return DataSet(
+                title=" + ".join(one.title for one in sets),
+                root=None,
+                options=tuple(dict.fromkeys(option for one in sets for option in one.options)),
+                real=all(one.real for one in sets),
+                masked=all(one.masked for one in sets),
+            )
         if self.packed and self.root is not None:
             return packed_dataset(self.root, self.cache)
         return find(self.data, root=self.root)
 
     @cached_property
     def packed(self) -> bool:
-        """Whether root is a folder or URL of packed films (axnet prepare)."""
+        """Whether root is a folder or URL of packed films (axnet prepare), or all of several are."""
+        if self.members:
+            return all(member.packed for member in self.members.values())
         return is_packed(self.root)
 
     def source(self, part: Part, *, size: int = 128, with_masks: bool = True) -> XraySource:
@@ -87,6 +135,11 @@ class DataConfig:
 
         size, with_masks: of a set that is drawn.
         """
+        if self.members:
+            sets = {
+                name: member.source(part, size=size, with_masks=with_masks) for name, member in self.members.items()
+            }
+            return Joined(sets, self.findings)
         found = self.dataset
         options = self._options()
         if part == "test" and "allow_absent" in found.options:
@@ -119,6 +172,9 @@ def open_part(
     progress: told of the two steps, reading and drawing masks.
     """
     source = config.source(part, size=preprocessing.size, with_masks=segmenter is None)
+    if isinstance(source, Joined):
+        for (one, other), films in source.overlap().items():
+            progress.say(f"{one} and {other} have {len(films)} films in common, by their names: {some(films)}")
     with progress.step(f"reading the {part} images", len(source)) as done:
         data = collect(source, preprocessing, workers=config.workers, folder=config.cache, progress=done)
     if segmenter is None:

@@ -136,6 +136,37 @@ def test_prepare_fit_evaluate_and_predict(tmp_path: Path, layout: Any) -> None:
     assert {row.partition(",")[2] for row in rows} <= scores
 
 
+def test_several_sets_at_once(tmp_path: Path) -> None:
+    """As they are and packed, with the same numbers."""
+    roots = [tmp_path / "nih", tmp_path / "chexpert"]
+    write_nih(roots[0], PATIENTS, size=48, test_fraction=0.5)
+    roots[1].mkdir()
+    for path in chexpert(roots[1]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(PhantomXray(1, size=48).sample(0).image)).save(path)
+    for name, root in zip(("nih", "chexpert"), roots, strict=True):
+        arguments = ["--size", 32, "--masks", "none", "--workers", 0, "--quiet", "--out", tmp_path / f"{name}-packed"]
+        run("prepare", "--data", name, "--root", root, *arguments)
+    small = ["--architecture", "densenet-gap", "--backbone", "tiny", "--size", 32, "--epochs", 1, "--batch-size", 8]
+    small += ["--uncertain", "ones", "--quiet", "--accelerator", "cpu", "--workers", 0]
+    named = ["--data", "nih,chexpert", "--root", ",".join(map(str, roots))]
+    packed = ["--root", ",".join(f"{tmp_path}/{name}-packed" for name in ("nih", "chexpert"))]
+    said = run("fit", *named, *small, "--out", tmp_path / "one")
+    assert "split nih-train_val+chexpert-train " in said
+    run("fit", *packed, *small, "--out", tmp_path / "two")
+    one, two = (load_classifier(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one[1].classes == two[1].classes == tuple(dict.fromkeys((*NIH_FINDINGS, *CHEXPERT_FINDINGS)))
+    for key, value in one[0].state_dict().items():
+        assert torch.equal(two[0].state_dict()[key], value), key
+    run("evaluate", *packed, "--weights", tmp_path / "one" / "model.safetensors", "--out", tmp_path / "report")
+    record = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert record["run"]["split name"] == "nih-test+chexpert-valid"
+    with pytest.raises(ValueError, match="data names 2 sets, root 1 folders and split 2 splits, expected as many"):
+        run("fit", "--data", "nih,chexpert", "--root", roots[0], "--out", tmp_path / "run")
+    with pytest.raises(ValueError, match="data is 'nih,chexpert', expected one set"):
+        run("prepare", *named, "--out", tmp_path / "p")
+
+
 def test_a_classifier_of_one_set_on_another(tmp_path: Path) -> None:
     """What the other set does not label is left out of the numbers."""
     root, out = tmp_path / "set", tmp_path / "run"

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from axnet.data import Joined, NIHChestXray, PhantomXray, write_nih
+from axnet.data import CSVDataset, Joined, NIHChestXray, PhantomXray, write_nih
 from axnet.models import Preprocessing
 from axnet.train import FitConfig, collect, fit, with_blank_masks
 
@@ -48,6 +49,23 @@ def test_each_set_keeps_the_labels_that_it_has(tmp_path: Path) -> None:
         Joined(sets, ("Edema",))
     with pytest.raises(ValueError, match="sets is empty"):
         Joined({})
+
+
+def test_films_that_two_sets_have(tmp_path: Path) -> None:
+    root = write_nih(tmp_path / "nih", 12, size=32)
+    names = NIHChestXray(root, "all").ids
+    for folder in ("a", "b"):  # as in CheXpert: the name of a file says nothing
+        (root / "images" / folder).mkdir()
+        shutil.copy(root / "images" / names[0], root / "images" / folder / "view1.png")
+    lines = ["path,Mass", f"images/{names[3]},1", f"images/{names[5]},0", "images/a/view1.png,1"]
+    (tmp_path / "one.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "two.csv").write_text("\n".join([*lines, "images/b/view1.png,0"]) + "\n")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.json").write_text('{"images": "nih"}')
+    one, two = (CSVDataset(tmp_path / f"{name}.csv") for name in ("one", "two"))
+    stems = [Path(names[3]).stem, Path(names[5]).stem]
+    assert Joined({"nih": NIHChestXray(root, "all"), "table": one}).overlap() == {("nih", "table"): sorted(stems)}
+    assert Joined({"one": one, "two": two}).overlap() == {}
 
 
 def test_a_classifier_learns_from_both(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_runs_give_the_mask_back(shape: tuple[int, int], share: float) -> None:
 
 
 def test_runs_outside_of_the_frame() -> None:
-    with pytest.raises(ValueError, match="runs reach pixel 25, expected at most 20"):
+    with pytest.raises(ValueError, match="reach beyond the 4 x 5 pixels"):
         runs.decode(runs.encode(np.ones((5, 5), bool)), 4, 5)
 
 

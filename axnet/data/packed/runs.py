@@ -15,12 +15,12 @@ def encode(mask: npt.NDArray[np.bool_]) -> bytes:
 
 
 def decode(data: bytes, height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Mask [height, width] of runs. Raises ValueError for runs outside of it."""
-    pairs = np.frombuffer(data, dtype="<u4").reshape(-1, 2).astype(np.int64)
-    ends = pairs.sum(1)
-    if len(pairs) and ends.max() > height * width:
-        raise ValueError(f"runs reach pixel {ends.max()}, expected at most {height * width}.")
-    steps = np.zeros(height * width + 1, dtype=np.int8)
-    steps[pairs[:, 0]] = 1
-    steps[ends] -= 1
-    return np.asarray(np.cumsum(steps[:-1], dtype=np.int8).reshape(height, width).view(np.bool_))
+    """Mask [height, width] of runs. Raises ValueError for runs outside of it, or out of order."""
+    edges = np.frombuffer(data, dtype="<u4").astype(np.int64)
+    edges[1::2] += edges[::2]
+    lengths = np.diff(edges, prepend=0, append=height * width)  # of what is out and in, by turns
+    if lengths.min() < 0:
+        raise ValueError(f"runs are out of order or reach beyond the {height} x {width} pixels of the mask.")
+    inside = np.zeros(len(lengths), dtype=np.bool_)
+    inside[1::2] = True
+    return np.asarray(np.repeat(inside, lengths).reshape(height, width))
