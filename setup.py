@@ -172,7 +172,7 @@ setup(
         "axnet.kernels",
     ],
     package_dir={"axnet": "axnet", "axnet.kernels": "kernels"},
-    package_data={"axnet": ["py.typed", "segment/weights/*"]},
+    package_data={"axnet": ["py.typed", "models/weights/*", "segment/weights/*"]},
     ext_modules=extensions,
     cmdclass=commands,
 )

@@ -92,22 +92,38 @@ def pack(nih_128: Path, nih_subset: Path, masks: Sequence[Path] | None, folder: 
     return files
 
 
-def unpack(folder: Path, processes: int, device: str) -> Films:
-    """Read the files of pack; device: where the segmenter runs, if they have no masks."""
+def unpack(folder: Path, processes: int, device: str, masks: Path | None = None) -> Films:
+    """Read the files of pack; masks: those that an earlier run drew; device: where the segmenter draws them else."""
+    table = _read(folder)
+    with ProcessPoolExecutor(processes) as pool:
+        images = np.stack(list(pool.map(_stretched, table["image"], chunksize=64)))
+    if masks is not None:
+        planes = np.load(masks)["masks"]
+    elif "mask" in table:
+        planes = np.frombuffer(b"".join(table["mask"]), np.uint8).reshape(len(table), 2, MASK_SIDE, MASK_SIDE)
+    else:
+        planes = _drawn(images, device)
+    return _films(table, images, planes)
+
+
+def labels_of(folder: Path) -> Films:
+    """As unpack, without images and masks."""
+    none = np.zeros((0,), np.uint8)
+    return _films(_read(folder), none, none)
+
+
+def _films(table: pd.DataFrame, images: npt.NDArray[np.uint8], masks: npt.NDArray[np.uint8]) -> Films:
+    labels = np.frombuffer(b"".join(table["labels"]), np.uint8).reshape(len(table), len(NIH_FINDINGS))
+    kept = table[["id", "patient", "age", "sex", "view", "boxed", *LISTS]]
+    return Films(images, masks, labels.astype(np.float32), kept)
+
+
+def _read(folder: Path) -> pd.DataFrame:
     files = sorted(folder.rglob("films-*-of-*.parquet"))
     count = int(files[0].stem.rpartition("-")[2]) if files else 0
     if not files or len(files) != count:
         raise FileNotFoundError(f"'{folder}' has {len(files)} of the files of --pack, expected {count or 'all'}.")
-    table = pd.concat([pd.read_parquet(file) for file in files]).sort_values("id").reset_index(drop=True)
-    with ProcessPoolExecutor(processes) as pool:
-        images = np.stack(list(pool.map(_stretched, table["image"], chunksize=64)))
-    if "mask" in table:
-        masks = np.frombuffer(b"".join(table["mask"]), np.uint8).reshape(len(table), 2, MASK_SIDE, MASK_SIDE)
-    else:
-        masks = _drawn(images, device)
-    labels = np.frombuffer(b"".join(table["labels"]), np.uint8).reshape(len(table), len(NIH_FINDINGS))
-    kept = table[["id", "patient", "age", "sex", "view", "boxed", *LISTS]]
-    return Films(images, masks, labels.astype(np.float32), kept)
+    return pd.concat([pd.read_parquet(file) for file in files]).sort_values("id").reset_index(drop=True)
 
 
 def save(films: Films, folder: Path) -> None:

@@ -10,11 +10,13 @@ from typing import IO, TYPE_CHECKING, Annotated, Optional, Protocol
 
 import typer
 
-from axnet.cli.options import UNREADABLE, SegmenterFile, report_failed, writable_file
+from axnet.cli.options import UNREADABLE, SegmenterFile, report_failed, writable_file, writable_folder
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from axnet.data.folder import ImageFile
-    from axnet.models import Preprocessing
+    from axnet.models import ClassifierInfo, Preprocessing
     from axnet.train import XraySet
 
 _AT_A_TIME = 64  # images read, drawn and scored together
@@ -28,14 +30,25 @@ def predict(
             metavar="IMAGES...",
         ),
     ],
-    weights: Annotated[Path, typer.Option(help="Classifier written by axnet fit.")],
+    weights: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Classifier written by axnet fit; without it the one that comes with axnet."),
+    ] = None,
     segmenter: SegmenterFile = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="CSV file to write; without it the table goes to the terminal."),
+        typer.Option(help="CSV file to write; without it the result goes to the terminal."),
+    ] = None,
+    overlays: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder for a PNG per image: organs outlined, the likeliest finding's map in red."),
     ] = None,
 ) -> None:
     """Write the probability of every finding for frontal radiographs, one row per image.
+
+    The classifier that comes with axnet, and any whose checkpoint holds a calibration, also make calls at their stored
+    operating points, with the cardiothoracic ratio and flags; a flagged film (no plausible frontal chest, inverted grey
+    values) gets no call.
 
     Folders are searched with all below them, and an image is known by its path there. Files that cannot be read are
     listed at the end, and the exit code is then 1. The anatomy masks come from --segmenter, or from
@@ -44,13 +57,19 @@ def predict(
     import csv
 
     from axnet.models import AnatomyXNet, load_classifier
+    from axnet.predictor import shipped
     from axnet.train import predict as score
     from axnet.train import segmenter_for, with_blank_masks, with_predicted_masks
 
     films = _films(images)
     if out is not None:
         writable_file(out, "--out")
-    model, info = load_classifier(weights)
+    if overlays is not None:
+        writable_folder(overlays, "--overlays")
+    model, info = load_classifier(shipped() if weights is None else weights)
+    if weights is None or overlays is not None or info.calibration is not None:
+        _read(model, info, weights, segmenter, films, out, overlays)
+        return
     guided = isinstance(model, AnatomyXNet)
     masked = films.masked and segmenter is None
     drawer = segmenter_for(weights, segmenter) if guided and not masked else None
@@ -72,6 +91,36 @@ def predict(
     if out is not None:
         note = f", {len(failed)} failed" if failed else ""
         typer.echo(f"{len(films) - len(failed)} images scored{note}: {out}")
+    report_failed(failed)
+
+
+def _read(
+    model: nn.Module,
+    info: ClassifierInfo,
+    weights: Path | None,
+    segmenter: Path | None,
+    films: Films,
+    out: Path | None,
+    overlays: Path | None,
+) -> None:
+    """Calls, cardiothoracic ratio and flags; masks by the segmenter named, that beside weights, or the shipped one."""
+    from axnet.cli.reading import read, summary
+    from axnet.predictor import Predictor
+    from axnet.segment import Segmenter
+    from axnet.train.anatomy import SEGMENTER_NAME
+
+    if not isinstance(films, _Files):
+        raise ValueError("images are packed films, expected image files for calls and overlays.")
+    beside = None if weights is None else weights.parent / SEGMENTER_NAME
+    drawer = segmenter or (beside if beside is not None and beside.is_file() else None)
+    predictor = Predictor(model, info, None if drawer is None else Segmenter.load(drawer))
+    with _opened(out) as stream:
+        failed = read(predictor, films.files, stream, out is not None, overlays)
+    if out is not None:
+        note = f", {len(failed)} failed" if failed else ""
+        typer.echo(f"{len(films) - len(failed)} images scored{note}: {out}")
+    if expected := summary(predictor):
+        typer.echo(expected)
     report_failed(failed)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from axnet import checkpoint
 from axnet.models.backbone import StrPath
+from axnet.models.calibration import Calibration
 from axnet.models.classifier import CUSTOM, AnatomyXNet, DenseNetGAP
 from axnet.models.names import as_named_here
 from axnet.models.preprocessing import Preprocessing
@@ -29,7 +30,8 @@ class ClassifierInfo:
     """What a checkpoint says of its classifier.
 
     architecture: a name in ARCHITECTURES; config: the arguments of its class; classes: findings, in the order of the
-    logits; preprocessing: of the input images; training: how it was trained, for the record.
+    logits; preprocessing: of the input images; training: how it was trained, for the record; calibration: how its
+    logits become probabilities and calls, None where nobody chose that.
     """
 
     architecture: str
@@ -37,6 +39,7 @@ class ClassifierInfo:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     training: dict[str, Any]
+    calibration: Calibration | None = None
 
 
 def build_classifier(architecture: str, config: Mapping[str, Any]) -> nn.Module:
@@ -58,6 +61,7 @@ def save_classifier(
     preprocessing: Preprocessing,
     classes: Sequence[str],
     training: Mapping[str, Any] | None = None,
+    calibration: Calibration | None = None,
 ) -> None:
     """Write a classifier so that load_classifier makes the same one again: it is made again before anything is written.
 
@@ -65,7 +69,7 @@ def save_classifier(
     AnatomyXNet or a DenseNetGAP, on any device and of any floating type, which the file keeps, or one wrapped by
     DataParallel or torch.compile; another linear layer may have taken the place of its classifier, and parametrised
     weights (torch.nn.utils.parametrize, pruning) are stored as what they come to. training: plain values kept for the
-    record.
+    record. calibration: of its logits, in the order of classes.
     Raises ValueError for another module, for one whose weights do not fit its architecture or that computes something
     else with them, or when classes are not one per logit.
     """
@@ -78,6 +82,8 @@ def save_classifier(
         config["num_classes"] = model.classifier.out_features
     if len(classes) != config["num_classes"]:
         raise ValueError(f"classes has {len(classes)} names, the model has {config['num_classes']} logits.")
+    if calibration is not None and len(calibration.thresholds) != len(classes):
+        raise ValueError(f"calibration has {len(calibration.thresholds)} thresholds for {len(classes)} classes.")
     plain = _plain_copy(model)
     fingerprint = _fingerprint(plain, config, preprocessing)
     backbone = plain.backbone if config["backbone"] == CUSTOM else None
@@ -99,6 +105,7 @@ def save_classifier(
         "preprocessing": preprocessing.to_dict(),
         "training": dict(training or {}),
         "fingerprint": fingerprint,
+        **({} if calibration is None else {"calibration": calibration.to_dict()}),
     }
     checkpoint.save(path, state, metadata)
 
@@ -118,6 +125,7 @@ def load_classifier(path: StrPath, *, backbone: nn.Module | None = None) -> tupl
         classes=tuple(metadata["classes"]),
         preprocessing=Preprocessing.from_dict(metadata["preprocessing"]),
         training=metadata["training"],
+        calibration=Calibration.from_dict(metadata["calibration"]) if "calibration" in metadata else None,
     )
     config = dict(info.config)
     if config["backbone"] == CUSTOM:

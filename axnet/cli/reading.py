@@ -1,0 +1,113 @@
+"""`axnet predict` with a calibrated classifier: calls, cardiothoracic ratio, flags and overlays."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from axnet.cli.options import UNREADABLE
+
+if TYPE_CHECKING:
+    from axnet.data.folder import ImageFile
+    from axnet.predictor import Prediction, Predictor
+
+_AT_A_TIME = 16
+
+
+def read(
+    predictor: Predictor, files: list[ImageFile], stream: IO[str], table: bool, overlays: Path | None
+) -> list[tuple[Path, str]]:
+    """Read films and write what is found, as a CSV table or in lines to look at; returns what failed, with why."""
+    pictures = {} if overlays is None else _pictures(files, overlays)
+    failed: list[tuple[Path, str]] = []
+    writer = csv.writer(stream)
+    if table:
+        calls = [f"{finding} call" for finding in predictor.findings]
+        writer.writerow(("image", *predictor.findings, *calls, "CTR", "flags"))
+    for start in range(0, len(files), _AT_A_TIME):
+        for file, found in _read(predictor, files[start : start + _AT_A_TIME], failed):
+            if table:
+                writer.writerow(_row(file.id, predictor, found))
+            else:
+                stream.write(_text(file.id, predictor, found))
+            if file.id in pictures:
+                _overlay(pictures[file.id], file.path, found)
+        stream.flush()
+    return failed
+
+
+def _pictures(files: list[ImageFile], folder: Path) -> dict[str, Path]:
+    """Where each film's picture goes, always inside the folder: below it as the film lies below its own."""
+    pictures: dict[str, Path] = {}
+    taken: set[Path] = set()
+    for file in files:
+        inside = Path(file.id)
+        if inside.is_absolute() or ".." in inside.parts:
+            inside = Path(file.path.name)
+        target = folder / inside.with_name(f"{inside.name}.png")
+        if target in taken:
+            raise ValueError(f"images holds two files named '{inside}', expected different names with --overlays.")
+        taken.add(target)
+        pictures[file.id] = target
+    return pictures
+
+
+def _read(
+    predictor: Predictor, files: list[ImageFile], failed: list[tuple[Path, str]]
+) -> Iterator[tuple[ImageFile, Prediction]]:
+    """Pairs of file and Prediction; a file that fails does not take its batch with it."""
+    try:
+        yield from zip(files, predictor.predict([file.path for file in files], len(files)), strict=True)
+        return
+    except UNREADABLE:
+        pass
+    for file in files:
+        try:
+            found = predictor.predict([file.path])[0]
+        except UNREADABLE as error:
+            failed.append((file.path, " ".join(str(error).split())))
+        else:
+            yield file, found
+
+
+def _row(name: str, predictor: Predictor, found: Prediction) -> list[str]:
+    probabilities = [f"{found.probabilities[finding]:.6f}" for finding in predictor.findings]
+    calls = [str(int(found.positive[f])) if f in found.positive else "" for f in predictor.findings]
+    ratio = "" if math.isnan(found.anatomy.ctr) else f"{found.anatomy.ctr:.4f}"
+    return [name, *probabilities, *calls, ratio, "; ".join(found.flags)]
+
+
+def _text(name: str, predictor: Predictor, found: Prediction) -> str:
+    ratio = "unknown" if math.isnan(found.anatomy.ctr) else f"{found.anatomy.ctr:.3f}"
+    lines = [f"{name}  CTR {ratio}"]
+    if found.flags:
+        lines.append(f"  no call is made: {'; '.join(found.flags)}")
+    for finding, probability in sorted(found.probabilities.items(), key=lambda item: -item[1]):
+        call = {True: "positive", False: "negative", None: "-"}[found.positive.get(finding)]
+        lines.append(f"  {finding:20} {probability:6.1%}  {call}")
+    return "\n".join(lines) + "\n"
+
+
+def _overlay(path: Path, film: Path, found: Prediction) -> None:
+    from axnet.data import read_image
+    from axnet.report.overlay import write_overlay
+
+    prob_map = None
+    if found.prob_maps:
+        maps = found.prob_maps[-1]
+        likeliest = max(range(len(found.probabilities)), key=list(found.probabilities.values()).__getitem__)
+        prob_map = maps[likeliest if len(maps) > 1 else 0]
+    write_overlay(path, read_image(film), found.anatomy.masks, prob_map)
+
+
+def summary(predictor: Predictor) -> str:
+    """How many films of 1,000 like the validation films are called, by finding."""
+    calibration = predictor.info.calibration
+    if calibration is None:
+        return ""
+    pairs = zip(predictor.findings, calibration.positives_per_1000, strict=True)
+    expected = ", ".join(f"{finding} {count:.0f}" for finding, count in pairs if count is not None)
+    return f"expected positives of 1,000 films like {calibration.films}: {expected}"

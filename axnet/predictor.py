@@ -1,0 +1,150 @@
+"""Read radiographs: anatomy, calibrated probabilities, calls at the stored operating points, and when to make none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from axnet import segment
+from axnet.data.findings import organs_to_anatomies
+from axnet.data.image import StrPath, read_image
+from axnet.imaging import resize
+from axnet.models.storage import ClassifierInfo, load_classifier
+from axnet.segment import Anatomy, Segmenter
+
+WEIGHTS = Path(__file__).parent / "models" / "weights"
+"""Folder of the classifiers that come with axnet; the model cards stand beside them."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one film.
+
+    probabilities: per finding, calibrated where the checkpoint says how. positive: per finding, whether it is called at
+    the stored operating point; empty where flags speak against the film, or without operating points. A finding
+    for which too few films chose an operating point is in probabilities alone. prob_maps: per stage, fine to coarse,
+    the maps float32 [K,h,w] that pooled the features, empty for a classifier without. anatomy: organs, cardiothoracic
+    ratio and quality. flags: why no call is made: the segmenter found no plausible chest (a lateral film, another
+    part of the body), or grey values that are inverted.
+    """
+
+    probabilities: dict[str, float]
+    positive: dict[str, bool]
+    prob_maps: tuple[npt.NDArray[np.float32], ...]
+    anatomy: Anatomy
+    flags: tuple[str, ...]
+
+
+class Predictor:
+    """A classifier with the segmenter that draws its masks.
+
+    model, info: of axnet.models.load_classifier. segmenter: None for the one that comes with axnet.
+    Attributes: findings, in the order of the logits. Not a medical device.
+    """
+
+    def __init__(self, model: nn.Module, info: ClassifierInfo, segmenter: Segmenter | None = None) -> None:
+        """The class describes the arguments."""
+        self.model = model.eval()
+        self.info = info
+        self.segmenter = segment.load_pretrained() if segmenter is None else segmenter
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Findings, in the order of the logits."""
+        return self.info.classes
+
+    def to(self, device: str | torch.device) -> Predictor:
+        """Move classifier and segmenter to a device; returns itself."""
+        self.model.to(device)
+        self.segmenter.to(device)
+        return self
+
+    def predict(self, images: Sequence[StrPath | npt.NDArray[Any]], batch_size: int = 16) -> list[Prediction]:
+        """Read frontal radiographs: files, or arrays [H, W] of any real type, in batches of batch_size.
+
+        Returns one Prediction per image. Raises as Segmenter.predict does.
+        """
+        if isinstance(images, (str, bytes, PathLike)) or not hasattr(images, "__len__"):
+            raise TypeError(f"images is a {type(images).__name__}, expected a list of paths or arrays [H, W].")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected 1 or more.")
+        found: list[Prediction] = []
+        for start in range(0, len(images), batch_size):
+            pixels = [
+                read_image(image) if isinstance(image, (str, PathLike)) else image
+                for image in images[start : start + batch_size]
+            ]
+            found += self._batch(pixels)
+        return found
+
+    def _batch(self, pixels: list[npt.NDArray[Any]]) -> list[Prediction]:
+        anatomies = self.segmenter.predict(pixels, batch_size=len(pixels), keep_probabilities=True)
+        stored = np.stack([self.info.preprocessing.store(_unit(image)) for image in pixels])
+        device = next(self.model.parameters()).device
+        image = torch.from_numpy(stored)[:, None].to(device, torch.float32) / 255
+        with torch.inference_mode():
+            masks = torch.from_numpy(self._masks(anatomies)).to(device)
+            output = self.model(self.info.preprocessing.normalize(image), masks)
+        logits = output.logits.float().cpu()
+        maps = [stage.float().cpu().numpy() for stage in output.prob_maps]
+        calibration = self.info.calibration
+        calls: list[list[bool | None]] = [[]] * len(pixels)
+        if calibration is None:
+            probabilities = logits.sigmoid()
+        else:
+            probabilities = calibration.probabilities(logits)
+            calls = calibration.calls(probabilities)
+        return [
+            Prediction(
+                probabilities=dict(zip(self.findings, probabilities[index].tolist(), strict=True)),
+                positive=self._called(calls[index]) if not anatomy.flags else {},
+                prob_maps=tuple(stage[index] for stage in maps),
+                anatomy=anatomy,
+                flags=anatomy.flags,
+            )
+            for index, anatomy in enumerate(anatomies)
+        ]
+
+    def _called(self, calls: Sequence[bool | None]) -> dict[str, bool]:
+        return {finding: call for finding, call in zip(self.findings, calls, strict=False) if call is not None}
+
+    def _masks(self, anatomies: Sequence[Anatomy]) -> npt.NDArray[np.float32]:
+        """Lungs and heart [N,2,S,S]; the mean anatomy where the organs found are implausible, as in training."""
+        size = self.info.preprocessing.size
+        atlas = self.segmenter.atlas.float().cpu().numpy()
+        planes = [atlas if a.flags or a.probabilities is None else a.probabilities for a in anatomies]
+        return organs_to_anatomies(np.stack([resize(each, size) for each in planes]))
+
+
+def load_pretrained(name: str = "frontal") -> Predictor:
+    """The classifier of frontal chest X-rays of adults that comes with axnet; needs no network. Not a medical device.
+
+    name: of one of the classifiers in the package. Raises ValueError for another name, FileNotFoundError when the
+    installation lacks the weights.
+    """
+    return Predictor(*load_classifier(shipped(name)))
+
+
+def shipped(name: str = "frontal") -> Path:
+    """The file of a classifier that comes with axnet. Raises as load_pretrained."""
+    known = sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))
+    if not known:
+        raise FileNotFoundError(f"'{WEIGHTS}' holds no classifier, expected frontal.safetensors in it.")
+    if name not in known:
+        raise ValueError(f"name is {name!r}, expected one of {known}.")
+    return WEIGHTS / f"{name}.safetensors"
+
+
+def _unit(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Whole numbers over the largest of their type, as files are read; the rest as it is."""
+    if image.dtype.kind in "iu":
+        return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+    return image.astype(np.float32)

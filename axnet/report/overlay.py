@@ -1,0 +1,44 @@
+"""One film as a PNG with its organs outlined and a probability map over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from axnet.data.files import replacing
+from axnet.data.findings import ORGANS
+from axnet.imaging import percentile_normalize, resize
+
+SIDE = 768
+"""Longer side in pixels."""
+
+_COLOURS = {"left_lung": (34, 184, 207), "right_lung": (34, 184, 207), "heart": (255, 146, 43)}
+_RED = np.array([255.0, 60.0, 40.0])
+_OPACITY = 0.45  # of the map where it is largest
+
+
+def write_overlay(
+    path: Path, image: NDArray[Any], masks: NDArray[np.bool_], prob_map: NDArray[np.float32] | None = None
+) -> None:
+    """Write the PNG, which appears complete or not at all.
+
+    image [H, W]; masks bool [3, H, W] in the order of ORGANS, outlined in the colours of the reports; prob_map [h, w]
+    of any resolution, laid over in red, relative to its largest value.
+    """
+    scale = SIDE / max(image.shape)
+    size = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
+    picture = np.repeat(percentile_normalize(resize(image, size))[..., None] * 255, 3, axis=2)
+    if prob_map is not None and prob_map.max() > 0:
+        share = resize(prob_map / prob_map.max(), size)[..., None] * _OPACITY
+        picture = picture * (1 - share) + _RED * share
+    for organ, mask in zip(ORGANS, masks, strict=True):
+        inside = resize(mask, size) >= 0.5
+        picture[inside & ~ndimage.binary_erosion(inside, iterations=2)] = _COLOURS[organ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial, partial.open("wb") as stream:
+        Image.fromarray(picture.round().astype(np.uint8)).save(stream, "PNG")

@@ -1,0 +1,221 @@
+"""Make the classifier that comes with axnet out of the comparison's candidates, and measure it.
+
+    python benchmarks/ship_classifier.py --films films --runs runs --nih-128 nih_128 --nih-subset nih_subset
+
+Chosen by mean AUC on the validation part of nih_128's training list: one of the candidates, or the mean of the weights
+of those that differ in their seed alone. Temperature and operating points come from the same films. Then, once, the
+whole of `axnet predict` reads the test films of both sets. Writes axnet/models/weights/frontal.safetensors and
+benchmarks/results/classifier.json. --measure takes the weights that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+from axnet.data import NIH_FINDINGS, NIHChestXray  # noqa: E402
+from axnet.metrics import (  # noqa: E402
+    calibration_error,
+    delong_test,
+    fit_temperature,
+    mean_auc_interval,
+    operating_points,
+    roc_auc,
+)
+from axnet.models import Calibration, load_classifier, save_classifier  # noqa: E402
+from axnet.predictor import WEIGHTS, Predictor  # noqa: E402
+from axnet.report.environment import environment  # noqa: E402
+from benchmarks.comparison_films import Films, unpack  # noqa: E402
+from benchmarks.comparison_train import LEAST, Data, logits_of, mean_auc  # noqa: E402
+
+TEST_LEAST = 15
+RULE = "prevalence"
+REFERENCE = 0.712
+"""On nih_subset's test list, nine findings: DenseNet-121 + GAP from scratch after 12 epochs on nih_subset."""
+
+
+def average(files: list[Path]) -> nn.Module:
+    """A classifier with the mean of the weights of several."""
+    models = [load_classifier(file)[0] for file in files]
+    states = [model.state_dict() for model in models]
+    mean = {
+        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }
+    models[0].load_state_dict(mean)
+    return models[0].eval()
+
+
+def choose(runs: Path, films: Films) -> tuple[nn.Module, dict[str, Any], np.ndarray]:
+    """The model that validates best, what was compared, and its validation logits."""
+    device = torch.device("cpu")
+    data = Data(films, device)
+    rows = data.parts["validation"]
+    labels = films.labels[rows]
+    kinds: dict[str, list[Path]] = {}
+    for file in sorted(runs.glob("candidate-*.safetensors")):
+        if json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["finished"]:
+            kinds.setdefault(re.sub(r"-s\d+$", "", file.stem), []).append(file)
+    choices = {file.stem: [file] for files in kinds.values() for file in files}
+    choices |= {f"{kind}-mean": files for kind, files in kinds.items() if len(files) > 1}
+    found: dict[str, tuple[float, nn.Module, np.ndarray]] = {}
+    for name, files in choices.items():
+        model = average(files)
+        logits = logits_of(model, data, rows, "own", device)
+        found[name] = mean_auc(labels, logits, LEAST), model, logits
+        print(f"{name:32} validation {found[name][0]:.4f}", flush=True)
+    best = max(found, key=lambda name: found[name][0])
+    record = {
+        "chosen": best,
+        "validation": {name: round(auc, 4) for name, (auc, _, _) in found.items()},
+        "of": [file.stem for file in choices[best]],
+        "job": json.loads(choices[best][0].with_suffix(".json").read_text(encoding="utf-8"))["job"],
+    }
+    return found[best][1], record, found[best][2]
+
+
+def calibrate(labels: np.ndarray, logits: np.ndarray) -> Calibration:
+    """One temperature, and thresholds of the findings that enough validation films have."""
+    temperature = float(fit_temperature(labels, logits))
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64) / temperature))
+    enough = labels.sum(0) >= LEAST
+    points = [
+        point if usable else None
+        for point, usable in zip(operating_points(labels, probabilities, RULE), enough, strict=True)
+    ]
+    return Calibration(
+        temperature=temperature,
+        thresholds=tuple(None if point is None else round(point.threshold, 6) for point in points),
+        sensitivity=tuple(None if point is None else round(point.sensitivity, 4) for point in points),
+        specificity=tuple(None if point is None else round(point.specificity, 4) for point in points),
+        positives_per_1000=tuple(None if point is None else round(point.positives_per_1000, 1) for point in points),
+        rule="as many films are called positive as are (of the validation films)",
+        films=f"the {len(labels)} validation films out of NIH's official training list",
+    )
+
+
+def read(predictor: Predictor, source: NIHChestXray, batch: int = 16) -> dict[str, Any]:
+    """Probabilities, calls and flags of a set by the whole pipeline, and films a second."""
+    started = time.perf_counter()
+    found = predictor.predict([source.path(name) for name in source.ids], batch)
+    return {
+        "probabilities": np.array([[one.probabilities[f] for f in NIH_FINDINGS] for one in found]),
+        "flagged": float(np.mean([bool(one.flags) for one in found])),
+        "calls": np.array([[one.positive.get(f, np.nan) for f in NIH_FINDINGS] for one in found]),
+        "films_per_second": len(found) / (time.perf_counter() - started),
+    }
+
+
+def measure(predictor: Predictor, source: NIHChestXray) -> tuple[dict[str, Any], np.ndarray]:
+    """Figures on one test list, and the probabilities."""
+    done = read(predictor, source)
+    y, p = source.labels.astype(np.float64), done["probabilities"]
+    kept = y.sum(0) >= TEST_LEAST
+    patients = np.array(source.patients)
+    temperature = predictor.info.calibration.temperature
+    raw = 1 / (1 + np.exp(-np.log(p / (1 - p)) * temperature))
+    mean = mean_auc_interval(y[:, kept], p[:, kept], groups=patients)
+    calls = done["calls"]
+    findings = {}
+    for k, finding in enumerate(NIH_FINDINGS):
+        known = ~np.isnan(calls[:, k])
+        yes = calls[known, k] == 1
+        truth = y[known, k] == 1
+        findings[finding] = {
+            "positives": int(y[:, k].sum()),
+            "auc": round(roc_auc(y[:, k], p[:, k]), 4),
+            "calibration_error": round(calibration_error(y[:, k], p[:, k]), 4),
+            "called": int(yes.sum()) if known.any() else None,
+            "sensitivity": round(float(yes[truth].mean()), 4) if known.any() and truth.any() else None,
+            "specificity": round(float(1 - yes[~truth].mean()), 4) if known.any() else None,
+        }
+    return {
+        "films": len(y),
+        "patients": len(set(source.patients)),
+        "findings_in_mean": int(kept.sum()),
+        "mean_auc": {name: round(float(value), 4) for name, value in mean._asdict().items()},
+        "calibration_error": {
+            "mean over findings": round(float(np.mean([calibration_error(y[:, k], p[:, k]) for k in range(14)])), 4),
+            "all labels": round(calibration_error(y.ravel(), p.ravel()), 4),
+            "all labels, without temperature": round(calibration_error(y.ravel(), raw.ravel()), 4),
+            "mean probability": round(float(p.mean()), 4),
+            "prevalence": round(float(y.mean()), 4),
+        },
+        "flagged": round(done["flagged"], 4),
+        "films_per_second": round(done["films_per_second"], 2),
+        "findings": findings,
+    }, p
+
+
+def against(runs: Path, source: NIHChestXray, probabilities: np.ndarray, films: Films) -> dict[str, Any]:
+    """DeLong's test per finding against one run of the comparison on nih_128's test films."""
+    name = max(
+        (json.loads(file.read_text(encoding="utf-8")) for file in runs.glob("row2-*.json")),
+        key=lambda record: record["validation_auc"],
+    )["job"]["name"]
+    with np.load(runs / f"{name}.npz") as stored:
+        logits = stored["test"]
+    place = {film: index for index, film in enumerate(films.table["id"].iloc[films.parts()["test"]])}
+    other = logits[[place[film] for film in source.ids]]
+    tests = {
+        finding: delong_test(source.labels[:, k], probabilities[:, k], other[:, k], np.array(source.patients))
+        for k, finding in enumerate(NIH_FINDINGS)
+        if source.labels[:, k].sum() >= TEST_LEAST
+    }
+    return {"run": name, **{f: {"difference": round(t.difference, 4), "p": round(t.p, 4)} for f, t in tests.items()}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--films", type=Path, required=True, help="folder that comparison.py --pack wrote")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the comparison's runs")
+    parser.add_argument("--nih-128", type=Path, required=True)
+    parser.add_argument("--nih-subset", type=Path, required=True)
+    parser.add_argument("--measure", action="store_true", help="do not choose: measure the weights that are there")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS / "frontal.safetensors")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "classifier.json")
+    arguments = parser.parse_args()
+    films = unpack(arguments.films, 2, "cpu", arguments.runs / "masks.npz")
+    if not arguments.measure:
+        model, record, logits = choose(arguments.runs, films)
+        calibration = calibrate(films.labels[films.parts()["validation"]], logits)
+        first = load_classifier(arguments.runs / f"{record['of'][0]}.safetensors")[1]
+        save_classifier(
+            arguments.weights, model.half(), first.preprocessing, NIH_FINDINGS, training=record, calibration=calibration
+        )
+    model, info = load_classifier(arguments.weights)
+    predictor = Predictor(model, info)
+    result: dict[str, Any] = {
+        "environment": environment(),
+        "training": info.training,
+        "calibration": info.calibration.to_dict() if info.calibration else None,
+        "megabytes": round(arguments.weights.stat().st_size / 1e6, 2),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    for name, root in (("nih_128 test", arguments.nih_128), ("nih_subset test", arguments.nih_subset)):
+        source = NIHChestXray(root, "test")
+        result[name], probabilities = measure(predictor, source)
+        if name == "nih_128 test":
+            result[name]["against"] = against(arguments.runs, source, probabilities, films)
+        else:
+            most = np.argsort(-source.labels.sum(0), kind="stable")[:9]
+            nine = [roc_auc(source.labels[:, k], probabilities[:, k]) for k in sorted(most)]
+            result[name]["nine"] = {"mean_auc": round(float(np.mean(nine)), 4), "reference": REFERENCE}
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({name: result[name] for name in ("nih_128 test", "nih_subset test")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
