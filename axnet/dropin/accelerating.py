@@ -97,6 +97,7 @@ def _plans(
     """Rewritten forwards by module and mode, from the innermost modules outwards."""
     plans: dict[str, dict[bool, Rewritten]] = {}
     gated: list[tuple[str, nn.Module]] = []
+    done: list[nn.Module] = []
     replaced: list[Row] = []
     kept: list[Row] = []
     for path, module in reversed(list(exact.named_modules())):
@@ -107,7 +108,8 @@ def _plans(
         modes: dict[bool, Rewritten] = {}
         try:
             for training in _MODES:
-                modes[training] = rewritten(probe.get_submodule(path), module, own, inner, training, options)
+                copied = probe.get_submodule(path)
+                modes[training] = rewritten(copied, module, own, training, options, inner, done)
         except UntraceableError as error:
             if inner or any(isinstance(child, _POOLINGS) for child in module.children()):
                 kept.append(Row(path, type(module).__name__, "a forward without a graph", why=str(error)))
@@ -124,6 +126,7 @@ def _plans(
             gated.append((path, module))
         if any(rewrite.plan for rewrite in modes.values()):
             plans[path] = modes
+            done.append(module)
     return plans, Report(replaced + kept)
 
 

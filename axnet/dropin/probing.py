@@ -48,7 +48,7 @@ class Values:
         self._by_size: dict[int, list[tuple[fx.Node, float]]] = {}  # with their first numbers, in the graph's order
         for node in graph.nodes:
             value = self.tensor(node)
-            if value is not None and value.numel() and node.op in ("call_function", "call_method", "call_module"):
+            if value is not None and value.numel() and _is_computed(module, node):
                 first = value.reshape(-1)[0].item()
                 self._by_size.setdefault(value.numel(), []).append((node, first))
 
@@ -89,6 +89,13 @@ class Values:
         value = self.tensor(node)
         assert value is not None
         return arrangement(tuple(value.shape), tuple(sizes))
+
+
+def _is_computed(module: nn.Module, node: fx.Node) -> bool:
+    """Whether the node computes by itself; somebody's module that is one node has a forward of its own to look at."""
+    if node.op == "call_module":
+        return type(module.get_submodule(str(node.target))).__module__.startswith("torch.nn")
+    return node.op in ("call_function", "call_method")
 
 
 def arrangement(shape: tuple[int, ...], sizes: tuple[int, ...]) -> Template | None:

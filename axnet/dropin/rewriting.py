@@ -52,27 +52,34 @@ class Options:
 
 
 def rewritten(
-    module: nn.Module, exact: nn.Module, seen: Seen, inner: Sequence[nn.Module], training: bool, options: Options
+    module: nn.Module,
+    exact: nn.Module,
+    seen: Seen,
+    training: bool,
+    options: Options,
+    inner: Sequence[nn.Module] = (),
+    done: Sequence[nn.Module] = (),
 ) -> Rewritten:
     """Rewrite the forward of a module for one mode.
 
     module: a copy that may be run; exact: another, in float64. seen: how it is called. inner: modules within `exact`
-    that have gates of their own, which may be heads of this one. Raises UntraceableError.
+    that have gates of their own, which may be heads of this one; done: those that are rewritten already.
+    Raises UntraceableError.
     """
     exact.train(training)
     module.train(training)
     batch = (seen.batch, _BATCH)
     call = Call({n: s.drawn(torch.float64, batch) for n, s in seen.tensors.items()}, seen.constants)
-    found, values = _found(exact, call, ())
+    found, values = _found(exact, call, (), done)
     used: tuple[nn.Module, ...] = ()
     if inner:
         # only heads are worth looking into modules for: what they gain, modules alone do not have
-        deep, deep_values = _found(exact, call, inner)
+        deep, deep_values = _found(exact, call, inner, done)
         heads = [s for s in sites_of(exact, deep.graph, deep_values) if "before an average" in s.kind]
         passed = _passed(exact, deep, heads, inner)
         if passed:
             used = tuple(passed)
-            found, values = _found(exact, call, used)
+            found, values = _found(exact, call, used, done)
     sites = sites_of(exact, found.graph, values)
     if used:
         sites = [s for s in sites if s.kind != "mask-guided attention" or not _within(s, found)]
@@ -92,8 +99,10 @@ def rewritten(
     return Rewritten(outcomes, Plan(found.names, dict(seen.constants), kinds, function), gates, used)
 
 
-def _found(exact: nn.Module, call: Call, looked_into: Collection[nn.Module]) -> tuple[Traced, Values]:
-    found = traced(exact, call, looked_into)
+def _found(
+    exact: nn.Module, call: Call, looked_into: Collection[nn.Module], done: Collection[nn.Module]
+) -> tuple[Traced, Values]:
+    found = traced(exact, call, looked_into, done)
     return found, Values(exact, found.graph, [call.tensors[n] for n in found.names])
 
 

@@ -35,17 +35,20 @@ class Call:
 
 
 class _Tracer(fx.Tracer):
-    """Modules with weights are nodes, but for those named; modules without are looked into and noted."""
+    """Modules with weights are nodes, but for those named; modules without are looked into, but for those done."""
 
-    def __init__(self, looked_into: Collection[nn.Module]) -> None:
+    def __init__(self, looked_into: Collection[nn.Module], done: Collection[nn.Module]) -> None:
         super().__init__()
         self.looked_into = looked_into
+        self.done = done
         self.passed: dict[str, nn.Module] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the module is one node."""
         if any(m is one for one in self.looked_into):
             return False
+        if any(m is one for one in self.done):
+            return True
         library = type(m).__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
         return library or next(m.parameters(), None) is not None or next(m.buffers(), None) is not None
 
@@ -67,12 +70,16 @@ class Traced:
     """Of the placeholders, the tensors of the call."""
 
 
-def traced(module: nn.Module, call: Call, looked_into: Collection[nn.Module] = ()) -> Traced:
+def traced(
+    module: nn.Module, call: Call, looked_into: Collection[nn.Module] = (), done: Collection[nn.Module] = ()
+) -> Traced:
     """The graph of a module's forward for a kind of call, in the mode that the module is in.
+
+    looked_into: modules with weights that are part of the graph all the same; done: those that are single nodes.
 
     Raises UntraceableError.
     """
-    tracer = _Tracer(looked_into)
+    tracer = _Tracer(looked_into, done)
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     if any(p.kind in variable and call.constants.get(p.name) for p in parameters):
