@@ -14,6 +14,13 @@
 
 #include "cuda/launch.h"
 
+// What the second-level cache fetches around a copy to shared memory. Changes no result.
+#ifdef AXNET_COPY_128B
+#define AXNET_COPY_LINE "128B"
+#else
+#define AXNET_COPY_LINE "64B"
+#endif
+
 namespace axnet::cuda {
 
 // c += a b
@@ -85,24 +92,30 @@ __device__ inline uint32_t turned(uint32_t pair) {
 // 16 bytes to shared memory. They are there once the thread has waited for the group that the copy belongs to; other
 // threads see them after a barrier.
 __device__ inline void copy_async(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global.L2::64B [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::" AXNET_COPY_LINE " [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
+               : "memory");
 }
 
 // The same, or zeros where `real` is false: nothing is read then.
 __device__ inline void copy_async_if(bool real, void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global.L2::64B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-               "r"(real ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global.L2::" AXNET_COPY_LINE " [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+               "l"(from), "r"(real ? 16 : 0)
                : "memory");
 }
 
 // Ends a group: the thread's copies since the one before.
 __device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most `pending` (up to 2) of the thread's groups are under way.
+// Waits until at most `pending` (up to 2; PENDING: any number) of the thread's groups are under way.
 __device__ inline void copies_wait(int pending) {
   if (pending == 0) asm volatile("cp.async.wait_group 0;" ::: "memory");
   else if (pending == 1) asm volatile("cp.async.wait_group 1;" ::: "memory");
   else asm volatile("cp.async.wait_group 2;" ::: "memory");
+}
+
+template <int PENDING>
+__device__ inline void copies_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
 }  // namespace axnet::cuda

@@ -4,25 +4,17 @@
 //   tile     L = W X + b;  w_s = p_s / p_top, p = sigmoid(L), top the tile's largest logit;  sum w X and sum w
 //   combine  tiles in their order: pooled = sum w X / sum w, relative to the image's largest logit
 //
-// Up to 2048 channels of 16 and 32 bits take the matrix units (pwap_tile.cuh), the rest pooling.cuh's loops.
+// One map in NCHW takes pwap_one.cuh; else up to 2048 channels of 16 and 32 bits take the matrix units (pwap_tile.cuh),
+// the rest pooling.cuh's loops.
 #include "checks.h"
 #include "cuda/algebra.cuh"
-#include "cuda/numbers.cuh"
 #include "cuda/pooling.cuh"
+#include "cuda/pwap_args.cuh"
+#include "cuda/pwap_one.cuh"
 #include "cuda/pwap_products.cuh"
 
 namespace axnet::cuda {
 namespace {
-
-struct PwapArgs {
-  const void* x;
-  Numbers weight, bias;     // [K, C], [K] or none
-  void *pooled, *prob;      // T [N, K, C], T [N, K, S]
-  void *logits, *norm;      // acc [N, K, S]; acc [N, 2, K]: largest logit, sum of p / p(largest logit)
-  void* partial;            // acc [N, tiles, K*C + 2*K]: numerators, largest logits, denominators
-  const void *mask, *fold;  // acc [N, A, S], acc [N, fold_rows(A), C]; null: pool X itself
-  int A;
-};
 
 // Z in the place of X. Thread = channel.
 template <class T>
@@ -230,6 +222,73 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_matrix_kernel(const
   Product::each_sum(sums, maps, channels, [&](int k, int c, float sum) { partial[k * p.C + c] = sum; });
 }
 
+//   block   the tiles of a walk, for one map (pwap_one.cuh)
+template <class T, int Q>
+__global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_one_kernel(const OnePlan p, const PwapArgs args) {
+  AXNET_SHARED(shared);
+  using Lane = OneLane<T, Q>;
+  Lane lane(p, shared);
+  const OneWalk walk(p, Lane::P);
+  const T* x = static_cast<const T*>(args.x) + walk.n * p.image;
+  lane.begin(x, walk.begin, walk.end);
+  float weights[Lane::kChannels], sums[Lane::kChannels] = {};
+  args.weight.typed([&](auto from) { lane.load_row(from, weights); });
+  const float bias = args.bias.at ? static_cast<float>(args.bias(0)) : 0.f;
+  float top = -std::numeric_limits<float>::infinity(), factor = 1, mass = 0;
+
+#pragma unroll 1
+  for (int s0 = walk.begin, tile = 0; s0 < walk.end; s0 += Lane::P, ++tile) {
+    float* parts = Lane::parts(p, shared, tile % 2);
+    lane.products([&](int a) { return weights[a]; }, parts);
+    __syncthreads();  // the parts of the tile before are no longer read
+    float logits[Lane::own], mine[Lane::own], shares[Lane::kPixels], most = -std::numeric_limits<float>::infinity();
+#pragma unroll
+    for (int o = 0; o < Lane::own; ++o)
+      logits[o] = bias;
+    lane.add_parts(parts, p.warps, logits);
+#pragma unroll
+    for (int o = 0; o < Lane::own; ++o)
+      if (s0 + lane.first + o < walk.end && logits[o] > most) most = logits[o];
+    most = warp_max(most);
+    if (!(most - most == 0)) most = 0;  // as in pwap_tile_kernel
+    if (most > top) {
+      const float fall = std::exp(log_sigmoid(top) - log_sigmoid(most));
+      top = most, factor = 1 + std::exp(-std::abs(top)), mass *= fall;
+#pragma unroll
+      for (float& sum : sums)
+        sum *= fall;
+    }
+    float part = 0;
+#pragma unroll
+    for (int o = 0; o < Lane::own; ++o) {
+      const int s = s0 + lane.first + o;
+      // as probability(), of which `factor` is kept
+      const float logit = logits[o], small = std::exp(-std::abs(logit)), inverse = reciprocal(1 + small);
+      const float prob = logit < 0 ? small * inverse : inverse;
+      mine[o] = s < walk.end ? (top < 0 ? std::exp(logit - top) : logit < 0 ? small : 1.f) * factor * inverse : 0.f;
+      if (lane.counts) part += mine[o];
+      if (lane.warp > 0 || !lane.counts || s >= walk.end) continue;
+      const int64_t place = static_cast<int64_t>(walk.n) * p.S + s;
+      static_cast<float*>(args.logits)[place] = logit;
+      static_cast<T*>(args.prob)[place] = narrowed<T>(prob);
+    }
+    mass += warp_sum(part);
+    lane.spread(mine, shares);
+    lane.pixels(x, s0, walk.end, shares, sums, [](int) {});
+  }
+
+  if (p.walks == 1) {  // nothing to merge
+    T* pooled = static_cast<T*>(args.pooled) + static_cast<int64_t>(walk.n) * p.C;
+    lane.each_sum(sums, [&](int c, float sum) { pooled[c] = narrowed<T>(sum * reciprocal(mass)); });
+    float* norm = static_cast<float*>(args.norm) + 2 * static_cast<int64_t>(walk.n);
+    if (threadIdx.x == 0) norm[0] = top, norm[1] = mass;
+    return;
+  }
+  float* partial = static_cast<float*>(args.partial) + static_cast<int64_t>(blockIdx.x) * (p.C + 2);
+  if (threadIdx.x == 0) partial[p.C] = top, partial[p.C + 1] = mass;
+  lane.each_sum(sums, [&](int c, float sum) { partial[c] = sum; });
+}
+
 //   block   256 channels of one map of one image; shared: the shares of up to 256 of its parts
 template <class T>
 __global__ void __launch_bounds__(kThreads)
@@ -275,8 +334,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor
   Tensor pooled = empty({N, K, C}, x.scalar_type(), device), prob = empty({N, K, H, W}, x.scalar_type(), device);
   Tensor logits = empty({N, K, H, W}, acc, device), norm = empty({N, 2, K}, acc, device);
   if (N * C == 0) return {pooled, prob, logits, norm};
+  std::optional<OnePlan> one;
+  if (!mask) one = OnePlan::of(x, K);
   const std::optional<MatrixPlan> plan = MatrixPlan::of(x, K, 1, 0);
-  const Tensor rows = plan ? as(weight) : as(weight, acc);
+  const Tensor rows = one || plan ? as(weight) : as(weight, acc);
   with_type(x, [&](auto type) {
     using T = decltype(type);
     PwapArgs args{data(x),
@@ -299,6 +360,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor
       launch(pwap_combine_kernel<T>, N * K * channel_blocks, 1, kThreads, kThreads * sizeof(acc_t<T>), queue.stream(),
              args, C, static_cast<int>(K), walks, channel_blocks);
     };
+    if (one) {
+      const auto launch_tiles = [&] {
+        with_side<T>(*one, [&](auto side) {
+          launch(pwap_one_kernel<T, decltype(side)::value>, N * one->walks, 1, one->warps * kWarp, one->bytes,
+                 queue.stream(), *one, args);
+        });
+      };
+      return one->walks == 1 ? launch_tiles() : launch_all(one->walks, launch_tiles);
+    }
     if (plan) {
       const auto launch_tiles = [&] {
         with_warp_tile<T>(*plan, [&](auto tile) {

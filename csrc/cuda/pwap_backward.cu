@@ -4,29 +4,16 @@
 //           dX = sum_k share_k dpooled_k + W_k dL_k;  the tile's part of dW = sum dL X and db = sum dL
 //   gather  dW and db from the tiles, in their order
 //
-// Up to 2048 channels of 16 and 32 bits take the matrix units (pwap_tile.cuh), the rest pooling.cuh's loops.
+// One map in NCHW takes pwap_one.cuh; else up to 2048 channels of 16 and 32 bits take the matrix units (pwap_tile.cuh),
+// the rest pooling.cuh's loops.
 #include "checks.h"
-#include "cuda/numbers.cuh"
 #include "cuda/pooling.cuh"
+#include "cuda/pwap_args.cuh"
+#include "cuda/pwap_one.cuh"
 #include "cuda/pwap_products.cuh"
 
 namespace axnet::cuda {
 namespace {
-
-struct PwapBackwardArgs {
-  const void* x;
-  void* dx;                          // or null
-  const void *grad_pooled, *pooled;  // T [N, K, C]
-  const void* grad_prob;             // T [N, K, S] or null
-  Numbers weight;                    // [K, C]
-  const void *logits, *norm;         // acc [N, K, S], [N, 2, K]
-  void* partial;                     // acc [N, tiles, K*C + K]
-  void *weight_grad, *bias_grad;     // acc [K, C], acc [K]
-  ScalarType type;                   // of x
-  int64_t dx_image;                  // elements between images of dx, and between its channels and pixels
-  int dx_channel, dx_pixel;
-  bool dx_fast;  // every 16-byte piece of dx is aligned and lies in one row
-};
 
 constexpr int kStrip = 8;  // pixels of a channel that a thread holds of dX
 
@@ -219,6 +206,95 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   Product::each_sum(sums, maps, channels, [&](int k, int c, float sum) { partial[k * p.C + c] = sum; });
 }
 
+//   block   the tiles of a walk, for one map (pwap_one.cuh)
+template <class T, int Q>
+__global__ void __launch_bounds__(kMostWarps* kWarp, 1)
+    pwap_backward_one_kernel(const OnePlan p, const PwapBackwardArgs args) {
+  AXNET_SHARED(shared);
+  using Lane = OneLane<T, Q>;
+  Lane lane(p, shared);
+  const OneWalk walk(p, Lane::P);
+  const int64_t n = walk.n;
+  const T* x = static_cast<const T*>(args.x) + n * p.image;
+  lane.begin(x, walk.begin, walk.end);
+  double* products = reinterpret_cast<double*>(Lane::parts(p, shared, 2));  // [warps]
+  // of every channel dpooled and W
+  float2* const rows = reinterpret_cast<float2*>(products + p.warps) + lane.warp * kAccesses * Lane::R + lane.row;
+  float grads[Lane::kChannels], weights[Lane::kChannels], sums[Lane::kChannels] = {};
+  lane.load_row(static_cast<const T*>(args.grad_pooled) + n * p.C, grads);
+  args.weight.typed([&](auto from) { lane.load_row(from, weights); });
+  if (!Lane::kLast && lane.column == 0)
+#pragma unroll
+    for (int i = 0; i < Lane::kChannels; ++i)
+      rows[i * Lane::R] = float2{grads[i], weights[i]};
+  const auto row_of = [&](int i) { return Lane::kLast ? float2{grads[i], weights[i]} : rows[i * Lane::R]; };
+  {
+    const T* pooled = static_cast<const T*>(args.pooled) + n * p.C;
+    double product = 0;
+#pragma unroll
+    for (int i = 0; i < Lane::kChannels; ++i)
+      if (lane.answers(i)) product += static_cast<double>(grads[i]) * static_cast<float>(pooled[lane.channel(i)]);
+    product = warp_sum(product);
+    if (lane.lane == 0) products[lane.warp] = product;
+    __syncthreads();
+  }
+  double product = 0;
+  for (int w = 0; w < p.warps; ++w)
+    product += products[w];
+  const float mean = static_cast<float>(product), *norm = static_cast<const float*>(args.norm) + 2 * n, top = norm[0];
+  const float factor = (1 + std::exp(-std::abs(top))) / norm[1];
+  T* dx = args.dx ? static_cast<T*>(args.dx) + n * args.dx_image : nullptr;
+  const int dx_step = Lane::kLast ? args.dx_pixel : args.dx_channel;
+  float bias = 0;
+
+#pragma unroll 1
+  for (int s0 = walk.begin, tile = 0; s0 < walk.end; s0 += Lane::P, ++tile) {
+    float logits[Lane::own] = {}, prob_grads[Lane::own] = {};  // under way during the products
+#pragma unroll
+    for (int o = 0; o < Lane::own; ++o) {
+      const int s = s0 + lane.first + o;
+      if (s >= walk.end) continue;
+      logits[o] = static_cast<const float*>(args.logits)[n * p.S + s];
+      if (args.grad_prob) prob_grads[o] = static_cast<float>(static_cast<const T*>(args.grad_prob)[n * p.S + s]);
+    }
+    float* parts = Lane::parts(p, shared, tile % 2);
+    lane.products([&](int i) { return row_of(i).x; }, parts);
+    __syncthreads();  // the parts of the tile before are no longer read
+    float mine[Lane::own], own_slopes[Lane::own] = {}, shares[Lane::kPixels], slopes[Lane::kPixels];
+    lane.add_parts(parts, p.warps, own_slopes);
+#pragma unroll
+    for (int o = 0; o < Lane::own; ++o) {
+      const float logit = logits[o], small = std::exp(-std::abs(logit)), inverse = reciprocal(1 + small);
+      const float prob = logit < 0 ? small * inverse : inverse, rest = logit < 0 ? inverse : small * inverse;
+      const bool real = s0 + lane.first + o < walk.end;
+      const float share = (top < 0 ? std::exp(logit - top) : logit < 0 ? small : 1.f) * factor * inverse;
+      const float slope = ((own_slopes[o] - mean) * share + prob_grads[o] * prob) * rest;
+      mine[o] = real ? share : 0, own_slopes[o] = real ? slope : 0;
+      if (lane.counts) bias += own_slopes[o];
+    }
+    lane.spread(mine, shares);
+    lane.spread(own_slopes, slopes);
+    const int to = lane.place(s0, dx_step), there = dx ? lane.inside(s0, walk.end) : 0;
+    lane.pixels(x, s0, walk.end, slopes, sums, [&](int a) {
+      float v[Lane::V];
+#pragma unroll
+      for (int i = 0; i < Lane::V; ++i) {
+        const float2 of = row_of(lane.channel_of(a, i));
+        const int s = lane.pixel_of(a, i);
+        v[i] = shares[s] * of.x + slopes[s] * of.y;
+      }
+      Bits<T, Lane::V> out;
+      out.gather(v);
+      if (a < there) out.store(dx + static_cast<int64_t>(to + a * again(Lane::R * dx_step)));
+    });
+  }
+
+  float* partial = static_cast<float*>(args.partial) + static_cast<int64_t>(blockIdx.x) * (p.C + 1);
+  bias = warp_sum(bias);
+  if (threadIdx.x == 0) partial[p.C] = bias;
+  lane.each_sum(sums, [&](int c, float sum) { partial[c] = sum; });
+}
+
 //   block   32 columns of the parts [rows, K*C + K]; warps take the rows in turn and are added in order, in double
 template <class Acc>
 __global__ void __launch_bounds__(kThreads)
@@ -265,7 +341,8 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
   }
   const bool bfloat16 = type_of_x == ScalarType::BFloat16;
   const std::optional<MatrixPlan> plan = MatrixPlan::of(x, K, 2, bfloat16 ? kTurnedBytes : 0);
-  const Tensor rows = plan && bfloat16 ? as(weight) : as(weight, acc);
+  const std::optional<OnePlan> one = OnePlan::of(x, K);
+  const Tensor rows = one || (plan && bfloat16) ? as(weight) : as(weight, acc);
   const Tensor grad = as(grad_pooled, type_of_x), mean = as(pooled, type_of_x);
   std::optional<Tensor> map_grad;
   if (grad_prob) map_grad = as(*grad_prob, type_of_x);
@@ -287,6 +364,16 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
              queue.stream(), args, N * walks, K, C);
     };
     const View view = view_of(x), dx_view = input_grad ? view_of(dx) : view;
+    if (one) {
+      args.dx_image = dx_view.n;
+      args.dx_channel = static_cast<int>(dx_view.c), args.dx_pixel = static_cast<int>(dx_view.s);
+      return launch_all(one->walks, [&] {
+        with_side<T>(*one, [&](auto side) {
+          launch(pwap_backward_one_kernel<T, decltype(side)::value>, N * one->walks, 1, one->warps * kWarp, one->bytes,
+                 queue.stream(), *one, args);
+        });
+      });
+    }
     if (plan) {
       args.dx_image = dx_view.n;
       args.dx_channel = static_cast<int>(dx_view.c), args.dx_pixel = static_cast<int>(dx_view.s);

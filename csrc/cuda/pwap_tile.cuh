@@ -23,6 +23,20 @@ constexpr int kMultiprocessors = 132;  // of a large GPU
 
 constexpr int run_of(int maps) { return maps == 8 ? 128 : 64; }  // channels of a warp
 
+// Tiles of a block, of those of an image: rounds of blocks times tiles of a block, whose beginning and end cost about
+// as much as two. together: images (and groups of maps) side by side; resident: blocks on a multiprocessor.
+inline int steps_of(int tiles, int64_t together, int64_t resident) {
+  resident *= kMultiprocessors;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  int steps = tiles;
+  for (int64_t n = std::min<int64_t>(tiles, 2 * resident / together + 1); n > 0; --n) {
+    const int64_t length = ceil_div(tiles, n);
+    const int64_t cost = ceil_div(together * ceil_div(tiles, length), resident) * (length + 2);
+    if (cost <= least) least = cost, steps = static_cast<int>(length);
+  }
+  return steps;
+}
+
 // The tiling depends on shapes alone, apart from whether 16 maps fit on the GPU; the stages change no result.
 struct MatrixPlan {
   int64_t image;       // elements between images
@@ -57,14 +71,7 @@ struct MatrixPlan {
     p.fast = along % vector == 0 && step % vector == 0 && view.n % vector == 0 &&
              reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0;
     p.tiles = static_cast<int>(ceil_div(S, kStage / run_of(p.maps) / size));
-    // Rounds of blocks times tiles of a block; its weights and sums cost about as much as two.
-    const int64_t resident = p.resident() * kMultiprocessors, together = N * p.groups;
-    int64_t least = std::numeric_limits<int64_t>::max();
-    for (int64_t n = std::min<int64_t>(p.tiles, 2 * resident / together + 1); n > 0; --n) {
-      const int64_t length = ceil_div(p.tiles, n);
-      const int64_t cost = ceil_div(together * ceil_div(p.tiles, length), resident) * (length + 2);
-      if (cost <= least) least = cost, p.steps = static_cast<int>(length);
-    }
+    p.steps = steps_of(p.tiles, N * p.groups, p.resident());
     p.walks = static_cast<int>(ceil_div(p.tiles, p.steps));
     return p;
   }

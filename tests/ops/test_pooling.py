@@ -77,6 +77,13 @@ def test_many_images(backend, dtype, layout):  # so many that a block takes seve
     compare(backend, dtype, (133, 8, 5, 8), 14, layout=layout, scale=8.0)
 
 
+@pytest.mark.skipif("native" not in FUSED, reason="the size suits the tiles of the CUDA kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_one_map_over_several_tiles(dtype, layout):  # a block walks them, its lanes' queues go round
+    compare("native", dtype, (135, 520, 4, 40), 1, layout=layout)
+
+
 @pytest.mark.skipif("native" not in FUSED, reason="the logits are outputs of the C++ op")
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

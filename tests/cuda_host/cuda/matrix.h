@@ -120,15 +120,22 @@ inline void copy_async(void* to, const void* from) { copy_async_if(true, to, fro
 
 inline void copies_commit() { host::copies[threadIdx.x].emplace_back(); }
 
-inline void copies_wait(int pending) {
-  if (pending < 0 || pending > 2) std::fputs("a wait that the hardware has no instruction for\n", stderr), std::abort();
+template <int PENDING>
+void copies_wait() {
   auto& groups = host::copies[threadIdx.x];
-  while (static_cast<int>(groups.size()) > pending + 1) {  // the last one is open
+  while (static_cast<int>(groups.size()) > PENDING + 1) {  // the last one is open
     for (const host::Copy& copy : groups.front())
       if (copy.from) std::memcpy(copy.to, copy.from, 16);
       else std::memset(copy.to, 0, 16);
     groups.erase(groups.begin());
   }
+}
+
+inline void copies_wait(int pending) {
+  if (pending == 0) return copies_wait<0>();
+  if (pending == 1) return copies_wait<1>();
+  if (pending == 2) return copies_wait<2>();
+  std::fputs("a wait that the hardware has no instruction for\n", stderr), std::abort();
 }
 
 }  // namespace axnet::cuda

@@ -1,0 +1,264 @@
+// PWAP of one map in NCHW, for rows of whole aligned vectors: no products on the matrix units, which would be padded to
+// eight maps, but one multiply-add an element and sum.
+//
+//   block  walks tiles of P = Q V pixels of one image with all their channels; one barrier a tile
+//   warp   has kAccesses * R channels of its own; an access is R channels by Q lanes of V pixels: rows of 128 (Q = 8)
+//   or
+//          64 bytes, which memory likes
+//   lane   has a queue of its own in shared memory, filled by asynchronous copies: what a lane copied it alone reads,
+//   so
+//          there is no barrier, no order of banks and no exchange. The tile is read from it twice, for the logits and
+//          for the sums; a chunk that has been read twice makes room for one kQueue chunks ahead
+#pragma once
+
+#include <optional>
+
+#include "cuda/pwap_args.cuh"
+#include "cuda/pwap_operands.cuh"
+#include "cuda/pwap_tile.cuh"
+#include "cuda/walk.cuh"
+
+#ifndef AXNET_PWAP_QUEUE
+#define AXNET_PWAP_QUEUE 13
+#endif
+
+namespace axnet::cuda {
+
+constexpr int kAccesses = 16;                     // of a warp, a tile
+constexpr int kChunk = 2;                         // accesses that are waited for and replaced together
+constexpr int kChunks = kAccesses / kChunk;       // of a tile
+constexpr int kChunkBytes = kChunk * kWarp * 16;  // of a warp
+constexpr int kQueue = AXNET_PWAP_QUEUE;          // chunks; the least: kChunks + 1
+
+struct OnePlan {
+  int64_t image;         // elements between images
+  int C, S, step, side;  // step: elements between rows; side: lanes side by side along a row (Q)
+  int warps, tiles, steps, walks;
+  size_t bytes;  // of shared memory: queues; parts [2, warps, P]; a double for every warp; a number for every access
+                 // and row of one
+
+  static std::optional<OnePlan> of(const Tensor& x, int64_t maps) {
+    const View view = view_of(x);
+    const int64_t N = x.size(0), C = x.size(1), S = x.size(2) * x.size(3);
+    const bool last = view.channels_last, wide = x.scalar_type() == ScalarType::Float;
+    const int V = wide ? 4 : 8;
+    if (maps > 1 || x.scalar_type() == ScalarType::Double || (last && !wide)) return std::nullopt;
+    const int64_t along = last ? C : S, apart = last ? view.s : view.c;
+    if (along % V || apart % V || view.n % V || reinterpret_cast<uintptr_t>(x.data_ptr()) % 16) return std::nullopt;
+    // within an image the kernels count in 32 bits
+    if (((last ? S : C) + kAccesses * kWarp) * apart + 2 * along > std::numeric_limits<int>::max()) return std::nullopt;
+    const size_t limit = shared_limit(x);
+    for (const int side : {kWarp, 8, 4}) {
+      if ((side == kWarp) != last) continue;
+      OnePlan p;
+      const int P = last ? kAccesses : side * V, rows = last ? 1 : kWarp / side;
+      p.image = view.n, p.C = static_cast<int>(C), p.S = static_cast<int>(S), p.step = static_cast<int>(apart);
+      p.side = side;
+      p.warps = static_cast<int>(ceil_div(C, last ? kWarp * V : kAccesses * rows));
+      p.tiles = static_cast<int>(ceil_div(S, P));
+      p.bytes = static_cast<size_t>(p.warps) * (kQueue * kChunkBytes + 2 * P * 4 + 8 + kAccesses * rows * 8);
+      if (side == 8 && N * p.tiles < kMultiprocessors) continue;
+      if (p.warps > kMostWarps || p.bytes > limit) continue;
+      p.steps = steps_of(p.tiles, N, std::min(8, kMostWarps / p.warps));
+      p.walks = static_cast<int>(ceil_div(p.tiles, p.steps));
+      return p;
+    }
+    return std::nullopt;
+  }
+};
+
+// f(integral_constant): the lanes along a row.
+template <class T, class F>
+void with_side(const OnePlan& p, const F& f) {
+  if constexpr (sizeof(T) == 4 && !std::is_same_v<T, double>)
+    if (p.side == kWarp) return f(std::integral_constant<int, kWarp>{});
+  if constexpr (sizeof(T) <= 4)
+    return p.side == 8 ? f(std::integral_constant<int, 8>{}) : f(std::integral_constant<int, 4>{});
+}
+
+// A lane of a warp and its queue.
+template <class T, int Q>
+struct OneLane {
+  static constexpr bool kLast = Q == kWarp;
+  static constexpr int V = kVector<T>, R = kWarp / Q, P = kLast ? kAccesses : Q * V;
+  static constexpr int kPixels = kLast ? kAccesses : V, kChannels = kLast ? V : kAccesses;  // of the lane, in a tile
+  // The lanes of a column share its pixels between the products: the `own` from `first` on; where there are more lanes
+  // than pixels, the others repeat them.
+  static constexpr int own = !kLast && V > R ? V / R : 1;
+
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int column = lane % Q, row = lane / Q;
+  const int c0 = kLast ? static_cast<int>(threadIdx.x) * V : warp * kAccesses * R + row;  // the lane's first channel
+  const int first = kLast ? lane % P : column * V + row % (V / own) * own;
+  const bool counts = kLast ? lane < P : row < V / own;
+  const int channels, step;  // channels: how many of the lane's there are; step: between accesses
+  unsigned char* const queue;
+  int head = 0;  // bytes from the queue's begin to the tile's first chunk
+
+  __device__ OneLane(const OnePlan& p, unsigned char* shared)
+      : channels(p.C <= c0 ? 0
+                 : kLast   ? V
+                           : (p.C - c0 + R - 1) / R),
+        step(R * p.step),
+        queue(shared + warp * kQueue * kChunkBytes + lane * 16) {}
+
+  __device__ static int pixel_of(int a, int i) { return kLast ? a : i; }  // of an access and its number i
+  __device__ static int channel_of(int a, int i) { return kLast ? i : a; }
+  // Where the first access to the tile from s0 on lies in an image; step: between rows.
+  __device__ int place(int s0, int step) const { return kLast ? s0 * step + c0 : c0 * step + s0 + column * V; }
+
+  // i: 0 or 1 in turn; 2: what lies behind them
+  __device__ static float* parts(const OnePlan& p, unsigned char* shared, int i) {
+    return reinterpret_cast<float*>(shared + p.warps * kQueue * kChunkBytes) + i * p.warps * P;
+  }
+  __device__ unsigned char* chunk(int first, int j) const {  // first: head
+    const int at = first + j * kChunkBytes;
+    return queue + (at < kQueue * kChunkBytes ? at : at - kQueue * kChunkBytes);
+  }
+  // Of the tile from s0 on, the accesses that lie in the walk.
+  __device__ int inside(int s0, int end) const {
+    if constexpr (kLast) return channels == 0 ? 0 : end - s0;
+    else return s0 + column * V < end ? channels : 0;
+  }
+  // Starts the copy of chunk j of such a tile; zeros beyond the walk, nothing where there is no such tile.
+  __device__ void fetch(unsigned char* to, const T* x, int j, int s0, int end, int there) const {
+    if (s0 < end) {
+      const int apart = again(step), at = place(s0, apart / R);
+#pragma unroll
+      for (int a = j * kChunk; a < (j + 1) * kChunk; ++a)
+        copy_async_if(a < there, to + a % kChunk * kWarp * 16, x + static_cast<int64_t>(at + a * apart));
+    }
+    copies_commit();
+  }
+  // The queue's first chunks.
+  __device__ void begin(const T* x, int s0, int end) const {
+#pragma unroll
+    for (int j = 0; j < kQueue; ++j) {
+      const int at = s0 + j / kChunks * P;
+      fetch(queue + j * kChunkBytes, x, j % kChunks, at, end, inside(at, end));
+    }
+  }
+  __device__ static void numbers(const unsigned char* chunk, int a, float (&v)[V]) {
+    const uint4 bits = *reinterpret_cast<const uint4*>(chunk + a * kWarp * 16);
+    Bits<T, V> piece = {{bits.x, bits.y, bits.z, bits.w}};
+    piece.spread(v);
+  }
+
+  // The tile's products with weight(access), summed over the channels of the warp, to parts [warps, P].
+  template <class F>
+  __device__ void products(const F& weight, float* parts) const {
+    float sums[kPixels] = {};
+    products_of<0>(weight, sums);
+    if constexpr (kLast) {
+      halve<P / 2>(sums);
+      sums[0] += __shfl_xor_sync(0xffffffffu, sums[0], P);
+      if (lane < P) parts[warp * P + lane] = sums[0];
+    } else {
+#pragma unroll
+      for (int i = 0; i < V; ++i)
+#pragma unroll
+        for (int apart = Q; apart < kWarp; apart *= 2)
+          sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], apart);
+      if (row == 0)
+#pragma unroll
+        for (int i = 0; i < V; i += 4)
+          *reinterpret_cast<float4*>(parts + warp * P + column * V + i) =
+              float4{sums[i], sums[i + 1], sums[i + 2], sums[i + 3]};
+    }
+  }
+  // Sums of 2 HALF pixels over as many lanes: a lane keeps half of what it has, of the lane's pixel at last.
+  template <int HALF>
+  __device__ void halve(float (&sums)[kPixels]) const {
+    const bool upper = lane & HALF;
+#pragma unroll
+    for (int i = 0; i < HALF; ++i) {
+      const float keep = upper ? sums[i + HALF] : sums[i], give = upper ? sums[i] : sums[i + HALF];
+      sums[i] = keep + __shfl_xor_sync(0xffffffffu, give, HALF);
+    }
+    if constexpr (HALF > 1) halve<HALF / 2>(sums);
+  }
+  template <int J, class F>
+  __device__ void products_of(const F& weight, float (&sums)[kPixels]) const {
+    copies_wait<kQueue - 1 - J>();
+    const unsigned char* at = chunk(head, J);
+#pragma unroll
+    for (int a = 0; a < kChunk; ++a) {
+      float v[V];
+      numbers(at, a, v);
+#pragma unroll
+      for (int i = 0; i < V; ++i)
+        sums[pixel_of(J * kChunk + a, i)] += weight(channel_of(J * kChunk + a, i)) * v[i];
+    }
+    if constexpr (J + 1 < kChunks) products_of<J + 1>(weight, sums);
+  }
+  // The sums of the lane's own pixels over all warps.
+  __device__ void add_parts(const float* parts, int warps, float (&sums)[own]) const {
+#pragma unroll 8
+    for (int w = 0; w < warps; ++w)
+#pragma unroll
+      for (int o = 0; o < own; ++o)
+        sums[o] += parts[w * P + first + o];
+  }
+  // Of a number for each of the lanes' own pixels, those of all pixels of the lane.
+  __device__ void spread(const float (&mine)[own], float (&all)[kPixels]) const {
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i)
+      all[i] = __shfl_sync(0xffffffffu, mine[i % own], kLast ? i : i / own * Q + column);
+  }
+
+  // The tile once more: sums += x . factors for each access, and f(access, numbers of x); then the chunk makes room.
+  template <class F>
+  __device__ void pixels(const T* x, int s0, int end, const float (&factors)[kPixels], float (&sums)[kChannels],
+                         const F& f) {
+    const int next = s0 + kQueue / kChunks * P, there[2] = {inside(next, end), inside(next + P, end)};
+#pragma unroll
+    for (int j = 0; j < kChunks; ++j) {
+      unsigned char* at = chunk(again(head), j);
+#pragma unroll
+      for (int a = 0; a < kChunk; ++a) {
+        float v[V];
+        numbers(at, a, v);
+#pragma unroll
+        for (int i = 0; i < V; ++i)
+          sums[channel_of(j * kChunk + a, i)] += factors[pixel_of(j * kChunk + a, i)] * v[i];
+        f(j * kChunk + a);
+      }
+      const int ahead = (j + kQueue) / kChunks;
+      fetch(at, x, (j + kQueue) % kChunks, s0 + ahead * P, end, there[ahead - kQueue / kChunks]);
+    }
+    head += kChunks * kChunkBytes;
+    head -= head < kQueue * kChunkBytes ? 0 : kQueue * kChunkBytes;
+  }
+
+  __device__ int channel(int i) const { return kLast ? c0 + i : c0 + i * R; }  // of those of the lane
+  // Whether the lane is the one of a row that answers for its channel i.
+  __device__ bool answers(int i) const { return i < channels && (kLast || i % Q == column); }
+  // f(channel, sum): sums over the columns, of the channels that there are.
+  template <class F>
+  __device__ void each_sum(float (&sums)[kChannels], const F& f) const {
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      if constexpr (!kLast) sums[i] = warp_sum<Q>(sums[i]);
+      if (answers(i)) f(channel(i), sums[i]);
+    }
+  }
+  template <class Number>
+  __device__ void load_row(const Number* row, float (&out)[kChannels]) const {
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i)
+      out[i] = i < channels ? static_cast<float>(row[channel(i)]) : 0.f;
+  }
+};
+
+// Where a block stands: its image, and the pixels it walks.
+struct OneWalk {
+  int n, begin, end;
+
+  __device__ OneWalk(const OnePlan& p, int P) {
+    n = static_cast<int>(blockIdx.x) / p.walks;
+    begin = (static_cast<int>(blockIdx.x) - n * p.walks) * p.steps * P;
+    end = p.S - begin < p.steps * P ? p.S : begin + p.steps * P;
+  }
+};
+
+}  // namespace axnet::cuda
