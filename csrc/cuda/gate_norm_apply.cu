@@ -71,7 +71,8 @@ __global__ void __launch_bounds__(kWalkThreads, 2) apply_rows_kernel(const Apply
 }
 
 template <class T, int B>
-__global__ void __launch_bounds__(kWalkThreads, 2) apply_channels_last_kernel(const ApplyPlan p, const Walk walk) {
+__global__ void __launch_bounds__(kThreads, (B < 3 ? kWalkBlocks : 2))
+    apply_channels_last_kernel(const ApplyPlan p, const Walk walk) {
   constexpr int V = kVector<T>;
   AXNET_SHARED(shared);
   auto* table = reinterpret_cast<float*>(shared);  // [pixels that pass, B]

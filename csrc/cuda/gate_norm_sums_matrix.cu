@@ -3,6 +3,7 @@
 // end: what X resolves of itself at a mean far above its spread is coarser than the difference.
 #include "cuda/basis.cuh"
 #include "cuda/eight.cuh"
+#include "cuda/ring.cuh"
 #include "cuda/sums.cuh"
 
 namespace axnet::cuda {
@@ -11,7 +12,8 @@ namespace {
 using T = BFloat16;
 
 constexpr int kRows = 16;  // of a warp, NCHW
-constexpr int kStageBytes = 36 * 1024;
+constexpr int kStageBytes = 36 * 1024, kRowStageBytes = (AXNET_SUMS_RING > 2 ? 12 : 36) * 1024;
+using Ahead = RowRing<2, AXNET_SUMS_RING>;
 constexpr int kNumbers = 16;  // columns of D X, then of D, in the order of Basis::first_order
 
 // What the products add up to, of a column of `numbers(k)`.
@@ -30,7 +32,6 @@ __device__ inline void write_sums(const SumsPlace<T, B>& place, int64_t C, int c
 template <int B>
 __global__ void __launch_bounds__(kThreads, 2) sums_rows_matrix_kernel(const SumsPlan p, const SumsTiling tiling) {
   using Shape = Basis<B, false>;
-  constexpr int flight = 2;  // chunks in flight
   AXNET_SHARED(shared);
   const Shape basis(shared, tiling.pitch, tiling.stage);
   const SumsPlace<T, B> place(p, tiling);
@@ -42,6 +43,8 @@ __global__ void __launch_bounds__(kThreads, 2) sums_rows_matrix_kernel(const Sum
     const int64_t c = c0 + 8 * r + g < C ? c0 + 8 * r + g : C - 1;
     x[r] = place.x + c * p.x.c, d[r] = place.d + c * p.d.c;
   }
+  Ahead ahead(shared, tiling.ring + warp * Ahead::bytes, {place.x + c0 * p.x.c, place.d + c0 * p.d.c},
+              {static_cast<int>(p.x.c), static_cast<int>(p.d.c)}, C - 1 - c0);
   float products[4] = {}, plain[4] = {};
   const uint16_t* column = basis.row(Shape::first_order(g)) + 8 * t;
   auto take = [&](const uint32_t (&xs)[2][4], const uint32_t (&ds)[2][4], int s) {
@@ -63,29 +66,31 @@ __global__ void __launch_bounds__(kThreads, 2) sums_rows_matrix_kernel(const Sum
   };
   for (int s0 = 0; s0 < S; s0 += tiling.stage) {
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
+    if (tiling.ring) ahead.begin(s0, s0 + pixels);
     __syncthreads();
     basis.fill(place.mask, B, S, s0, tiling.stage, false);
     __syncthreads();
-    auto many = [&](auto count, int s) {
-      constexpr int U = decltype(count)::value;
-      uint32_t xs[U][2][4], ds[U][2][4];
-#pragma unroll
-      for (int u = 0; u < U; ++u)
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          load_eight(x[r] + s0, s + u * kChunk + 8 * t, tiling.x_aligned, xs[u][r]);
-          load_eight(d[r] + s0, s + u * kChunk + 8 * t, tiling.d_aligned, ds[u][r]);
-        }
-#pragma unroll
-      for (int u = 0; u < U; ++u)
-        take(xs[u], ds[u], s + u * kChunk);
-    };
     int s = 0;
-    for (; s + flight * kChunk <= pixels; s += flight * kChunk)
-      many(std::integral_constant<int, flight>{}, s);
+    if (tiling.ring)
+      ahead.walk(s0, s0 + pixels, [&](int piece, int) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          uint32_t xs[2][4], ds[2][4];
+          ahead.read(piece, 0, half, xs), ahead.read(piece, 1, half, ds);
+          take(xs, ds, s + half * kChunk);
+        }
+        s += Ahead::reach;
+      });
 #pragma unroll 1
-    for (; s + kChunk <= pixels; s += kChunk)
-      many(std::integral_constant<int, 1>{}, s);
+    for (; s + kChunk <= pixels; s += kChunk) {
+      uint32_t xs[2][4], ds[2][4];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        load_eight(x[r] + s0, s + 8 * t, tiling.x_aligned, xs[r]);
+        load_eight(d[r] + s0, s + 8 * t, tiling.d_aligned, ds[r]);
+      }
+      take(xs, ds, s);
+    }
     if (s < pixels) {
       uint32_t xs[2][4], ds[2][4];
 #pragma unroll
@@ -186,16 +191,19 @@ void launch_matrix(const SumsPlan& p, cudaStream_t stream) {
   using Shape = Basis<B, false>;
   const bool last = p.x.channels_last;
   SumsTiling tiling{};
-  tiling.stage = Shape::stage(p.S, kStageBytes, last);
+  tiling.stage = Shape::stage(p.S, last ? kStageBytes : kRowStageBytes, last);
   tiling.pitch = Shape::pitch_of(tiling.stage, last);
   tiling.parts = last ? parts_of(p.N * ceil_div(p.C, 64), p.S, 8 * kStep) : 1;
   tiling.channels = last ? kWarps / tiling.parts * 64 : kWarps * kRows;
   tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
   tiling.x_aligned = is_aligned_map<T>(p.x_data, p.x, p.x.c);
   tiling.d_aligned = is_aligned_map<T>(p.d_data, p.d, p.d.c);
+  const size_t basis = ring_after(Shape::bytes(tiling.pitch, tiling.stage, last));
+  if (!last && tiling.x_aligned && tiling.d_aligned && p.S >= Ahead::reach && p.C <= kMostOffset / p.S)
+    tiling.ring = static_cast<int>(basis);
   const size_t results = static_cast<size_t>(kNumbers) * kWarps * (last ? 64 : kRows) * sizeof(float);
   launch(last ? sums_channels_last_matrix_kernel<B> : sums_rows_matrix_kernel<B>, p.N * tiling.blocks, p.blocks,
-         kThreads, std::max(Shape::bytes(tiling.pitch, tiling.stage, last), results), stream, p, tiling);
+         kThreads, std::max(basis + (tiling.ring ? Ahead::bytes * kWarps : 0), results), stream, p, tiling);
 }
 
 }  // namespace

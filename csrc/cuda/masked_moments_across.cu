@@ -2,6 +2,7 @@
 // channels a warp. Pairs of pixels are formed in registers; `parts` warps share the pixels and are added in order.
 #include "cuda/basis.cuh"
 #include "cuda/eight.cuh"
+#include "cuda/ring.cuh"
 #include "cuda/tops.cuh"
 
 namespace axnet::cuda {
@@ -19,6 +20,7 @@ struct Across {
   static constexpr int maxima = 1 + B, numbers = rows + maxima + (FULL ? maxima : 0);
   // FULL: the rows of X² from the top, those of X from the bottom
   static constexpr int first = 16 - (1 + 2 * B);
+  using Ahead = ChannelRing<AXNET_MOMENTS_RING>;  // FULL
 };
 
 template <int B, bool FULL>
@@ -38,6 +40,11 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
   const float* mask = static_cast<const float*>(p.mask) + static_cast<int64_t>(n) * A * S;
   const int c = c0 + own + g * V;
   const T* x = static_cast<const T*>(p.x_data) + n * p.x.n + (c < C ? c : C - V);
+  const int stride = tiling.parts * kStep;
+  const uint32_t further = static_cast<uint32_t>(tiling.parts) * 0x10001u;  // chunks to the next step
+  typename Plan::Ahead ahead(shared, tiling.ring + warp * Plan::Ahead::bytes,
+                             static_cast<const T*>(p.x_data) + n * p.x.n + c0 + own, step, (C - c0 - own) / 8 - 1,
+                             stride);
   float sum[Plan::tiles][V][4] = {};
   Tops<FULL> tops[W][1 + B];
 
@@ -47,11 +54,12 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
     return Shape::first_order(r);
   };
   auto row_of_x = [&](int r) { return r < Plan::first ? zero : Shape::first_order(r - Plan::first); };
-  const uint16_t *upper[Plan::tiles], *lower[Plan::tiles], *below = nullptr;
+  int upper[Plan::tiles], lower[Plan::tiles], below = 0;  // where they begin in shared memory
+  auto start_of = [&](int row) { return again((row * basis.pitch + 4 * t) * 2); };
 #pragma unroll
   for (int k = 0; k < Plan::tiles; ++k)
-    upper[k] = basis.row(row_of(16 * k + g)) + 4 * t, lower[k] = basis.row(row_of(16 * k + 8 + g)) + 4 * t;
-  if constexpr (FULL) below = basis.row(row_of_x(8 + g)) + 4 * t;
+    upper[k] = start_of(row_of(16 * k + g)), lower[k] = start_of(row_of(16 * k + 8 + g));
+  if constexpr (FULL) below = start_of(row_of_x(8 + g));
 
   auto take = [&](const Bits<T, V>(&bits)[4], int s, uint32_t chunks) {
     if constexpr (FULL) {
@@ -92,16 +100,22 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
     uint32_t a[Plan::tiles][4], ax[4] = {};
 #pragma unroll
     for (int k = 0; k < Plan::tiles; ++k) {
-      const uint2 u = *reinterpret_cast<const uint2*>(upper[k] + s);
-      a[k][0] = u.x, a[k][2] = u.y, a[k][1] = a[k][3] = 0;
-      if constexpr (Plan::rows > 8) {
-        const uint2 l = *reinterpret_cast<const uint2*>(lower[k] + s);
-        a[k][1] = l.x, a[k][3] = l.y;
-      }
+      auto four = [&](int row, uint32_t& low, uint32_t& high) {
+        const auto* from = reinterpret_cast<const uint32_t*>(shared + (row + 2 * s));
+        if constexpr (FULL) {  // two loads, so that each lands where the product wants it
+          low = from[0], high = from[1];
+        } else {
+          const uint2 v = *reinterpret_cast<const uint2*>(from);
+          low = v.x, high = v.y;
+        }
+      };
+      a[k][1] = a[k][3] = 0;
+      four(upper[k], a[k][0], a[k][2]);
+      if constexpr (Plan::rows > 8) four(lower[k], a[k][1], a[k][3]);
     }
     if constexpr (FULL) {
-      const uint2 l = *reinterpret_cast<const uint2*>(below + s);
-      ax[1] = l.x, ax[3] = l.y;
+      const auto* from = reinterpret_cast<const uint32_t*>(shared + (below + 2 * s));
+      ax[1] = from[0], ax[3] = from[1];
     }
 #pragma unroll
     for (int w = 0; w < W; ++w)
@@ -124,7 +138,8 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
   };
 
   for (int s0 = 0; s0 < S; s0 += tiling.stage) {
-    const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage, stride = tiling.parts * kStep;
+    const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
+    if constexpr (FULL) ahead.begin(s0 + part * kStep, s0 + pixels);
     __syncthreads();
     basis.fill(mask, A, S, s0, tiling.stage, true);
     __syncthreads();
@@ -144,8 +159,24 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
       }
     };
     int s = part * kStep;
-    for (; s + stride + kStep <= pixels; s += 2 * stride)
-      many(std::integral_constant<int, 2>{}, s);
+    if constexpr (FULL) {
+      uint32_t chunks = static_cast<uint32_t>(s0 / kStep + part) * 0x10001u;
+      ahead.walk(s0 + s, s0 + pixels, [&](int place, int) {
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          Bits<T, V> bits[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const uint2 v = ahead.read(place, u, i);
+            bits[i].at[0] = v.x, bits[i].at[1] = v.y;
+          }
+          take(bits, s, chunks);
+          s += stride, chunks += further;
+        }
+      });
+    } else
+      for (; s + stride + kStep <= pixels; s += 2 * stride)
+        many(std::integral_constant<int, 2>{}, s);
 #pragma unroll 1
     for (; s + kStep <= pixels; s += stride)
       many(std::integral_constant<int, 1>{}, s);
@@ -171,40 +202,38 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
 #pragma unroll
       for (int i = 0; i < (Plan::rows > 8 ? 4 : 2); ++i)
         mine[(16 * k + g + i / 2 * 8) * channels + (2 * t + i % 2) * V + j] = sum[k][j][i];
+  Spot spots[V][1 + B];
+  auto top_of = [&](int j, int k) {
+    return j % 2 ? second_of<T>(tops[j / 2][k].top) : first_of<T>(tops[j / 2][k].top);
+  };
+  if constexpr (FULL) {
+    place<B, V, 1, kStep, 1>(
+        mask, S, step,
+        [&](int j, int k, int) {
+          const Tops<FULL>& found = tops[j / 2][k];
+          return Slot{top_of(j, k), static_cast<int>(found.first >> 16 * (j % 2) & 0xffff),
+                      static_cast<int>(found.last >> 16 * (j % 2) & 0xffff)};
+        },
+        [&](int j, int of) {
+          const int channel = c0 + own + of / 4 * V;
+          return static_cast<const T*>(p.x_data) + n * p.x.n + (channel < C ? channel : C - V) + j;
+        },
+        [](int, int of) { return of % 4 * 4; }, spots);
+  } else {
 #pragma unroll
-  for (int w = 0; w < W; ++w)
+    for (int j = 0; j < V; ++j)
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
+      for (int k = 0; k <= B; ++k)
+        spots[j][k].top = largest(top_of(j, k));
+  }
 #pragma unroll
-      for (int k = 0; k <= B; ++k) {
-        const Tops<FULL>& found = tops[w][k];
-        float top = h ? second_of<T>(found.top) : first_of<T>(found.top);
-        int low = 0, high = 0, at = 0;
-        if constexpr (FULL) {
-          const uint32_t last = k ? found.last : found.first;
-          low = static_cast<int>(h ? found.first >> 16 : found.first & 0xffff);
-          high = static_cast<int>(h ? last >> 16 : last & 0xffff);
-        }
-        agree(top, low, high);
-        if constexpr (FULL)
-          place<4>(
-              k ? mask + (k - 1) * S : nullptr, S, low,
-              k && top != 0 ? high
-              : low < high  ? low
-                            : high,
-              tiling.parts, [&](int chunk) { return chunk * kStep + 4 * t; },
-              [&](auto whole, int s, float (&v)[4]) {
+  for (int j = 0; j < V; ++j)
 #pragma unroll
-                for (int i = 0; i < 4; ++i)
-                  v[i] =
-                      static_cast<float>(x[(decltype(whole)::value || s + i < S ? s + i : S - 1) * step + 2 * w + h]);
-              },
-              top, at);
-        if (t == 0) {
-          float* to = mine + g * V + 2 * w + h;
-          to[(Plan::rows + k) * channels] = top;
-          if constexpr (FULL) memcpy(&to[(Plan::rows + Plan::maxima + k) * channels], &at, sizeof(int));
-        }
+    for (int k = 0; k <= B; ++k)
+      if (t == 0) {
+        float* to = mine + g * V + j;
+        to[(Plan::rows + k) * channels] = spots[j][k].top;
+        if constexpr (FULL) memcpy(&to[(Plan::rows + Plan::maxima + k) * channels], &spots[j][k].at, sizeof(int));
       }
   __syncthreads();
   for (int r = threadIdx.x; r < (channels + kThreads - 1) / kThreads * kThreads; r += kThreads) {
@@ -263,9 +292,11 @@ void launch_across(const MomentsPlan& p, cudaStream_t stream) {
   tiling.parts = parts_of(p.N * ceil_div(p.C, 8 * Plan::channels), p.S, 8 * kStep);
   tiling.channels = kWarps / tiling.parts * 8 * Plan::channels;
   tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
+  const size_t basis = ring_after(Shape::bytes(tiling.pitch, tiling.stage, true));
+  tiling.ring = static_cast<int>(basis);
   const size_t results = static_cast<size_t>(Plan::numbers) * kWarps * 8 * Plan::channels * sizeof(float);
   launch(moments_channels_last_matrix_kernel<B, FULL>, p.N * (1 + tiling.blocks), 1, kThreads,
-         std::max(Shape::bytes(tiling.pitch, tiling.stage, true), results), stream, p, tiling);
+         std::max(basis + (FULL ? Plan::Ahead::bytes * kWarps : 0), results), stream, p, tiling);
 }
 
 }  // namespace

@@ -149,7 +149,7 @@ __global__ void __launch_bounds__((WHOLE ? kWalkThreads : kThreads), (WHOLE || B
 
 // Four channels a thread: nine numbers of each in registers.
 template <class T, int B>
-__global__ void __launch_bounds__(kWalkThreads, (B < 3 ? 2 : 1))
+__global__ void __launch_bounds__(kThreads, (B < 3 ? kWalkBlocks : 2))
     input_channels_last_kernel(const InputPlan p, const Walk walk) {
   constexpr int V = 4;
   using Terms = ChannelTerms<B>;

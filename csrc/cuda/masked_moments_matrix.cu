@@ -2,6 +2,7 @@
 // a small basis; the maxima take two elements an instruction (docs/method.md, "Sums on the matrix units"). A warp has
 // 16 rows of X, in the order in which they lie in memory: 16 bytes of two rows a lane.
 #include "cuda/basis.cuh"
+#include "cuda/ring.cuh"
 #include "cuda/tops.cuh"
 #include "cuda/walk.cuh"
 
@@ -13,6 +14,9 @@ using T = BFloat16;
 constexpr int kRows = 16;  // of a warp
 constexpr int kStageBytes = 40 * 1024;
 
+template <int B>
+constexpr bool kAhead = B <= 3;  // more leave no registers
+
 template <int B, bool FULL>
 __global__ void __launch_bounds__(kThreads, 2)
     moments_rows_matrix_kernel(const __grid_constant__ MomentsPlan p, const Tiling tiling) {
@@ -20,7 +24,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   using Sums = RowSums<B, FULL>;
   constexpr int tiles = (2 * B + 8) / 8;  // of 8 columns: 1, m_a, left out of m_a
   constexpr int columns = 8 * tiles + (FULL ? 8 : 0);
-  constexpr int flight = FULL || B > 3 ? 2 : 4;  // chunks in flight
+  constexpr bool AHEAD = kAhead<B>;
+  using Ahead = RowRing<1, AXNET_MOMENTS_RING>;
   AXNET_SHARED(shared);
   if (weigh<T>(p)) return;
   const Shape basis(shared, tiling.pitch, tiling.stage);
@@ -35,6 +40,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int c = c0 + 8 * r + g;
     x[r] = static_cast<const T*>(p.x_data) + n * p.x.n + (c < C ? c : C - 1) * p.x.c;
   }
+  Ahead ahead(shared, tiling.ring + warp * Ahead::bytes, {static_cast<const T*>(p.x_data) + n * p.x.n + c0 * p.x.c},
+              {static_cast<int>(p.x.c)}, C - 1 - c0);
   float sum[tiles][4] = {}, squares[4] = {};
   Tops<FULL> tops[2][1 + B];
 
@@ -84,30 +91,42 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   for (int s0 = 0; s0 < S; s0 += tiling.stage) {
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
+    if (AHEAD && tiling.ring) ahead.begin(s0, s0 + pixels);
     __syncthreads();
     basis.fill(mask, A, S, s0, tiling.stage, false);
     __syncthreads();
-    const T* from[2] = {x[0] + s0, x[1] + s0};
-    auto many = [&](auto count, int s) {
-      constexpr int U = decltype(count)::value;
-      uint32_t words[U][2][4];
-#pragma unroll
-      for (int u = 0; u < U; ++u)
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-          load_eight(from[r], s + u * kChunk + 8 * t, tiling.aligned, words[u][r]);
-#pragma unroll
-      for (int u = 0; u < U; ++u) {
-        const int at = s + u * kChunk;
-        take(words[u], at, basis.row(1) + at, basis.pitch, static_cast<uint32_t>((s0 + at) / kChunk) * 0x10001u);
-      }
+    auto chunk = [&](const uint32_t (&words)[2][4], int at) {
+      take(words, at, basis.row(1) + at, basis.pitch, static_cast<uint32_t>((s0 + at) / kChunk) * 0x10001u);
     };
     int s = 0;
-    for (; s + flight * kChunk <= pixels; s += flight * kChunk)
-      many(std::integral_constant<int, flight>{}, s);
+    if constexpr (AHEAD)
+      if (tiling.ring)
+        s = ahead.walk(s0, s0 + pixels, [&](int place, int from) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            uint32_t words[2][4];
+            ahead.read(place, 0, half, words);
+            chunk(words, from - s0 + half * kChunk);
+          }
+        }) - s0;
+    constexpr int flight = AHEAD ? 1 : 2;  // chunks
+    auto many = [&](auto count) {
+      constexpr int U = decltype(count)::value;
 #pragma unroll 1
-    for (; s + kChunk <= pixels; s += kChunk)
-      many(std::integral_constant<int, 1>{}, s);
+      for (; s + U * kChunk <= pixels; s += U * kChunk) {
+        uint32_t words[U][2][4];
+#pragma unroll
+        for (int u = 0; u < U; ++u)
+#pragma unroll
+          for (int r = 0; r < 2; ++r)
+            load_eight(x[r] + s0, s + u * kChunk + 8 * t, tiling.aligned, words[u][r]);
+#pragma unroll
+        for (int u = 0; u < U; ++u)
+          chunk(words[u], s + u * kChunk);
+      }
+    };
+    if constexpr (flight > 1) many(std::integral_constant<int, flight>{});
+    many(std::integral_constant<int, 1>{});
     if (s < pixels) {
       uint32_t words[2][4];
 #pragma unroll
@@ -128,46 +147,36 @@ __global__ void __launch_bounds__(kThreads, 2)
       results[(8 * k + column) * kRows + row] = sum[k][i];
     if constexpr (FULL) results[(8 * tiles + column) * kRows + row] = squares[i];
   }
+  Spot spots[2][1 + B];
+  auto half_of = [](uint32_t pair, int h) { return h ? second_of<T>(pair) : first_of<T>(pair); };
+  if constexpr (FULL) {
+    place<B, 2, 2, kChunk, 2>(
+        mask, S, 1,
+        [&](int r, int k, int h) {
+          const Tops<FULL>& found = tops[r][k];
+          return Slot{half_of(found.top, h), static_cast<int>(found.first >> 16 * h & 0xffff),
+                      static_cast<int>(found.last >> 16 * h & 0xffff)};
+        },
+        [&](int r, int of) {
+          const int c = c0 + 8 * r + of / 4;
+          return static_cast<const T*>(p.x_data) + n * p.x.n + (c < C ? c : C - 1) * p.x.c;
+        },
+        [](int h, int of) { return of % 4 * 8 + h; }, spots);
+  } else {
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+      for (int k = 0; k <= B; ++k)
+        spots[r][k].top = largest(fmaxf(half_of(tops[r][k].top, 0), half_of(tops[r][k].top, 1)));
+  }
 #pragma unroll
   for (int r = 0; r < 2; ++r)
 #pragma unroll
-    for (int k = 0; k <= B; ++k) {
-      const Tops<FULL>& found = tops[r][k];
-      const float one = first_of<T>(found.top), two = second_of<T>(found.top);
-      float top = fmaxf(one, two);
-      int low = 0, high = 0;
-      if constexpr (FULL) {
-        const uint32_t last = k ? found.last : found.first;
-        const int none = std::numeric_limits<int>::max();
-        const int low1 = one == top ? static_cast<int>(found.first & 0xffff) : none;
-        const int low2 = two == top ? static_cast<int>(found.first >> 16) : none;
-        const int high1 = one == top ? static_cast<int>(last & 0xffff) : -1;
-        const int high2 = two == top ? static_cast<int>(last >> 16) : -1;
-        low = low1 < low2 ? low1 : low2, high = high1 > high2 ? high1 : high2;
-      }
-      agree(top, low, high);
-      int at = 0;
-      if constexpr (FULL)
-        place<8>(
-            k ? mask + (k - 1) * S : nullptr, S, low,
-            k && top != 0 ? high
-            : low < high  ? low
-                          : high,
-            1, [&](int chunk) { return chunk * kChunk + 8 * t; },
-            [&](auto whole, int s, float (&v)[8]) {
-              uint32_t words[4];
-              if (decltype(whole)::value) load_eight(x[r], s, tiling.aligned, words);
-              else load_last(x[r], s, S, words);
-#pragma unroll
-              for (int w = 0; w < 4; ++w)
-                v[2 * w] = first_of<T>(words[w]), v[2 * w + 1] = second_of<T>(words[w]);
-            },
-            top, at);
+    for (int k = 0; k <= B; ++k)
       if (t == 0) {
-        results[(columns + k) * kRows + 8 * r + g] = top;
-        memcpy(&results[(columns + 1 + B + k) * kRows + 8 * r + g], &at, sizeof(int));
+        results[(columns + k) * kRows + 8 * r + g] = spots[r][k].top;
+        memcpy(&results[(columns + 1 + B + k) * kRows + 8 * r + g], &spots[r][k].at, sizeof(int));
       }
-    }
   __syncwarp();
   bool again = false;
   const int c = c0 + lane;
@@ -208,9 +217,13 @@ void launch_rows(const MomentsPlan& p, cudaStream_t stream) {
   tiling.channels = kWarps * kRows;
   tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
   tiling.aligned = is_aligned_map<T>(p.x_data, p.x, p.x.c);
+  constexpr int ring = RowRing<1, AXNET_MOMENTS_RING>::bytes * kWarps;
+  const size_t basis = ring_after(Shape::bytes(tiling.pitch, tiling.stage, false));
+  if (kAhead<B> && tiling.aligned && p.S >= RowRing<1, 2>::reach && p.C <= kMostOffset / p.S)
+    tiling.ring = static_cast<int>(basis);
   const size_t results = ((2 * B + 8) / 8 * 8 + 8 + 2 * (1 + B)) * kRows * kWarps * sizeof(float);
   launch(moments_rows_matrix_kernel<B, FULL>, p.N * (1 + tiling.blocks), 1, kThreads,
-         std::max(Shape::bytes(tiling.pitch, tiling.stage, false), results), stream, p, tiling);
+         std::max(basis + (tiling.ring ? ring : 0), results), stream, p, tiling);
 }
 
 }  // namespace

@@ -96,7 +96,19 @@ __device__ inline void copy_async(void* to, const void* from) {
                : "memory");
 }
 
-// The same, or zeros where `real` is false: nothing is read then.
+// Of memory that is read on from there: the second-level cache fetches AXNET_FETCH bytes at a time.
+#ifndef AXNET_FETCH
+#define AXNET_FETCH 256
+#endif
+#define AXNET_TEXT_OF(number) #number
+#define AXNET_TEXT(number) AXNET_TEXT_OF(number)
+__device__ inline void copy_ahead(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::" AXNET_TEXT(AXNET_FETCH) "B [%0], [%1], 16;" ::"r"(shared_address(to)),
+               "l"(from)
+               : "memory");
+}
+
+// copy_async, or zeros where `real` is false: nothing is read then.
 __device__ inline void copy_async_if(bool real, void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global.L2::" AXNET_COPY_LINE " [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
                "l"(from), "r"(real ? 16 : 0)

@@ -31,6 +31,7 @@ struct Tiling {
   int stage, pitch;      // pixels whose masks stand in shared memory at a time; elements of a row of them
   int parts;             // channels_last: warps side by side over the pixels
   bool aligned;          // NCHW: rows of X can be read in 16 bytes
+  int ring;              // bfloat16: where the warps' rings begin in shared memory, or 0: nothing is copied ahead
 };
 
 // f(row, number) of a row's sums: s1, t_a, and with FULL s2, t2_a, q2_ab
@@ -207,7 +208,8 @@ __device__ inline void mend_rows(const MomentsPlan& p, bool full, bool again, in
   }
 }
 
-// The first N blocks: an image's masses, by the warps in turn, in double. Whether this was such a block.
+// The first N blocks: an image's masses, by the warps in turn, in double, with many loads in flight, since other blocks
+// wait for their places. Whether this was such a block.
 template <class T>
 __device__ inline bool weigh(const MomentsPlan& p) {
   using Acc = acc_t<T>;
@@ -224,7 +226,7 @@ __device__ inline bool weigh(const MomentsPlan& p) {
         b -= A - a;
     const Acc *first = masks + a * S, *second = b < 0 ? nullptr : masks + (a + b) * S;
     double total = 0;
-#pragma unroll 4
+#pragma unroll 12
     for (int64_t s = lane; s < S; s += kWarp)
       total += second ? static_cast<double>(first[s]) * second[s] : static_cast<double>(first[s]);
     total = warp_sum(total);

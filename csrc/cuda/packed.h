@@ -49,7 +49,9 @@ __device__ inline uint32_t product(uint32_t a, uint32_t b) {
 
 __device__ inline uint32_t left_out(uint32_t a, uint32_t b, uint32_t rounded) {
   uint32_t r;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(rounded ^ 0x80008000u));
+  asm("{.reg .b32 less; neg.bf16x2 less, %3; fma.rn.bf16x2 %0, %1, %2, less;}"
+      : "=r"(r)
+      : "r"(a), "r"(b), "r"(rounded));
   return r;
 }
 

@@ -21,6 +21,7 @@ struct SumsPlan {
 struct SumsTiling {
   int channels, blocks, stage, pitch, parts;  // as in moments.cuh
   bool x_aligned, d_aligned;
+  int ring;
 };
 
 // One block of the output with its B anatomies, as a kernel's block sees it: blockIdx.y counts the blocks.

@@ -18,8 +18,15 @@
 namespace axnet::cuda {
 
 constexpr int kWalkThreads = 320;  // at most; 48 x 48 pixels are 288 vectors of bfloat16
-constexpr int kWalkFlight = 4;     // vectors in flight a thread
-constexpr int kWalkTable = 24;     // KB of a block's table at most
+#ifndef AXNET_WALK_FLIGHT
+#define AXNET_WALK_FLIGHT 4
+#endif
+#ifndef AXNET_WALK_BLOCKS
+#define AXNET_WALK_BLOCKS 2
+#endif
+constexpr int kWalkFlight = AXNET_WALK_FLIGHT;  // vectors in flight a thread
+constexpr int kWalkBlocks = AXNET_WALK_BLOCKS;  // of a multiprocessor, channels_last
+constexpr int kWalkTable = 24;                  // KB of a block's table at most
 
 // Pieces of a block: `blocks` blocks stand side by side already, `pieces` are there to share out. A block takes 8,
 // which pays for its beginning, but a GPU gets at least two blocks for every multiprocessor, and not many more than
@@ -58,9 +65,8 @@ struct Walk {
   int kept_blocks, width, side, meets, tasks, threads;  // meets: of a block; tasks: blocks of an image
   int phases = 0, rows = 1;                             // NCHW: vectors and channels of a period
 
-  Walk(int64_t N, int64_t kept, int64_t met, int unit, int entry_bytes) {
-    // where a vector spans channels, a thread holds more: 256 of them leave 128 registers for each of two blocks
-    kept_blocks = static_cast<int>(ceil_div(kept, unit == 1 ? kWalkThreads : kThreads));
+  Walk(int64_t N, int64_t kept, int64_t met, int unit, int entry_bytes, int most) {
+    kept_blocks = static_cast<int>(ceil_div(kept, most));
     width = static_cast<int>(ceil_div(kept, kept_blocks));
     side = std::max(1, kThreads / width);
     const int64_t piece = static_cast<int64_t>(side) * kWalkFlight * unit;
@@ -72,12 +78,14 @@ struct Walk {
   // NCHW; kept: the vectors of a period of `rows` channels
   static Walk rows_of(int64_t N, int64_t C, int64_t S, int vector, int entry_bytes) {
     const int64_t common = std::gcd(S, static_cast<int64_t>(vector));
-    Walk walk(N, S / common, C, static_cast<int>(vector / common), entry_bytes);
+    // where a vector spans channels, a thread holds more: 256 of them leave 128 registers for each of two blocks
+    Walk walk(N, S / common, C, static_cast<int>(vector / common), entry_bytes,
+              common == vector ? kWalkThreads : kThreads);
     walk.phases = static_cast<int>(S / common), walk.rows = static_cast<int>(vector / common);
     return walk;
   }
   static Walk channels_of(int64_t N, int64_t C, int64_t S, int vector, int entry_bytes) {
-    Walk walk(N, C / vector, S, 1, entry_bytes);
+    Walk walk(N, C / vector, S, 1, entry_bytes, kThreads);
     walk.phases = static_cast<int>(C / vector);
     return walk;
   }

@@ -108,6 +108,7 @@ inline unsigned __ballot_sync(unsigned, bool mine) {
 inline void __syncwarp() { __ballot_sync(0xffffffffu, true); }
 
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 template <class T>
 T __ldg(const T* p) {

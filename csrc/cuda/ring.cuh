@@ -1,0 +1,145 @@
+// Copies of bfloat16 maps that run ahead of the arithmetic, through a ring in shared memory which belongs to one warp,
+// so that no barrier of the block is needed. Memory is asked for in whole lines of the cache.
+#pragma once
+
+#include "cuda/basis.cuh"
+
+// Pieces of a ring: one is worked on, the others are on their way.
+#ifndef AXNET_MOMENTS_RING
+#define AXNET_MOMENTS_RING 3
+#endif
+#ifndef AXNET_SUMS_RING
+#define AXNET_SUMS_RING 2
+#endif
+
+namespace axnet::cuda {
+
+// Where the rings begin behind `bytes` of shared memory: parts within 128 bytes are addressed by exclusive or.
+inline int ring_after(size_t bytes) { return static_cast<int>((bytes + 127) / 128 * 128); }
+
+// What rings share. Own has a piece's `reach` in pixels from its first to beyond its last, the `stride` to the next
+// piece, piece_bytes, start(s), and copy(place), which begins the lane's part of the copies of the next piece, from
+// start's s on.
+template <int DEPTH, class Own>
+class Ring {
+ public:
+  // Begins with the pixels of [s, end). All lanes of the warp.
+  __device__ void begin(int s, int end) {
+    __syncwarp();  // what the ring held has been read
+    own().start(s);
+#pragma unroll
+    for (int k = 0; k < DEPTH - 1; ++k) {
+      if (s + k * own().stride + own().reach <= end) own().copy(k * Own::piece_bytes);
+      copies_commit();
+    }
+  }
+  // After begin(s, end): f(place, s) for each whole piece in turn; where the first one begins that is not whole.
+  template <class F>
+  __device__ int walk(int s, int end, const F& f) {
+    int place = 0;  // in bytes
+#pragma unroll 1
+    for (; s + own().reach <= end; s += own().stride) {
+      copies_wait(DEPTH - 2);
+      __syncwarp();  // the copies of all lanes are there, and the piece before has been read
+      if (s + (DEPTH - 1) * own().stride + own().reach <= end)
+        own().copy(place ? place - Own::piece_bytes : (DEPTH - 1) * Own::piece_bytes);
+      copies_commit();
+      f(place, s);
+      place = place < (DEPTH - 1) * Own::piece_bytes ? place + Own::piece_bytes : 0;
+    }
+    return s;
+  }
+
+ private:
+  __device__ Own& own() { return *static_cast<Own*>(this); }
+};
+
+// NCHW: 64 pixels of 16 rows of MAPS maps. In a row's 128 bytes odd rows begin with the second half, so that two rows
+// of four lanes lie in different banks.
+template <int MAPS, int DEPTH>
+struct RowRing : Ring<DEPTH, RowRing<MAPS, DEPTH>> {
+  static constexpr int reach = 64, stride = reach, rows = 16, map_bytes = rows * reach * 2;
+  static constexpr int piece_bytes = MAPS * map_bytes, bytes = DEPTH * piece_bytes;  // bytes: of a warp
+
+  unsigned char* shared;
+  const BFloat16 *map[MAPS], *next[MAPS];
+  int to, from, offset[MAPS][3];
+
+  // at: of the warp's ring in shared memory. maps: at the first row; of the rows, `steps` apart, `last` is the last one
+  // that there is
+  __device__ RowRing(unsigned char* shared, int at, const BFloat16* const (&maps)[MAPS], const int (&steps)[MAPS],
+                     int last)
+      : shared(shared) {
+    const int lane = threadIdx.x % kWarp, row = lane / 8, g = lane / 4, t = lane % 4;
+    auto clamped = [&](int r) { return r < last ? r : last; };
+    to = again(at + row * 128 + (lane % 8 * 16 ^ row % 2 * 64));
+    from = again(at + g * 128 + (t * 16 ^ g % 2 * 64));
+#pragma unroll
+    for (int m = 0; m < MAPS; ++m) {
+      map[m] = maps[m] + (lane % 8 * 8 + clamped(row) * steps[m]);
+#pragma unroll
+      for (int i = 1; i < 4; ++i)
+        offset[m][i - 1] = again((clamped(row + 4 * i) - clamped(row)) * steps[m]);
+    }
+  }
+  __device__ void start(int s) {
+#pragma unroll
+    for (int m = 0; m < MAPS; ++m)
+      next[m] = map[m] + s;
+  }
+  __device__ void copy(int place) {
+    unsigned char* piece = shared + (to + place);
+#pragma unroll
+    for (int m = 0; m < MAPS; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        copy_ahead(piece + m * map_bytes + i * 512, i ? next[m] + offset[m][i ? i - 1 : 0] : next[m]);
+      next[m] += stride;
+    }
+  }
+  // Eight pixels of rows g and g + 8 from pixel 32 half + 8 t on.
+  __device__ void read(int place, int m, int half, uint32_t (&words)[2][4]) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      load_shared(shared + ((from ^ half * 64) + place) + m * map_bytes + r * 1024, words[r]);
+  }
+};
+
+// channels_last: 32 channels of two steps of 16 pixels, which are `step` pixels apart. The pixels of a step stand in
+// the order 4 t + i for t, i: 0 0, 1 0, 2 0, 3 0, 0 1, ... , and of the last two t the 16-byte parts are swapped by
+// two, so that what four by four lanes read together lies in different banks.
+template <int DEPTH>
+struct ChannelRing : Ring<DEPTH, ChannelRing<DEPTH>> {
+  static constexpr int channels = 32, step_bytes = kStep * channels * 2, piece_bytes = 2 * step_bytes;
+  static constexpr int bytes = DEPTH * piece_bytes;  // of a warp
+
+  unsigned char* shared;
+  const BFloat16 *map, *next;
+  int to, from, reach, stride, pixel, half, apart;  // elements: from a pixel to the next, to the eighth, to the step
+
+  // x: at the first channel; of its groups of eight `last` is the last one that there is
+  __device__ ChannelRing(unsigned char* shared, int at, const BFloat16* x, int pixel, int last, int step)
+      : shared(shared), reach(step + kStep), stride(2 * step), pixel(pixel) {
+    const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+    map = x + (lane / 4 * pixel + (t < last ? t : last) * 8);
+    half = again(8 * pixel), apart = again(step * pixel);
+    to = again(at + (lane / 4 % 4 * 4 + lane / 16) * 64 + t * 16);
+    from = again(at + t * 64 + (g / 2 ^ t / 2 * 2) * 16 + g % 2 * 8);
+  }
+  __device__ void start(int s) { next = map + s * pixel; }
+  __device__ void copy(int place) {
+    unsigned char *low = shared + (to + place), *high = shared + ((to ^ 32) + place) + 128;
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      copy_ahead(low + u * step_bytes, next);
+      copy_ahead(high + u * step_bytes, next + half);
+      next += apart;
+    }
+  }
+  // Four channels from 4 g on of pixel 4 t + i of step u.
+  __device__ uint2 read(int place, int u, int i) const {
+    return *reinterpret_cast<const uint2*>(shared + (from + place) + u * step_bytes + i * 256);
+  }
+};
+
+}  // namespace axnet::cuda
