@@ -91,7 +91,7 @@ struct OneLane {
   const int c0 = kLast ? static_cast<int>(threadIdx.x) * V : warp * kAccesses * R + row;  // the lane's first channel
   const int first = kLast ? lane % P : column * V + row % (V / own) * own;
   const bool counts = kLast ? lane < P : row < V / own;
-  const int channels, step;  // channels: how many of the lane's there are; step: between accesses
+  const int channels, row_step;  // channels: how many of the lane's there are
   unsigned char* const queue;
   int head = 0;  // bytes from the queue's begin to the tile's first chunk
 
@@ -99,7 +99,7 @@ struct OneLane {
       : channels(p.C <= c0 ? 0
                  : kLast   ? V
                            : (p.C - c0 + R - 1) / R),
-        step(R * p.step),
+        row_step(p.step),
         queue(shared + warp * kQueue * kChunkBytes + lane * 16) {}
 
   __device__ static int pixel_of(int a, int i) { return kLast ? a : i; }  // of an access and its number i
@@ -115,28 +115,31 @@ struct OneLane {
     const int at = first + j * kChunkBytes;
     return queue + (at < kQueue * kChunkBytes ? at : at - kQueue * kChunkBytes);
   }
-  // Of the tile from s0 on, the accesses that lie in the walk.
+  // A tile whose copy is to start: whether there is one, where it lies, and how many accesses lie in the walk.
+  struct Ahead {
+    bool real;
+    int at, there;
+  };
   __device__ int inside(int s0, int end) const {
     if constexpr (kLast) return channels == 0 ? 0 : end - s0;
     else return s0 + column * V < end ? channels : 0;
   }
-  // Starts the copy of chunk j of such a tile; zeros beyond the walk, nothing where there is no such tile.
-  __device__ void fetch(unsigned char* to, const T* x, int j, int s0, int end, int there) const {
-    if (s0 < end) {
-      const int apart = again(step), at = place(s0, apart / R);
+  __device__ Ahead ahead(int s0, int end) const { return {s0 < end, place(s0, row_step), inside(s0, end)}; }
+  // Starts the copy of chunk j of a tile; zeros beyond the walk.
+  __device__ void fetch(unsigned char* to, const T* x, int j, const Ahead& tile) const {
+    if (tile.real) {
+      const int step = again(R * row_step);
 #pragma unroll
       for (int a = j * kChunk; a < (j + 1) * kChunk; ++a)
-        copy_async_if(a < there, to + a % kChunk * kWarp * 16, x + static_cast<int64_t>(at + a * apart));
+        copy_async_if(a < tile.there, to + a % kChunk * kWarp * 16, x + static_cast<int64_t>(tile.at + a * step));
     }
     copies_commit();
   }
   // The queue's first chunks.
   __device__ void begin(const T* x, int s0, int end) const {
 #pragma unroll
-    for (int j = 0; j < kQueue; ++j) {
-      const int at = s0 + j / kChunks * P;
-      fetch(queue + j * kChunkBytes, x, j % kChunks, at, end, inside(at, end));
-    }
+    for (int j = 0; j < kQueue; ++j)
+      fetch(queue + j * kChunkBytes, x, j % kChunks, ahead(s0 + j / kChunks * P, end));
   }
   __device__ static void numbers(const unsigned char* chunk, int a, float (&v)[V]) {
     const uint4 bits = *reinterpret_cast<const uint4*>(chunk + a * kWarp * 16);
@@ -210,7 +213,8 @@ struct OneLane {
   template <class F>
   __device__ void pixels(const T* x, int s0, int end, const float (&factors)[kPixels], float (&sums)[kChannels],
                          const F& f) {
-    const int next = s0 + kQueue / kChunks * P, there[2] = {inside(next, end), inside(next + P, end)};
+    const int next = s0 + kQueue / kChunks * P;
+    const Ahead tiles[2] = {ahead(next, end), ahead(next + P, end)};
 #pragma unroll
     for (int j = 0; j < kChunks; ++j) {
       unsigned char* at = chunk(again(head), j);
@@ -223,8 +227,7 @@ struct OneLane {
           sums[channel_of(j * kChunk + a, i)] += factors[pixel_of(j * kChunk + a, i)] * v[i];
         f(j * kChunk + a);
       }
-      const int ahead = (j + kQueue) / kChunks;
-      fetch(at, x, (j + kQueue) % kChunks, s0 + ahead * P, end, there[ahead - kQueue / kChunks]);
+      fetch(at, x, (j + kQueue) % kChunks, tiles[(j + kQueue) / kChunks - kQueue / kChunks]);
     }
     head += kChunks * kChunkBytes;
     head -= head < kQueue * kChunkBytes ? 0 : kQueue * kChunkBytes;
