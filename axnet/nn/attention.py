@@ -138,8 +138,10 @@ class AnatomyAwareAttention(nn.Module):
             )
             return F.dropout(second, self.dropout) if self.training and self.dropout else second
         a = self.num_anatomies
+        rows = descriptors.unbind(1)
         order = [row for k in range(a) for row in (0, 1, 2 + a + k, 2 + k)]
-        flat = descriptors.transpose(0, 1)[order].to(gate_type(descriptors, self.hidden_weight))  # [A*4, N, C]
+        # not by an index: its copy to a GPU would wait for the kernels before it
+        flat = torch.stack([rows[row] for row in order]).to(gate_type(descriptors, self.hidden_weight))  # [A*4, N, C]
         return self._gate_of_rows(flat, backend)
 
     def _gate_function(self) -> GateFunction:
