@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ def split_hash(ids: Iterable[str]) -> str:
 def listed(split: str) -> list[str] | None:
     """The films of a list of one's own, one name per line, where split is the path of a .txt file; else None.
 
+    Labels, 0 and 1, may follow a name, as in the lists of CheXNet's reproductions; they are left out.
+
     Raises FileNotFoundError for a file that is not there, ValueError for one that is empty or names a film twice.
     """
     if not split.endswith(".txt"):
@@ -22,7 +25,8 @@ def listed(split: str) -> list[str] | None:
     path = Path(split)
     if not path.is_file():
         raise FileNotFoundError(f"split list '{path}' does not exist.")
-    films = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    films = [re.sub(r"(\.[A-Za-z]+)(\s+[01])+$", r"\1", line) for line in lines]
     if not films:
         raise ValueError(f"split list '{path}' is empty, expected the name of a film per line.")
     if len(set(films)) < len(films):

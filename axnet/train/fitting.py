@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 import warnings
@@ -56,11 +57,11 @@ class FitConfig:
     select: "best" keeps the weights of the epoch with the best validation AUC, "last" the final ones.
     channels_last: memory layout of the convolutions, faster on CPUs and GPUs alike; the weights are the same.
     compile: whether torch.compile compiles the whole network (fullgraph).
-    accelerator, devices: as Lightning's Trainer; precision too, "auto" is bf16-mixed on a GPU that has bfloat16, else
-    32-true. sync_batchnorm: with several devices, normalise over the batches of all of them. workers: processes that
-    cut batches.
+    accelerator, devices, num_nodes: as Lightning's Trainer; devices "auto" under torchrun is all processes; precision
+    too, "auto" is bf16-mixed on a GPU that has bfloat16, else 32-true. sync_batchnorm: with several devices, normalise
+    over the batches of all of them. workers: processes that cut batches.
     resume: continue from out/checkpoints/last.ckpt, with the settings and sets that the run began with; only its length
-    (epochs, max_steps), what it writes and shows, accelerator and workers may be others. progress: a bar on a
+    (epochs, max_steps), what it writes and shows, accelerator, devices and workers may be others. progress: a bar on a
     terminal, else a line now and then.
     logs: write CSV and TensorBoard logs, and checkpoints.
     Raises ValueError for a number or name out of range.
@@ -89,6 +90,7 @@ class FitConfig:
     precision: str = "auto"
     accelerator: str = "auto"
     devices: int | str = "auto"
+    num_nodes: int = 1
     sync_batchnorm: bool = True
     workers: int = 0
     seed: int = 0
@@ -98,7 +100,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name in ("epochs", "batch_size", "accumulate"):
+        for name in ("epochs", "batch_size", "accumulate", "num_nodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")
         if self.max_steps is not None and self.max_steps < 1:
@@ -272,9 +274,14 @@ def _trainer(config: FitConfig, out: Path, keepers: list[ModelCheckpoint]) -> L.
     loggers: list[Logger] = []
     if config.logs:
         loggers = [CSVLogger(out, name="", version="logs"), TensorBoardLogger(out, name="", version="logs")]
+    devices, nodes = config.devices, config.num_nodes
+    if devices == "auto" and "LOCAL_WORLD_SIZE" in os.environ:  # on a CPU Lightning would take one, and train apart
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
     return L.Trainer(
         accelerator=config.accelerator,
-        devices=config.devices,
+        devices=devices,
+        num_nodes=nodes,
         precision=config.precision,  # type: ignore[arg-type]
         max_epochs=-1 if config.max_steps is not None else config.epochs,
         max_steps=-1 if config.max_steps is None else config.max_steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from axnet.data.findings import organs_to_anatomies
 from axnet.data.packed.films import PackedFilms
@@ -67,14 +69,14 @@ class _Reading:
         key = index.tobytes()
         if self._last is None or self._last[0] != key:
             size = self.preprocessing.size
-            images = np.empty((len(index), 1, size, size), dtype=np.uint8)
-            masks = np.empty((len(index), 2, size, size), dtype=np.uint8) if self._drawn else None
+            images = _empty(len(index), 1, size, size)
+            masks = _empty(len(index), 2, size, size) if self._drawn else None
             for place, which in enumerate(index.tolist()):
                 film = self.films.film(which, masks=self._drawn)
-                images[place, 0] = self._image(film)
+                images.numpy()[place, 0] = self._image(film)
                 if masks is not None:
-                    masks[place] = self._mask(film)
-            self._last = (key, torch.from_numpy(images), None if masks is None else torch.from_numpy(masks))
+                    masks.numpy()[place] = self._mask(film)
+            self._last = (key, images, masks)
         return self._last[1:]
 
     def _image(self, film: Film) -> npt.NDArray[np.uint8]:
@@ -91,6 +93,15 @@ class _Reading:
         if masks.shape[-2:] == (self.preprocessing.size,) * 2:
             return masks.view(np.uint8) * np.uint8(255)
         return np.rint(resize(masks, self.preprocessing.size) * 255).astype(np.uint8)
+
+
+def _empty(*shape: int) -> Tensor:
+    """A new tensor uint8; in a loader's process of shared memory, as torch's own collate makes it: no copy is sent."""
+    found = torch.empty(0, dtype=torch.uint8)
+    if get_worker_info() is None:
+        return found.new_empty(shape)
+    storage = found._typed_storage()._new_shared(math.prod(shape), device=found.device)
+    return found.new(storage).view(shape)
 
 
 class PackedPixels:

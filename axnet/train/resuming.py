@@ -18,8 +18,8 @@ from axnet.train.data import XraySet
 
 CONFIG_NAME = "config.json"
 _MAY_CHANGE = frozenset(
-    {"accelerator", "channels_last", "compile", "epochs", "logs", "max_steps", "out", "progress", "resume", "select"}
-    | {"workers"}
+    {"accelerator", "channels_last", "compile", "devices", "epochs", "logs", "max_steps", "num_nodes", "out"}
+    | {"progress", "resume", "select", "workers"}
 )
 _MASKS_SEEN = 64
 

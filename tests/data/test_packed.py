@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from axnet.data import PackedFilms
+from axnet.data import NIHChestXray, PackedFilms
 from axnet.data.packed import runs
 from axnet.data.packed.manifest import Place
 from axnet.data.packed.shards import Film, Shards, writing
@@ -125,6 +125,8 @@ def test_the_readers_errors(packed: Path, tmp_path: Path) -> None:
         PackedFilms(tmp_path)
     with pytest.raises(ValueError, match=r"split is 'valid', expected one of \('train', 'test', 'all'\)"):
         PackedFilms(packed, "valid")
+    with pytest.raises(FileNotFoundError, match=r"holds no Data_Entry.* it looks like packed films"):
+        NIHChestXray(packed)
     for text in ("", "{}", "[1]", json.dumps({"format": "axnet-packed-2"})):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match=r"manifest\.json' is damaged or none of axnet prepare"):

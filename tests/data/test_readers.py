@@ -387,6 +387,7 @@ def test_a_folder_of_another_set_is_recognised(chexpert: Path, mimic: Path, tmp_
     for reader, root, words in (
         (CheXpert, nih, r"holds no train.csv.* it looks like NIH ChestX-ray14 \(data 'nih'\)"),
         (CheXpert, mimic, "it looks like MIMIC-CXR-JPG"),
+        (CSVDataset, chexpert, r"holds no single CSV file, .* it looks like CheXpert \(data 'chexpert'\)"),
         (MIMICCXR, chexpert, r"holds no mimic-cxr.* it looks like CheXpert \(data 'chexpert'\)"),
         (NIHChestXray, chexpert, r"holds no Data_Entry_2017\*.csv.* it looks like CheXpert"),
         (NIHChestXray, nih / "images", r"expected the folder of the NIH download.*split lists\)\.$"),
@@ -429,6 +430,9 @@ def test_lists_of_ones_own(chexpert: Path, mimic: Path, table: Path, tmp_path: P
         assert data.split_hash == split_hash(chosen)
         assert data.split_name == f"{prefix}-mine"
         np.testing.assert_array_equal(data.labels, whole.labels[::2])
+        if reader is NIHChestXray:  # as CheXNet's reproductions write it
+            some.write_text("\n".join(f"{name} 0 1 0" for name in chosen))
+            assert reader(root, str(some)).ids == chosen
         some.write_text(f"{chosen[0]}\nnone")
         with pytest.raises(ValueError, match=r"mine.txt'? names 1 (films|images) that .* lacks?: none"):
             reader(root, str(some))

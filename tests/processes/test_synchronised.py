@@ -153,3 +153,31 @@ def test_the_command_in_two_processes(tmp_path: Path) -> None:
     assert records[0]["sets"] == records[1]["sets"]
     logged = [(tmp_path / out / "logs" / "metrics.csv").read_text() for out in ("whole", "lost")]
     assert logged[0] == logged[1]
+
+
+@pytest.mark.slow
+def test_torchrun_on_packed_films(tmp_path: Path) -> None:
+    """One run of two processes, which another number of them may continue."""
+
+    def run(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [sys.executable, *(launcher if processes > 1 else []), str(tmp_path / "axnet.py"), *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    (tmp_path / "axnet.py").write_text("from axnet.cli import main\nmain()\n")
+    packed, out = str(tmp_path / "packed"), tmp_path / "run"
+    sizes = ["--size", "32", "--train-images", "40", "--test-images", "4"]
+    run("prepare", *sizes, "--workers", "0", "--out", packed, "-q")
+    small = ["--size", "32", "--backbone", "tiny", "--batch-size", "4", "--accelerator", "cpu", "-q"]
+    fit = ["fit", "--root", packed, *small, "--val-fraction", "0.3", "--workers", "1", "--out", str(out)]
+    said = run(*fit, "--epochs", "1", processes=2).stdout.splitlines()
+    films = int(next(line for line in said if line.startswith("train: ")).split()[1])
+    assert any(f" after {films // 2 // 4} steps, " in line for line in said)
+    assert said.count(str(out / "model.safetensors")) == 1
+    run(*fit, "--epochs", "2", "--resume")
+    with (out / "logs" / "metrics.csv").open() as file:
+        rows = file.read().splitlines()[1:]
+    assert sorted({row.split(",")[0] for row in rows}) == ["0", "1"]

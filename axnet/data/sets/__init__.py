@@ -92,9 +92,16 @@ def absent(root: StrPath, what: str, name: str) -> FileNotFoundError:
     folder = Path(root)
     if not folder.exists():
         return FileNotFoundError(f"root '{folder}' does not exist.")
-    like = next((other for other in names() if other != name and _marked(folder, load(other).marks)), None)
+    like = looks_like(folder, name)
     hint = "" if like is None else f"; it looks like {load(like).title} (data '{like}')"
+    if (folder / "manifest.json").is_file():
+        hint = "; it looks like packed films (axnet.data.PackedFilms)"
     return FileNotFoundError(f"root '{folder}' holds no {what}, expected {load(name).root}{hint}.")
+
+
+def looks_like(folder: Path, name: str) -> str | None:
+    """Which other set's files a folder holds; None where it is no set's that is known."""
+    return next((other for other in names() if other != name and _marked(folder, load(other).marks)), None)
 
 
 def _marked(folder: Path, marks: tuple[str, ...]) -> bool:

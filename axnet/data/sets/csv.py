@@ -15,7 +15,7 @@ import pandas as pd
 from axnet.data.findings import canonical
 from axnet.data.image import StrPath
 from axnet.data.labelled import Films, Item, LabelledFilms, need_columns, raw_labels, read_table
-from axnet.data.sets import DataSet, Request, absent
+from axnet.data.sets import DataSet, Request, absent, looks_like
 from axnet.data.splits import by_patient, check_disjoint, listed
 from axnet.data.uncertainty import Policy
 
@@ -128,6 +128,9 @@ def _find(root: Path) -> Path:
     if not found:
         raise absent(root, "CSV file", "csv")
     if len(found) > 1:
+        other = looks_like(root, "csv")
+        if other is not None:
+            raise absent(root, "single CSV file", "csv")
         names = ", ".join(path.name for path in found[:4])
         raise ValueError(f"root '{root}' holds {len(found)} CSV files ({names}), expected one, or the path of one.")
     return found[0]
