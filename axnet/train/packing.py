@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 
 import axnet
 from axnet.data.files import locked, replacing
@@ -149,7 +150,12 @@ def pack_options(
     if segmenter is None and found.masked:
         return Packer(size, own_masks=True), "the set's own"
     weights = Path(WEIGHTS if segmenter is None else segmenter)
-    Segmenter.load(weights)
+    loaded = Segmenter.load(weights)
+    try:
+        loaded.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:  # torch's own text runs over many lines
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"device is '{device}', which does not serve here ({reason}).") from error
     packer = Packer(size, segmenter=str(weights), fallback=found.real, device=device)
     return packer, f"segmenter {weights.name} {sha256(weights)[:24]}"
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from axnet.cli import main
-from axnet.data import MaskTable, MaskWriter, PhantomXray
+from axnet.data import MaskTable, MaskWriter, PackedFilms, PhantomXray
 from axnet.data.mask_table import to_row
 from axnet.models import AnatomyXNet, Preprocessing
 from axnet.models.storage import save_classifier
@@ -98,7 +98,7 @@ def write_segmenter(folder: Path) -> None:
 
 
 def write_packed(folder: Path) -> None:
-    prepare(DataConfig(train_images=20, test_images=4), folder, Packer(16))
+    prepare(DataConfig(train_images=20, test_images=4), folder, Packer(32))
 
 
 def write_report_page(folder: Path) -> None:
@@ -142,6 +142,14 @@ def test_the_file_of_before_is_whole(tmp_path, writer):
         writer(tmp_path)
     assert caught.value.errno == errno.EFBIG
     assert contents(tmp_path) == before
+
+
+def test_shards_that_are_whole_stay(tmp_path):
+    with full_disk(20_000), pytest.raises(OSError, match=r"(?i)cannot write '.*shard-00000.arrow': file too large\.$"):
+        write_packed(tmp_path)  # its first shard is larger, its second would not be
+    assert sorted(contents(tmp_path)) == [".prepare/plan.json"]
+    write_packed(tmp_path)
+    assert len(PackedFilms(tmp_path)) == 24
 
 
 def test_a_mask_table_keeps_its_rows(tmp_path):

@@ -155,6 +155,23 @@ def test_masks_of_the_segmenter(nih: Path, tmp_path: Path) -> None:
     assert torch.equal(hard == 255, soft[:] >= 128)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "abacus"], "device is 'abacus', which does not serve here"),
+        (["--masks", "none.parquet"], r"mask table 'none\.parquet' does not exist"),
+        (["--split", "valid"], r"split is 'valid', expected one of"),
+        (["--split", "train_val,all"], "patients are in both 'train_val' and 'all'"),
+        (["--views", "lateral"], "views .*lateral.* leaves none of the 29 films of split 'train_val'"),
+    ],
+)
+def test_wrong_options_get_one_sentence(nih: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
+        run("prepare", "--data", "nih", "--root", nih, "--out", tmp_path, "--workers", 0, *arguments)
+    assert "\n" not in str(caught.value)
+    assert not contents(tmp_path)
+
+
 def test_nothing_is_made_twice(nih: Path, tmp_path: Path) -> None:
     packed(nih, tmp_path)
     before = {path.name: path.stat().st_ino for path in tmp_path.glob("*.arrow")}
