@@ -243,8 +243,8 @@ inline void check_pwap_backward(const Tensor& grad_pooled, const std::optional<T
 }
 
 inline void check_attention_gate(const Tensor& descriptors, const Tensor& hidden_weight, const Tensor& hidden_bias,
-                                 const Tensor& gate_weight, const Tensor& gate_bias, int64_t most_images) {
-  const char* op = "attention_gate";
+                                 const Tensor& gate_weight, const Tensor& gate_bias, int64_t most_images,
+                                 const char* op = "attention_gate") {
   const ScalarType acc = descriptors.scalar_type(), type = hidden_weight.scalar_type();
   AXNET_REQUIRE(acc == ScalarType::Float || acc == ScalarType::Double, op, ": descriptors is ", checks::name_of(acc),
                 ", expected float32 or float64");

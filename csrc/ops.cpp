@@ -49,6 +49,10 @@ STABLE_TORCH_LIBRARY(axnet, m) {
   m.def(
       "attention_gate(Tensor descriptors, Tensor hidden_weight, Tensor hidden_bias, Tensor gate_weight, "
       "Tensor gate_bias) -> Tensor");
+  // The same on CUDA, N <= 64, of bfloat16 or float16 weights whose H and C are multiples of 128.
+  m.def(
+      "matrix_gate(Tensor descriptors, Tensor hidden_weight, Tensor hidden_bias, Tensor gate_weight, "
+      "Tensor gate_bias) -> Tensor");
   m.def("cpu_instruction_set() -> str");
 }
 

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from axnet import functional
 from axnet.checks import MAX_ANATOMIES
 from axnet.nn.calls import as_node, is_plain, is_traced
-from axnet.nn.grouped import FEW, grouped_linear
+from axnet.nn.grouped import FEW, grouped_linear, known
 from axnet.nn.norm import check_channels, check_positive, gate_type, gated_norm, gated_norm_average, given_statistics
 from axnet.nn.pooling import PWAP
-from axnet.ops import has_attention_gate
+from axnet.ops import has_attention_gate, has_matrix_gate
+from axnet.ops.linear import MATRIX_GATE_IMAGES, MATRIX_GATE_SIDE
 from axnet.reference import GateFunction
 from axnet.types import DescriptorGate, Fusion, MaskedPool
 
@@ -122,14 +123,13 @@ class AnatomyAwareAttention(nn.Module):
         return F.dropout(second.sigmoid(), self.dropout, self.training).transpose(0, 1)
 
     def _gate_of(self, descriptors: Tensor, backend: str) -> Tensor:
-        """gate without gradients, from the kernels' descriptors [N, 2+2A, C]: in one op on a CPU where it has few rows.
+        """gate without gradients, from the kernels' descriptors [N, 2+2A, C]: in one op where there is one.
 
         Its weights are read in the type that they have.
         """
-        few = backend == "native" and descriptors.device.type == "cpu" and descriptors.shape[0] <= FEW
-        few = few and has_attention_gate
-        if few and self.hidden_weight.is_contiguous() and self.gate_weight.is_contiguous():
-            second: Tensor = torch.ops.axnet.attention_gate.default(
+        op = self._gate_op(descriptors) if backend == "native" else None
+        if op is not None and self.hidden_weight.is_contiguous() and self.gate_weight.is_contiguous():
+            second: Tensor = op(
                 descriptors,
                 self.hidden_weight,
                 self.hidden_bias,
@@ -143,6 +143,15 @@ class AnatomyAwareAttention(nn.Module):
         # not by an index: its copy to a GPU would wait for the kernels before it
         flat = torch.stack([rows[row] for row in order]).to(gate_type(descriptors, self.hidden_weight))  # [A*4, N, C]
         return self._gate_of_rows(flat, backend)
+
+    def _gate_op(self, descriptors: Tensor) -> Callable[..., Tensor] | None:
+        """The op that is the gate as a whole on this device, for so many images and weights of this type and size."""
+        images, device, weight = descriptors.shape[0], descriptors.device.type, self.hidden_weight
+        fits = weight.shape[2] % MATRIX_GATE_SIDE == 0 and weight.shape[3] % MATRIX_GATE_SIDE == 0
+        if fits and weight.dtype in (torch.bfloat16, torch.float16) and has_matrix_gate(device):
+            return torch.ops.axnet.matrix_gate.default if known(images <= MATRIX_GATE_IMAGES) else None
+        few = device == "cpu" and has_attention_gate and images <= FEW
+        return torch.ops.axnet.attention_gate.default if few else None
 
     def _gate_function(self) -> GateFunction:
         """What functional calls: the method itself where it was overridden or patched."""

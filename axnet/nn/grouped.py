@@ -16,16 +16,16 @@ LEAST, FEW, SOME = 4, 8, 64
 def _product(x: Tensor, weight: Tensor, bias: Tensor, native: bool) -> Tensor:
     """As torch.baddbmm, in the form that is fastest on a CPU (docs/performance.md, "The gate")."""
     rows = x.shape[1]
-    if native and _known(rows >= LEAST):
-        if _known(rows <= FEW):
+    if native and known(rows >= LEAST):
+        if known(rows <= FEW):
             product: Tensor = torch.ops.axnet.grouped_linear(x.to(accumulator(x.dtype)), weight, bias)
             return product
-        if _known(rows <= SOME):
+        if known(rows <= SOME):
             return torch.baddbmm(bias.unsqueeze(2), weight, x.transpose(1, 2)).transpose(1, 2)
     return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
 
 
-def _known(condition: Any) -> bool:
+def known(condition: Any) -> bool:
     """The condition; of a dynamic shape under torch.compile or export, whether it holds for every value."""
     if not torch.compiler.is_compiling():
         return bool(condition)

@@ -8,11 +8,18 @@ reference backend for that).
 from __future__ import annotations
 
 from axnet.ops import attention, linear, pooling
-from axnet.ops.library import fused_ops, has_attention_gate, has_gated_pwap, triton_unavailable, unavailable
+from axnet.ops.library import (
+    fused_ops,
+    has_attention_gate,
+    has_gated_pwap,
+    has_matrix_gate,
+    triton_unavailable,
+    unavailable,
+)
 
 if unavailable() is None:
     attention.register("axnet", "native")
     pooling.register("axnet", "native")
     linear.register()
 
-__all__ = ["fused_ops", "has_attention_gate", "has_gated_pwap", "triton_unavailable", "unavailable"]
+__all__ = ["fused_ops", "has_attention_gate", "has_gated_pwap", "has_matrix_gate", "triton_unavailable", "unavailable"]

@@ -54,6 +54,13 @@ _GATED_PWAP = tuple(device for device in ("cpu", "cuda") if _REASON is None and 
 has_attention_gate = _REASON is None and _serves("attention_gate", "cpu")
 """Whether the compiled library has A3's gate as one op for a CPU; the CUDA kernels built for the host come without."""
 
+_MATRIX_GATE = tuple(device for device in ("cpu", "cuda") if _REASON is None and _serves("matrix_gate", device))
+
+
+def has_matrix_gate(device: str) -> bool:
+    """Whether the compiled library has A3's gate for 16-bit weights as one op on a device of this type."""
+    return device in _MATRIX_GATE
+
 
 def has_gated_pwap(backend: str, device: str) -> bool:
     """Whether a backend pools the attended features on a device of this type without writing them."""

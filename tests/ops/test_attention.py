@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from opcases import (
     BACKENDS,
+    DEVICE,
     DTYPES,
     FUSED,
     LAYOUTS,
@@ -15,9 +18,11 @@ from opcases import (
     lay_out,
     plain_gate,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from axnet import functional as AF
-from axnet.ops import calls, fused_ops
+from axnet.nn import AnatomyAwareAttention
+from axnet.ops import calls, fused_ops, has_matrix_gate
 
 NAMES = ("z", "grad_x", "grad_mask", "grad_weight", "grad_bias", "running_mean", "running_var")
 
@@ -337,3 +342,63 @@ def test_a_mask_that_is_not_a_number_shows(backend, dtype, layout, positions, mo
     for name in e._fields:
         assert torch.equal(getattr(a, name).isnan(), getattr(e, name).isnan()), name
     assert a.masked_max[1, 0].isnan().all()
+
+
+needs_matrix_gate = pytest.mark.skipif(
+    "native" not in FUSED or not has_matrix_gate(torch.device(DEVICE).type), reason="of the CUDA kernels"
+)
+
+
+@needs_matrix_gate
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("images", "anatomies"), [(1, 2), (8, 1), (9, 3), (64, 2), (65, 2)])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_gate_of_16_bit_weights(dtype, images, anatomies, offset):
+    torch.manual_seed(0)
+    channels, hidden = 128, 256
+    descriptors = torch.randn(images, 2 + 2 * anatomies, channels, device=DEVICE)
+    shapes = [(anatomies, 4, hidden, channels), (anatomies, 4, hidden)]
+    shapes += [(anatomies, channels, hidden), (anatomies, channels)]
+    weights = []
+    for shape in shapes:
+        flat = (torch.randn(math.prod(shape) + offset, device=DEVICE) / 16).to(dtype)  # a part of a larger parameter
+        weights.append(flat[offset:].view(shape))
+    if images > 64:
+        with pytest.raises(RuntimeError, match=r"matrix_gate: descriptors has shape \[65, .*at most 64 images"):
+            torch.ops.axnet.matrix_gate(descriptors, *weights)
+        return
+    gate = torch.ops.axnet.matrix_gate(descriptors, *weights)
+    first, first_bias, second, second_bias = (t.double() for t in weights)
+    d = descriptors.to(dtype).double()
+    order = [[0, 1, 2 + anatomies + a, 2 + a] for a in range(anatomies)]
+    hidden_units = torch.einsum("naec,aehc->naeh", torch.stack([d[:, rows] for rows in order], 1), first) + first_bias
+    summed = torch.nn.functional.leaky_relu(hidden_units, 0.2).sum(2)
+    expected = (torch.einsum("nah,ach->nac", summed, second) + second_bias).sigmoid()
+    # what is left is the rounding of the sums to the weights' type
+    assert (gate - expected).abs().max() <= {torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
+    if offset == 0:
+        torch.library.opcheck(torch.ops.axnet.matrix_gate.default, (descriptors, *weights))
+
+
+@needs_matrix_gate
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("images", [1, 9, 65])
+def test_the_module_takes_the_gate_of_16_bit_weights(dtype, images):
+    torch.manual_seed(0)
+    module = AnatomyAwareAttention(128, 2, backend="native").eval().to(DEVICE, dtype)
+    plain = AnatomyAwareAttention(128, 2, backend="reference").eval().double().to(DEVICE)
+    plain.load_state_dict(module.state_dict())
+    x, mask = draw((images, 128, 3, 5), dtype), draw_mask((images, 2, 3, 5), torch.float32)
+    seen = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Calls():
+        actual = module(x, mask)
+    with torch.no_grad():
+        expected = plain(x.double(), mask.double())
+    assert ("axnet::matrix_gate" in seen) == (images <= 64)
+    assert (actual.double() - expected).abs().max() <= 1.5e-2 * expected.abs().max()
