@@ -53,7 +53,7 @@ def read(path: Path) -> dict[str, Any]:
         return {"predicted": True, "device": "an H200", "commit": f"of {path.name}", "passes": passes}
     environment = found.get("environment", {})  # benchmarks/gpu.py keeps these two beside the versions
     found.setdefault("device", environment.get("device", "unknown device"))
-    found.setdefault("commit", environment.get("git commit", "unknown"))
+    found.setdefault("commit", environment.get("commit", "unknown"))
     return dict(found)
 
 

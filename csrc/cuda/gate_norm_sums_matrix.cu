@@ -13,8 +13,8 @@ using T = BFloat16;
 
 constexpr int kRows = 16;  // of a warp, NCHW
 constexpr int kStageBytes = 36 * 1024;
-constexpr int kRowStageBytes = (AXNET_SUMS_RING > 2 ? 12 : 32) * 1024;  // with two pieces of rings 99 KB hold it
-using Ahead = RowRing<2, AXNET_SUMS_RING>;
+constexpr int kRowStageBytes = 32 * 1024;  // with two pieces of rings 99 KB hold it
+using Ahead = RowRing<2, kSumsRing>;
 constexpr int kNumbers = 16;  // columns of D X, then of D, in the order of Basis::first_order
 
 // What the products add up to, of a column of `numbers(k)`.

@@ -20,7 +20,7 @@ struct Across {
   static constexpr int maxima = 1 + B, numbers = rows + maxima + (FULL ? maxima : 0);
   // FULL: the rows of X² from the top, those of X from the bottom
   static constexpr int first = 16 - (1 + 2 * B);
-  using Ahead = ChannelRing<AXNET_MOMENTS_RING>;  // FULL
+  using Ahead = ChannelRing<kMomentsRing>;  // FULL
 };
 
 template <int B, bool FULL>

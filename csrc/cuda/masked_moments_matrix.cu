@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int tiles = (2 * B + 8) / 8;  // of 8 columns: 1, m_a, left out of m_a
   constexpr int columns = 8 * tiles + (FULL ? 8 : 0);
   constexpr bool AHEAD = kAhead<B>;
-  using Ahead = RowRing<1, AXNET_MOMENTS_RING>;
+  using Ahead = RowRing<1, kMomentsRing>;
   AXNET_SHARED(shared);
   if (weigh<T>(p)) return;
   const Shape basis(shared, tiling.pitch, tiling.stage);
@@ -217,7 +217,7 @@ void launch_rows(const MomentsPlan& p, cudaStream_t stream) {
   tiling.channels = kWarps * kRows;
   tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
   tiling.aligned = is_aligned_map<T>(p.x_data, p.x, p.x.c);
-  constexpr int ring = RowRing<1, AXNET_MOMENTS_RING>::bytes * kWarps;
+  constexpr int ring = RowRing<1, kMomentsRing>::bytes * kWarps;
   const size_t basis = ring_after(Shape::bytes(tiling.pitch, tiling.stage, false));
   if (kAhead<B> && tiling.aligned && p.S >= RowRing<1, 2>::reach && p.C <= kMostOffset / p.S)
     tiling.ring = static_cast<int>(basis);

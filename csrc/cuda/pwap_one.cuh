@@ -1,14 +1,12 @@
 // PWAP of one map in NCHW, for rows of whole aligned vectors: no products on the matrix units, which would be padded to
 // eight maps, but one multiply-add an element and sum.
 //
-//   block  walks tiles of P = Q V pixels of one image with all their channels; one barrier a tile
-//   warp   has kAccesses * R channels of its own; an access is R channels by Q lanes of V pixels: rows of 128 (Q = 8)
-//   or
-//          64 bytes, which memory likes
-//   lane   has a queue of its own in shared memory, filled by asynchronous copies: what a lane copied it alone reads,
-//   so
-//          there is no barrier, no order of banks and no exchange. The tile is read from it twice, for the logits and
-//          for the sums; a chunk that has been read twice makes room for one kQueue chunks ahead
+// A block walks tiles of P = Q V pixels of one image with all their channels; one barrier a tile.
+// A warp has kAccesses * R channels of its own; an access is R channels by Q lanes of V pixels: rows of 128 (Q = 8) or
+// 64 bytes, which memory likes.
+// A lane has a queue of its own in shared memory, filled by asynchronous copies. What a lane copied it alone reads, so
+// there is no barrier, no order of banks and no exchange. The tile is read from it twice, for the logits and for the
+// sums; a chunk that has been read twice makes room for one kQueue chunks ahead.
 #pragma once
 
 #include <optional>
@@ -18,17 +16,13 @@
 #include "cuda/pwap_tile.cuh"
 #include "cuda/walk.cuh"
 
-#ifndef AXNET_PWAP_QUEUE
-#define AXNET_PWAP_QUEUE 13
-#endif
-
 namespace axnet::cuda {
 
 constexpr int kAccesses = 16;                     // of a warp, a tile
 constexpr int kChunk = 2;                         // accesses that are waited for and replaced together
 constexpr int kChunks = kAccesses / kChunk;       // of a tile
 constexpr int kChunkBytes = kChunk * kWarp * 16;  // of a warp
-constexpr int kQueue = AXNET_PWAP_QUEUE;          // chunks; the least: kChunks + 1
+constexpr int kQueue = 13;                        // chunks; the least: kChunks + 1
 
 struct OnePlan {
   int64_t image;         // elements between images

@@ -4,15 +4,10 @@
 
 #include "cuda/basis.cuh"
 
-// Pieces of a ring: one is worked on, the others are on their way.
-#ifndef AXNET_MOMENTS_RING
-#define AXNET_MOMENTS_RING 3
-#endif
-#ifndef AXNET_SUMS_RING
-#define AXNET_SUMS_RING 2
-#endif
-
 namespace axnet::cuda {
+
+// Pieces of a ring: one is worked on, the others are on their way.
+constexpr int kMomentsRing = 3, kSumsRing = 2;
 
 // Where the rings begin behind `bytes` of shared memory: parts within 128 bytes are addressed by exclusive or.
 inline int ring_after(size_t bytes) { return static_cast<int>((bytes + 127) / 128 * 128); }

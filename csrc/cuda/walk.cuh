@@ -18,15 +18,9 @@
 namespace axnet::cuda {
 
 constexpr int kWalkThreads = 320;  // at most; 48 x 48 pixels are 288 vectors of bfloat16
-#ifndef AXNET_WALK_FLIGHT
-#define AXNET_WALK_FLIGHT 4
-#endif
-#ifndef AXNET_WALK_BLOCKS
-#define AXNET_WALK_BLOCKS 2
-#endif
-constexpr int kWalkFlight = AXNET_WALK_FLIGHT;  // vectors in flight a thread
-constexpr int kWalkBlocks = AXNET_WALK_BLOCKS;  // of a multiprocessor, channels_last
-constexpr int kWalkTable = 24;                  // KB of a block's table at most
+constexpr int kWalkFlight = 4;     // vectors in flight a thread
+constexpr int kWalkBlocks = 2;     // of a multiprocessor, channels_last; three were not faster on an H200
+constexpr int kWalkTable = 24;     // KB of a block's table at most
 
 // Pieces of a block: `blocks` blocks stand side by side already, `pieces` are there to share out. A block takes 8,
 // which pays for its beginning, but a GPU gets at least two blocks for every multiprocessor, and not many more than
