@@ -75,6 +75,7 @@ def print_table(rows: dict[str, str]) -> None:
 
 
 def native_extensions():
+    """Extensions, commands and options for setup()."""
     try:
         import torch
         from torch.torch_version import TorchVersion
@@ -142,6 +143,20 @@ def native_extensions():
         extra_compile_args=compile_args,
         py_limited_api=True,
     )
+    many_pythons = bool(os.environ.get("AXNET_ABI3", "0") not in ("", "0"))
+    if many_pythons:
+        # pybind11 has no stable ABI, and its module would tie the wheel to one Python: the same facts as a Python file.
+        facts = {
+            "compiler": rows["compiler"],
+            "torch_version": torch.__version__,
+            "flags": rows["flags"],
+            "instruction_sets": rows["instruction sets"],
+            "cuda_kernels": rows["CUDA kernels"],
+            "cuda_version": rows["CUDA version"],
+            "cuda_architectures": architectures,
+        }
+        options = {"bdist_wheel": {"py_limited_api": "cp310"}}
+        return [library], {"build_ext": with_facts(cpp_extension.BuildExtension, facts)}, options
     buildinfo = Extension(
         "axnet._buildinfo",
         ["csrc/buildinfo.cpp"],
@@ -157,7 +172,21 @@ def native_extensions():
             ("AXNET_CUDA_ARCHITECTURES", f'"{architectures}"'),
         ],
     )
-    return [library, buildinfo], {"build_ext": cpp_extension.BuildExtension}
+    return [library, buildinfo], {"build_ext": cpp_extension.BuildExtension}, {}
+
+
+def with_facts(command, facts: dict[str, str]):
+    """The build command, which also writes axnet/_buildinfo.py beside the library."""
+
+    class Build(command):
+        def run(self) -> None:
+            super().run()
+            folder = ROOT / "axnet" if self.inplace else Path(self.build_lib) / "axnet"
+            lines = ['"""What axnet\'s compiled code was built from."""', ""]
+            lines += [f"{name} = {value!r}" for name, value in facts.items()]
+            (folder / "_buildinfo.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    return Build
 
 
 def metadata_only() -> bool:
@@ -165,7 +194,7 @@ def metadata_only() -> bool:
     return any(word in sys.argv for word in ("egg_info", "dist_info", "sdist", "--version", "--name"))
 
 
-extensions, commands = ([], {}) if metadata_only() else native_extensions()
+extensions, commands, options = ([], {}, {}) if metadata_only() else native_extensions()
 setup(
     packages=[
         *(".".join(p.parent.relative_to(ROOT).parts) for p in sorted((ROOT / "axnet").rglob("__init__.py"))),
@@ -175,4 +204,5 @@ setup(
     package_data={"axnet": ["py.typed", "models/weights/*", "segment/weights/*"]},
     ext_modules=extensions,
     cmdclass=commands,
+    options=options,
 )

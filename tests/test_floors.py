@@ -14,7 +14,7 @@ FLOORS = (
     ("axnet.models",),
     ("axnet.data", "axnet.metrics"),
     ("axnet.segment", "axnet.report"),
-    ("axnet.train", "axnet.predictor"),
+    ("axnet.train", "axnet.predictor", "axnet.export"),
     ("axnet.cli",),
 )
 

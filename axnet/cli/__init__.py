@@ -1,4 +1,4 @@
-"""The command line: `axnet demo | prepare | fit | evaluate | predict | segment | bench | info`."""
+"""The command line: `axnet demo | prepare | fit | evaluate | predict | export | segment | bench | info`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from axnet import __version__
-from axnet.cli import bench, demo, evaluate, fit, predict, prepare, segment
+from axnet.cli import bench, demo, evaluate, export, fit, predict, prepare, segment
 from axnet.memory import keep_freed_memory
 
 USER_ERRORS = (ValueError, OSError, KeyError, ImportError)
@@ -28,6 +28,7 @@ app.command()(prepare.prepare)
 app.command()(fit.fit)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
+app.command()(export.export)
 app.command()(bench.bench)
 app.add_typer(segment.app, name="segment")
 

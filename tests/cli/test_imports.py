@@ -52,6 +52,7 @@ def command(*arguments: str) -> str:
         ("predict", "-h"),
         ("evaluate", "--help"),
         ("demo", "--help"),
+        ("export", "--help"),
         ("bench", "--help"),
         ("segment", "--help"),
         ("segment", "predict", "--help"),
