@@ -155,29 +155,15 @@ def test_the_command_in_two_processes(tmp_path: Path) -> None:
     assert logged[0] == logged[1]
 
 
-@pytest.mark.slow
-def test_torchrun_on_packed_films(tmp_path: Path) -> None:
-    """One run of two processes, which another number of them may continue."""
+def test_under_torchrun_all_processes_are_one_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lightning's "auto" is one process on a CPU: each would train apart."""
+    from axnet.train import FitConfig, fitting
 
-    def run(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *(launcher if processes > 1 else []), str(tmp_path / "axnet.py"), *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
-        assert done.returncode == 0, done.stderr
-        return done
-
-    (tmp_path / "axnet.py").write_text("from axnet.cli import main\nmain()\n")
-    packed, out = str(tmp_path / "packed"), tmp_path / "run"
-    sizes = ["--size", "32", "--train-images", "40", "--test-images", "4"]
-    run("prepare", *sizes, "--workers", "0", "--out", packed, "-q")
-    small = ["--size", "32", "--backbone", "tiny", "--batch-size", "4", "--accelerator", "cpu", "-q"]
-    fit = ["fit", "--root", packed, *small, "--val-fraction", "0.3", "--workers", "1", "--out", str(out)]
-    said = run(*fit, "--epochs", "1", processes=2).stdout.splitlines()
-    films = int(next(line for line in said if line.startswith("train: ")).split()[1])
-    assert any(f" after {films // 2 // 4} steps, " in line for line in said)
-    assert said.count(str(out / "model.safetensors")) == 1
-    run(*fit, "--epochs", "2", "--resume")
-    with (out / "logs" / "metrics.csv").open() as file:
-        rows = file.read().splitlines()[1:]
-    assert sorted({row.split(",")[0] for row in rows}) == ["0", "1"]
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(fitting.L, "Trainer", lambda **options: asked.update(options))
+    config = FitConfig(out=str(tmp_path), accelerator="cpu", logs=False, progress=False)
+    for environment, expected in (({}, ("auto", 1)), ({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"}, (2, 3))):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        fitting._trainer(config, tmp_path, [])
+        assert (asked["devices"], asked["num_nodes"]) == expected

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
 import torch
 from processes import workers
 
 from axnet.models import Preprocessing, load_classifier
-from axnet.train import DataConfig, FitConfig, MeanAUROC, fit, open_part, predict
+from axnet.train import DataConfig, FitConfig, MeanAUROC, open_part, predict
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_gloo_available(), reason="torch was built without gloo, which connects the processes"
@@ -21,36 +18,6 @@ def test_the_metric_is_that_of_all_rows(computed, rows):
     whole = MeanAUROC()
     whole.update(*rows)
     assert [found["metric"] for found in computed] == [pytest.approx(float(whole.compute()))] * 2
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one_does_with_the_whole_batch(tmp_path):
-    """The same films in every step, the same losses, the same weights."""
-    data = open_part(DataConfig(train_images=63, workers=0), "train", Preprocessing(size=32))
-    train, validation = data.split_by_patient(0.3)
-    sets = train.subset(range(46)), validation
-    config = FitConfig(
-        out=str(tmp_path / "two"),
-        epochs=2,
-        batch_size=4,
-        accelerator="cpu",
-        devices=2,
-        progress=False,
-        ema_decay=None,
-        select="last",
-        augmentation=None,
-        options={"backbone": "tiny", "reduction": 0.25, "dropout": 0.0},
-    )
-    first, _ = workers.together(workers.train, tmp_path, config, sets)
-    one = fit(replace(config, out=str(tmp_path / "one"), batch_size=8, devices=1), *sets)
-    assert one.steps == first["steps"]
-    losses = [
-        np.genfromtxt(tmp_path / out / "logs" / "metrics.csv", delimiter=",", names=True) for out in ("one", "two")
-    ]
-    for name in ("train_loss", "val_loss"):
-        np.testing.assert_allclose(losses[1][name], losses[0][name], rtol=2e-4)
-    for name, value in one.model.state_dict().items():
-        torch.testing.assert_close(first["state"][name], value, rtol=2e-3, atol=2e-4, msg=name)
 
 
 @pytest.mark.slow
