@@ -1,6 +1,6 @@
 """Which backend is the faster one on a GPU: written by benchmarks/choose_backend.py, not by hand.
 
-native and triton measured: NVIDIA H200; commit 2fd2978cc20d.
+native and triton measured: NVIDIA H200; commit fa4bc372bb04.
 By work, layout and type: the backend and, outside of torch.compile, the least elements of X for which it is
 taken; beside it the milliseconds of all passes of the work at 151 million elements.
 """
