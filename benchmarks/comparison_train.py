@@ -145,6 +145,12 @@ class Average:
             torch._foreach_lerp_(self.mean, self.current, 1 - min(self.decay, (1 + step) / (10 + step)))
 
     @torch.no_grad()
+    def put_into(self, model: nn.Module) -> None:
+        """Into another model of the same kind."""
+        state = [value for value in model.state_dict().values() if value.is_floating_point()]
+        torch._foreach_copy_(state, self.mean if self.decay is not None else self.current)
+
+    @torch.no_grad()
     def put(self) -> None:
         """Into the model."""
         if self.decay is not None:
