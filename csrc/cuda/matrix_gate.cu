@@ -137,7 +137,7 @@ Tensor matrix_gate(Tensor descriptors_in, Tensor hidden_weight, Tensor hidden_bi
   Tensor gate = empty({N, A, C}, ScalarType::Float, device);
   if (gate.numel() == 0) return gate;
   for (Tensor* t : {&hidden_weight, &gate_weight})  // a view into a flat parameter may begin anywhere
-    if (!is_aligned(data(*t))) *t = torch::stable::clone(*t);
+    if (reinterpret_cast<uintptr_t>(data(*t)) % 16) *t = torch::stable::clone(*t);
   Tensor rows = empty({2 + 2 * A, N, C}, type, device), sums = empty({A, N, H}, type, device);
   const GatePlan p{static_cast<int>(N),
                    static_cast<int>(A),
