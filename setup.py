@@ -143,36 +143,28 @@ def native_extensions():
         extra_compile_args=compile_args,
         py_limited_api=True,
     )
-    many_pythons = bool(os.environ.get("AXNET_ABI3", "0") not in ("", "0"))
-    if many_pythons:
-        # pybind11 has no stable ABI, and its module would tie the wheel to one Python: the same facts as a Python file.
-        facts = {
-            "compiler": rows["compiler"],
-            "torch_version": torch.__version__,
-            "flags": rows["flags"],
-            "instruction_sets": rows["instruction sets"],
-            "cuda_kernels": rows["CUDA kernels"],
-            "cuda_version": rows["CUDA version"],
-            "cuda_architectures": architectures,
-        }
+    facts = {
+        "torch_version": torch.__version__,
+        "flags": rows["flags"],
+        "instruction_sets": rows["instruction sets"],
+        "cuda_kernels": rows["CUDA kernels"],
+        "cuda_version": rows["CUDA version"],
+        "cuda_architectures": architectures,
+    }
+    build = cpp_extension.BuildExtension
+    if os.environ.get("AXNET_ABI3", "0") not in ("", "0"):
+        # pybind11 has no stable ABI, and its module would tie the wheel to one Python: the same facts as a Python file
         options = {"bdist_wheel": {"py_limited_api": "cp310"}}
-        return [library], {"build_ext": with_facts(cpp_extension.BuildExtension, facts)}, options
+        return [library], {"build_ext": with_facts(build, {"compiler": rows["compiler"], **facts})}, options
     buildinfo = Extension(
         "axnet._buildinfo",
         ["csrc/buildinfo.cpp"],
         include_dirs=[pybind11.get_include()],
         language="c++",
         extra_compile_args=["-O1", "-g0", "-std=c++17", "-fvisibility=hidden"],
-        define_macros=[
-            ("AXNET_TORCH_VERSION", f'"{torch.__version__}"'),
-            ("AXNET_FLAGS", f'"{rows["flags"]}"'),
-            ("AXNET_INSTRUCTION_SETS", f'"{rows["instruction sets"]}"'),
-            ("AXNET_CUDA_KERNELS", f'"{rows["CUDA kernels"]}"'),
-            ("AXNET_CUDA_VERSION", f'"{rows["CUDA version"]}"'),
-            ("AXNET_CUDA_ARCHITECTURES", f'"{architectures}"'),
-        ],
+        define_macros=[(f"AXNET_{name.upper()}", f'"{value}"') for name, value in facts.items()],
     )
-    return [library, buildinfo], {"build_ext": cpp_extension.BuildExtension}, {}
+    return [library, buildinfo], {"build_ext": build}, {}
 
 
 def with_facts(command, facts: dict[str, str]):

@@ -69,7 +69,7 @@ def prepared_mask(mask: Tensor, x: Tensor) -> Tensor:
         raise TypeError(f"mask has dtype {dtype}, expected a floating type, bool, or uint8 (255 = 1).")
     if m.shape[2:] != x.shape[2:]:
         m = F.interpolate(m, size=x.shape[2:], mode="bilinear", align_corners=False)
-    if floating and m.device.type == "cpu" and _has_values(m):
+    if floating:
         _check_range(m)
     return m.contiguous()
 
@@ -82,11 +82,18 @@ def _has_values(t: Tensor) -> bool:
 
 
 def _check_range(mask: Tensor) -> None:
-    # On the CPU alone, where it costs next to nothing: a GPU would wait.
-    low, high = torch.aminmax(mask if not mask.requires_grad else mask.detach())
-    if not (low.item() >= -1e-5 and high.item() <= 1 + ROUNDING):
-        found = "NaN" if low.isnan() else f"values from {low.item():.6g} to {high.item():.6g}"
+    if found := beyond_one(mask):
         raise ValueError(f"mask has {found}, expected values in [0, 1].")
+
+
+def beyond_one(mask: Tensor) -> str | None:
+    """What a mask has outside of [0, 1], in words; looked at on a CPU alone: a GPU would wait."""
+    if mask.device.type != "cpu" or not _has_values(mask):
+        return None
+    low, high = torch.aminmax(mask if not mask.requires_grad else mask.detach())
+    if low.item() >= -1e-5 and high.item() <= 1 + ROUNDING:
+        return None
+    return "NaN" if low.isnan() else f"values from {low.item():.6g} to {high.item():.6g}"
 
 
 def _warn_of_ones(mask: Tensor) -> None:

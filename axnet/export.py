@@ -37,14 +37,15 @@ class Program(nn.Module):
         super().__init__()
         self.model = model
         self.guided = isinstance(model, AnatomyXNet)
-        self.mean, self.std = info.preprocessing.mean, info.preprocessing.std
-        self.temperature = 1.0 if info.calibration is None else info.calibration.temperature
+        self.preprocessing, self.calibration = info.preprocessing, info.calibration
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Outputs:
         """Logits, probabilities and maps."""
-        normalised = (image - self.mean) / self.std
+        normalised = self.preprocessing.normalize(image)
         out = self.model(normalised, mask) if self.guided else self.model(normalised)
-        return out.logits, (out.logits / self.temperature).sigmoid(), *out.prob_maps
+        logits = out.logits
+        probabilities = logits.sigmoid() if self.calibration is None else self.calibration.probabilities(logits)
+        return logits, probabilities, *out.prob_maps
 
 
 def metadata_of(model: nn.Module, info: ClassifierInfo) -> dict[str, Any]:

@@ -131,8 +131,8 @@ def anatomy_attention(
     second = batch_statistics or keep
     concat = blocks > 1
     first = calls.masked_moments(ops, x, m, second=second, positions=recorded, blocks=blocks if recorded else 0)
-    g = _readable(_gates(gate, first.descriptors, x, m.shape[1], name), x, name)
-    weight, bias = _readable(weight, x, name), _readable(bias, x, name)
+    g = readable(_gates(gate, first.descriptors, x, m.shape[1], name), x, name)
+    weight, bias = readable(weight, x, name), readable(bias, x, name)
     if group is not None:
         from axnet.ops import synchronised
         from axnet.reference.synchronised import update_running
@@ -151,8 +151,8 @@ def anatomy_attention(
         mass=first.mass,
         weight=weight,
         bias=bias,
-        running_mean=None if batch_statistics else _readable(running_mean, x, name),
-        running_var=None if batch_statistics else _readable(running_var, x, name),
+        running_mean=None if batch_statistics else readable(running_mean, x, name),
+        running_var=None if batch_statistics else readable(running_var, x, name),
         eps=eps,
         concat=concat,
         save=keep,
@@ -263,10 +263,10 @@ def attention_average(
 
 
 @overload
-def _readable(t: Tensor, x: Tensor, name: str) -> Tensor: ...
+def readable(t: Tensor, x: Tensor, name: str) -> Tensor: ...
 @overload
-def _readable(t: Tensor | None, x: Tensor, name: str) -> Tensor | None: ...
-def _readable(t: Tensor | None, x: Tensor, name: str) -> Tensor | None:
+def readable(t: Tensor | None, x: Tensor, name: str) -> Tensor | None: ...
+def readable(t: Tensor | None, x: Tensor, name: str) -> Tensor | None:
     """A gate, weight or statistic as the backend's kernels read it: the native ones know every floating type."""
     if t is None:
         return None
@@ -298,7 +298,7 @@ def pwap(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str 
     name = backends.resolve(backend, x, backends.pooling_work(weight.shape[0], torch.is_grad_enabled()))
     if name == "reference":
         return reference.pwap(x, weight, bias)
-    out = calls.pwap(fused_ops(name), x, _readable(weight, x, name), _readable(bias, x, name))
+    out = calls.pwap(fused_ops(name), x, readable(weight, x, name), readable(bias, x, name))
     return out.pooled, out.prob
 
 
@@ -348,14 +348,14 @@ def attention_pwap(
         fused_ops(name),
         x,
         m,
-        _readable(g, x, name),
-        norm_weight=_readable(norm_weight, x, name),
-        norm_bias=_readable(norm_bias, x, name),
-        mean=_readable(running_mean, x, name),
-        var=_readable(running_var, x, name),
+        readable(g, x, name),
+        norm_weight=readable(norm_weight, x, name),
+        norm_bias=readable(norm_bias, x, name),
+        mean=readable(running_mean, x, name),
+        var=readable(running_var, x, name),
         eps=eps,
-        weight=_readable(weight, x, name),
-        bias=_readable(bias, x, name),
+        weight=readable(weight, x, name),
+        bias=readable(bias, x, name),
     )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from axnet import segment
 from axnet.data.findings import organs_to_anatomies
-from axnet.data.image import StrPath, read_image
+from axnet.data.image import StrPath, read_stored
 from axnet.imaging import resize
 from axnet.models.storage import ClassifierInfo, load_classifier
 from axnet.segment import Anatomy, Segmenter
@@ -78,16 +78,18 @@ class Predictor:
             raise ValueError(f"batch_size is {batch_size}, expected 1 or more.")
         found: list[Prediction] = []
         for start in range(0, len(images), batch_size):
-            pixels = [
-                read_image(image) if isinstance(image, (str, PathLike)) else image
-                for image in images[start : start + batch_size]
-            ]
-            found += self._batch(pixels)
+            part = images[start : start + batch_size]
+            stored = [read_stored(image) if isinstance(image, (str, PathLike)) else image for image in part]
+            read = [isinstance(image, (str, PathLike)) for image in part]
+            pixels = [_unit(image) if file else image for image, file in zip(stored, read, strict=True)]
+            found += self._batch(pixels, stored)
         return found
 
-    def _batch(self, pixels: list[npt.NDArray[Any]]) -> list[Prediction]:
+    def _batch(self, pixels: list[npt.NDArray[Any]], films: list[npt.NDArray[Any]]) -> list[Prediction]:
+        """pixels: as the segmenter takes them. films: the same as they are stored, where 8 and 16 bits are quicker."""
         anatomies = self.segmenter.predict(pixels, batch_size=len(pixels), keep_probabilities=True)
-        stored = np.stack([self.info.preprocessing.store(_unit(image)) for image in pixels])
+        store = self.info.preprocessing.store
+        stored = np.stack([store(film if film.dtype in (np.uint8, np.uint16) else _unit(film)) for film in films])
         device = next(self.model.parameters()).device
         image = torch.from_numpy(stored)[:, None].to(device, torch.float32) / 255
         with torch.inference_mode():

@@ -80,6 +80,17 @@ def parameter_groups(model: nn.Module, job: Job) -> list[dict[str, Any]]:
     ]
 
 
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """One step of the optimizer, at lr times the rate of each group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["rate"]
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+    optimizer.step()
+
+
 def train(job: Job, data: Data, device: torch.device, deadline: float) -> tuple[nn.Module, dict[str, Any]]:
     """The trained model in eval mode, and what happened; it stops at the deadline (of time.time)."""
     recipe = job.recipe
@@ -89,17 +100,13 @@ def train(job: Job, data: Data, device: torch.device, deadline: float) -> tuple[
     rows = torch.from_numpy(data.parts[recipe.part])
     steps_per_epoch = len(rows) // recipe.batch
     steps = recipe.epochs * steps_per_epoch
-    groups = parameter_groups(model, job)
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(parameter_groups(model, job), lr=recipe.lr, fused=device.type == "cuda")
     augment = AUGMENTATIONS[recipe.augmentation]
     drawer = torch.Generator().manual_seed(job.seed)
-    parameters = [parameter for group in groups for parameter in group["params"]]
     losses, step, started = [], 0, time.perf_counter()
     for _ in range(recipe.epochs):
         order = rows[torch.randperm(len(rows), generator=drawer)].to(device)
         for batch in order[: steps_per_epoch * recipe.batch].split(recipe.batch):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * group["rate"] * one_cycle(step / steps)
             image, mask = data.batch(batch, job.masks)
             if augment is not None:
                 image, mask = augment(image, mask)
@@ -108,10 +115,7 @@ def train(job: Job, data: Data, device: torch.device, deadline: float) -> tuple[
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 logits = model(ready, mask).logits
             loss = bce_loss(logits.float(), label)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-            optimizer.step()
+            descend(loss, optimizer, recipe.lr * one_cycle(step / steps))
             step += 1
             average.update(step)
         losses.append(loss.detach())
@@ -126,7 +130,7 @@ def train(job: Job, data: Data, device: torch.device, deadline: float) -> tuple[
         "steps": step,
         "finished": step == steps,
         "losses": [round(float(value), 5) for value in losses],
-        "parameters": sum(parameter.numel() for parameter in parameters),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
 
 

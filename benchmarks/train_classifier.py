@@ -43,6 +43,7 @@ from benchmarks.comparison_train import (  # noqa: E402
     PREPROCESSING,
     Average,
     Data,
+    descend,
     mean_auc,
     parameter_groups,
 )
@@ -157,9 +158,7 @@ def main() -> None:
     labels = data.labels[rows]
     model.backbone = Tail(full, FROZEN)
     average = Average(model, recipe.ema)
-    groups = parameter_groups(model, job)
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
-    parameters = [parameter for group in groups for parameter in group["params"]]
+    optimizer = torch.optim.AdamW(parameter_groups(model, job), lr=recipe.lr)
     arguments.runs.mkdir(parents=True, exist_ok=True)
     step, epoch, progress, started = 0, 0, 0.0, time.time()
     while progress < 1:
@@ -168,14 +167,9 @@ def main() -> None:
             progress = min((time.time() - started) / (deadline - started), 1.0)
             if progress == 1:
                 break
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * one_cycle(progress)
             x = features[batch].float().contiguous(memory_format=torch.channels_last)
             loss = bce_loss(model(x, masks[batch].float()).logits, labels[batch])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-            optimizer.step()
+            descend(loss, optimizer, recipe.lr * one_cycle(progress))
             step += 1
             average.update(step)
             if step % 20 == 0:

@@ -115,8 +115,8 @@ class LabelledFilms(Dataset[Item]):
                 f"{len(missing)} of {len(self._paths)} images of split '{self.split}' are missing: {some(missing)}."
             )
 
-    def _read(self, index: int) -> npt.NDArray[np.float32]:
-        return read_image(self._paths[index])
+    def _read(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+        return read_image(self._paths[index]), self._mask(index)
 
     def _mask(self, index: int) -> npt.NDArray[np.float32] | None:
         if self.masks is None:
@@ -130,7 +130,7 @@ class LabelledFilms(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         """One image with its labels."""
         name = self.ids[index]
-        image = self._read(index)
+        image, mask = self._read(index)
         if self.size is not None:
             image = resize(image, self.size)
         item: Item = {
@@ -140,7 +140,6 @@ class LabelledFilms(Dataset[Item]):
             "patient": self.patients[index],
             "view": self._views[index],
         }
-        mask = self._mask(index)
         if mask is not None:
             item["mask"] = torch.from_numpy(resize(mask, (image.shape[0], image.shape[1])))
         return item if self.transform is None else self.transform(item)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from axnet import backends, functional, reference
-from axnet.checks import MAX_ANATOMIES, MAX_MAPS, ROUNDING
+from axnet.checks import MAX_ANATOMIES, MAX_MAPS, beyond_one
 from axnet.dropin.probing import Template, shaped
 from axnet.nn.heads import normalised_averages
 from axnet.nn.norm import gated_norm
@@ -78,11 +78,8 @@ def _gate(gate: Callable[..., Tensor], entries: Sequence[Entry], more: Any) -> C
 
 
 def _is_mask(mask: Tensor) -> bool:
-    """Whether the values lie in [0, 1], as axnet's functions ask; looked at on a CPU alone, where nothing waits."""
-    if mask.device.type != "cpu" or torch.compiler.is_compiling() or mask.numel() == 0:
-        return True
-    low, high = torch.aminmax(mask.detach())
-    return bool(low.item() >= -1e-5 and high.item() <= 1 + ROUNDING)
+    """Whether axnet's functions take the values as they are: in [0, 1], and no whole numbers, of which 255 is one."""
+    return (mask.is_floating_point() or mask.dtype == torch.bool) and beyond_one(mask) is None
 
 
 def probability_pooling(
@@ -108,7 +105,7 @@ def probability_pooling(
         pooled, prob = functional.pwap(x, weight, bias)
         maps = torch.nn.functional.conv2d(x, weight[..., None, None], bias)
     else:
-        out = calls.pwap(fused_ops(name), x, weight.contiguous(), bias)
+        out = calls.pwap(fused_ops(name), x, functional.readable(weight, x, name), functional.readable(bias, x, name))
         pooled, prob = out.pooled, out.prob
         maps = _Logits.apply(x, weight, bias, out.logits.to(x.dtype))
     return pooled, reference.classify_pooled(pooled, weight, bias), maps, prob

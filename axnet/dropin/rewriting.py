@@ -107,7 +107,7 @@ def _found(
 
 
 def _within(site: Site, found: Traced) -> bool:
-    return bool(_called(site)) and any(n.startswith(f"{p}.") for n in _called(site) for p in found.passed)
+    return any(n.startswith(f"{p}.") for n in _called(site) for p in found.passed)
 
 
 def _called(site: Site) -> list[str]:
@@ -163,10 +163,8 @@ def _own(value: Any, module: nn.Module, seen: Seen) -> Any:
 
 def _skipped(exact: nn.Module, found: Traced, site: Site) -> dict[str, nn.Module]:
     """Modules that are not called any more where the site is replaced."""
-    kept = {
-        str(n.target).rpartition(".")[0] for gate in site.gates.values() for n in gate.nodes if n.op == "call_module"
-    }
     called = {str(n.target) for gate in site.gates.values() for n in gate.nodes if n.op == "call_module"}
+    kept = {n.rpartition(".")[0] for n in called}
     names = {n for n in _called(site) if n not in called}
     names -= {n for n in names if isinstance(exact.get_submodule(n), nn.BatchNorm2d | nn.SyncBatchNorm)}
     inside = set(_called(site)) | kept

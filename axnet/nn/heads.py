@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from axnet import checks, functional
-from axnet.nn.norm import BatchNorm, given_statistics, is_fused
+from axnet.nn.norm import BatchNorm, counted, given_statistics, is_fused
 from axnet.ops.layouts import accumulator, channels_last
 from axnet.reference import GateFunction
 
@@ -18,18 +18,19 @@ def normalised_averages(
 ) -> Tensor | None:
     """BN_k(g_k m_k X + (1 - g_k) X) averaged over the pixels [N, K, C], or None where the modules have to be called.
 
-    x [N, C, H, W]; masks [N, K, H', W']; gates: descriptors to [N, K, C]; norms: K batch normalisations, all of them
-    normalising by their running statistics, or all by those of the batch, which are then updated.
+    x [N, C, H, W]; masks [N, K, H', W']; gates: descriptors to [N, K, C]; norms: K batch normalisations of one
+    eps, all of them normalising by their running statistics, or all by those of the batch, which are then updated.
     """
-    fused = [norm for norm in norms if is_fused(norm) and not isinstance(norm, nn.SyncBatchNorm)]
-    if len(fused) < len(norms):
+    fused = [norm for norm in norms if is_fused(norm)]
+    if len(fused) < len(norms) or len({norm.eps for norm in fused}) > 1:
         return None
     found = [given_statistics(norm) for norm in fused]
     given = [statistics for statistics in found if statistics is not None]
     if not given:
-        return _by_the_batch(x, masks, gates, fused, backend)
+        synchronised = any(isinstance(norm, nn.SyncBatchNorm) for norm in fused)
+        return None if synchronised else _by_the_batch(x, masks, gates, fused, backend)
     affine: list[Tensor] = [t for norm in fused for t in (norm.weight, norm.bias) if t is not None]
-    if len(given) < len(fused) or len(affine) < 2 * len(fused) or len({norm.eps for norm in fused}) > 1:
+    if len(given) < len(fused) or len(affine) < 2 * len(fused):
         return None
     averages = functional.attention_average(
         x,
@@ -66,7 +67,9 @@ def _by_the_batch(
     flat = m.flatten(2)  # [N, K, S]
     basis = torch.cat([torch.ones_like(flat[:, :1]), flat, flat * flat], 1)  # [N, 1 + 2K, S]
     sums = basis.double().sum(2)
-    first, second = (_split(t.double(), m.shape[1]) for t in _products(x, shift, basis))
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):  # float32 or wider
+        products = _products(x, shift, basis)
+    first, second = (_split(t.double(), m.shape[1]) for t in products)
     size, c = sums[:, :1], shift.double()
     s, sm, smm = size[None], sums[:, 1 : 1 + m.shape[1]].T[..., None], sums[:, 1 + m.shape[1] :].T[..., None]
     (u, um, umm), (v, vm, vmm) = first, second  # of X - c and its square, with 1, m, m^2: [K or 1, N, C]
@@ -76,10 +79,9 @@ def _by_the_batch(
     squares = squares + 2 * b * g * (vm + 2 * c * um + c * c * sm)
     mean = sum_y.sum(1) / count  # [K, C]
     var = (squares.sum(1) / count - mean * mean).clamp(min=0)
-    eps = x.new_tensor([norm.eps for norm in norms], dtype=torch.float64)[:, None]
-    z = (sum_y / s - mean[:, None]) * (var + eps).rsqrt()[:, None]
+    z = (sum_y / s - mean[:, None]) * (var + norms[0].eps).rsqrt()[:, None]
     for norm, new_mean, new_var in zip(norms, mean.detach(), var.detach() * (count / (count - 1)), strict=True):
-        _update(norm, new_mean, new_var)
+        _update(norm, new_mean, new_var, x.shape[0])
     normalised = [z_k if n.weight is None else z_k * n.weight + n.bias for z_k, n in zip(z, norms, strict=True)]
     return torch.stack(normalised, 1).to(x.dtype)
 
@@ -100,15 +102,12 @@ def _split(rows: Tensor, masks: int) -> tuple[Tensor, Tensor, Tensor]:
     return one, m, mm
 
 
-def _update(norm: BatchNorm, mean: Tensor, var: Tensor) -> None:
-    """Running statistics and count, as nn.BatchNorm2d moves them while training."""
-    if not norm.training or not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
+def _update(norm: BatchNorm, mean: Tensor, var: Tensor, images: int) -> None:
+    """Running statistics and count, as nn.BatchNorm2d moves them while training; an empty batch has none."""
+    momentum = counted(norm)
+    tracked = norm.training and norm.track_running_stats and images > 0
+    if not tracked or norm.running_mean is None or norm.running_var is None:
         return
-    momentum = 0.0 if norm.momentum is None else norm.momentum
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
     with torch.no_grad():
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
         norm.running_var.lerp_(var.to(norm.running_var.dtype), momentum)

@@ -30,6 +30,15 @@ def given_statistics(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     return norm.running_mean, norm.running_var
 
 
+def counted(norm: BatchNorm) -> float:
+    """The momentum of this call, which num_batches_tracked counts while training."""
+    if norm.training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            return 1.0 / float(norm.num_batches_tracked)
+    return 0.0 if norm.momentum is None else norm.momentum
+
+
 def gated_norm(
     norm: nn.Module, x: Tensor, mask: Tensor, gate: GateFunction, fusion: Fusion = "mean", backend: str | None = None
 ) -> Tensor:
@@ -43,11 +52,7 @@ def gated_norm(
         y: Tensor = norm(functional.attention_blend(x, mask, gate, fusion=fusion, backend=backend))
         return y
     training, mean, var = norm.training, norm.running_mean, norm.running_var
-    momentum = 0.0 if norm.momentum is None else norm.momentum
-    if training and norm.track_running_stats and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
+    momentum = counted(norm)
     tracked = not training or norm.track_running_stats
     return functional.anatomy_attention(
         x,

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageColor
 from scipy import ndimage
 
 from axnet.data.files import replacing
 from axnet.data.findings import ORGANS
 from axnet.imaging import percentile_normalize, resize
+from axnet.report.pictures import MASK_COLOURS
 
 SIDE = 768
 """Longer side in pixels."""
 
-_COLOURS = {"left_lung": (34, 184, 207), "right_lung": (34, 184, 207), "heart": (255, 146, 43)}
 _RED = np.array([255.0, 60.0, 40.0])
 _OPACITY = 0.45  # of the map where it is largest
 
@@ -38,7 +38,7 @@ def write_overlay(
         picture = picture * (1 - share) + _RED * share
     for organ, mask in zip(ORGANS, masks, strict=True):
         inside = resize(mask, size) >= 0.5
-        picture[inside & ~ndimage.binary_erosion(inside, iterations=2)] = _COLOURS[organ]
+        picture[inside & ~ndimage.binary_erosion(inside, iterations=2)] = ImageColor.getrgb(MASK_COLOURS[organ])
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, partial.open("wb") as stream:
         Image.fromarray(picture.round().astype(np.uint8)).save(stream, "PNG")

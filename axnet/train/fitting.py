@@ -245,15 +245,14 @@ def _checked_sets(train: XraySet, validation: XraySet | None) -> tuple[XraySet, 
 def _begin(config: FitConfig, train: XraySet) -> tuple[nn.Module, Preprocessing]:
     """The classifier with its first weights, and the preprocessing that goes with them."""
     options: dict[str, Any] = {"num_classes": len(train.findings), **config.options}
-    preprocessing = measured(train)
     if config.pretrained is None:
-        return build_classifier(config.architecture, options), preprocessing
+        return build_classifier(config.architecture, options), measured(train)
     options["pretrained"] = True if config.pretrained == "imagenet" else config.pretrained
     model = build_classifier(config.architecture, options)
     expected: tuple[float, float] | None = getattr(model.backbone, "normalisation", None)
     if expected is None:
-        return model, preprocessing
-    return model, replace(preprocessing, mean=expected[0], std=expected[1])
+        return model, measured(train)
+    return model, replace(train.preprocessing, mean=expected[0], std=expected[1])
 
 
 def _checkpoints(out: Path, watched: bool) -> list[ModelCheckpoint]:

@@ -27,7 +27,7 @@ from axnet.data.files import locked, replacing
 from axnet.data.image import StrPath
 from axnet.data.mask_table import MaskTable
 from axnet.data.packed.films import LABEL
-from axnet.data.packed.manifest import FILMS, Manifest, Place, sha256
+from axnet.data.packed.manifest import FILMS, MANIFEST, Manifest, Place, sha256
 from axnet.data.splits import check_disjoint, split_hash
 from axnet.progress import SILENT, Progress
 from axnet.segment import Segmenter
@@ -220,7 +220,7 @@ def _take_up(out: Path, state: Path, plan: str, settings: Mapping[str, Any]) -> 
                 kept = Shard(shard["films"], shard["bytes"], shard["sha256"], shard["file"])
                 with replacing(state / f"{Path(shard['file']).stem.rsplit('-', 1)[1]}.json") as partial:
                     partial.write_text(json.dumps(asdict(kept)))
-        (out / "manifest.json").unlink()
+        (out / MANIFEST).unlink()
 
 
 def _made(state: Path, out: Path, task: Task) -> Shard | None:
@@ -246,7 +246,9 @@ def _packed(
     drawn = {name: source for name, source in sources.items() if not hasattr(source, "path")}
     if already:
         done(already)
-    if workers == 0 or len(tasks) == 0:
+    if not tasks:
+        return
+    if workers == 0:
         seen = already
 
         def step() -> None:

@@ -163,7 +163,7 @@ class ChainedPixels:
         """The films of a slice, or of an array or tensor of positions; a tensor of its own."""
         chosen = self._index[index.numpy() if isinstance(index, Tensor) else index]
         places = np.atleast_1d(chosen)
-        found = torch.empty((len(places), *self.shape[1:]), dtype=torch.uint8)
+        found = _empty(len(places), *self.shape[1:])
         which = np.searchsorted(self._ends, places, side="right")
         for number, part in enumerate(self._parts):
             rows = np.flatnonzero(which == number)

@@ -107,7 +107,7 @@ class DataConfig:
             found[label] = replace(plain, **taken)
         return found
 
-    @property
+    @cached_property
     def dataset(self) -> DataSet:
         """The entry of data among the data sets, that of packed films, or what joined sets have in common."""
         if self.members:
@@ -125,9 +125,9 @@ class DataConfig:
 
     @cached_property
     def packed(self) -> bool:
-        """Whether root is a folder or URL of packed films (axnet prepare), or all of several are."""
+        """Whether root is a folder or URL of packed films (axnet prepare), or any of several is."""
         if self.members:
-            return all(member.packed for member in self.members.values())
+            return any(member.packed for member in self.members.values())
         return is_packed(self.root)
 
     def source(self, part: Part, *, size: int = 128, with_masks: bool = True) -> XraySource:
@@ -239,7 +239,7 @@ def unlabelled(images: Sequence[npt.NDArray[np.uint8]], ids: Sequence[str], prep
 
 def _content(data: XraySet, segmenter: SegmenterLike) -> str:
     digest = hashlib.sha256()
-    for chunk in data.images.split(1024):
+    for chunk in data.images.split(64):
         digest.update(chunk.numpy().tobytes())
     for name, value in sorted(segmenter.state_dict().items()):
         content = value.detach().cpu().contiguous().flatten().view(torch.uint8)  # bfloat16 is no type of numpy's

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from axnet.data import NIHChestXray, PackedFilms
@@ -131,6 +133,16 @@ def test_the_readers_errors(packed: Path, tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match=r"manifest\.json' is damaged or none of axnet prepare"):
             PackedFilms(tmp_path)
+
+
+def test_labels_of_another_content_are_refused(packed: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(packed, copy)
+    table = pd.read_parquet(copy / "films.parquet")
+    table["patient"] = table["patient"].iloc[::-1].to_numpy()
+    table.to_parquet(copy / "films.parquet")
+    with pytest.raises(ValueError, match=r"films\.parquet' is damaged .*its content is not what was written"):
+        PackedFilms(copy)
 
 
 def test_a_url_is_fetched_once(packed: Path, tmp_path: Path) -> None:

@@ -286,6 +286,17 @@ def test_masks_beyond_one_are_served_as_before():
     torch.testing.assert_close(fast.eval()(*inputs), model.eval()(*inputs), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_masks_of_whole_numbers_are_served_as_before(dtype):
+    torch.manual_seed(0)
+    plain = nets.PriorGate(8).eval()
+    x, mask = torch.randn(2, 8, 7, 5), (torch.rand(2, 1, 7, 5) > 0.5).to(dtype)
+    fast = axnet.accelerate(plain, time=False, quiet=True, example=(x, mask.float()))
+    assert fast.axnet_report.replaced
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x, mask), plain(x, mask), rtol=1e-4, atol=1e-5)
+
+
 def test_squeeze_and_excitation_is_read_once_as_it_is():
     fast = axnet.accelerate(nets.SqueezeExcitation(8), example=torch.randn(2, 8, 7, 5), quiet=True)
     (row,) = fast.axnet_report.rows

@@ -95,6 +95,46 @@ def test_heads_that_differ_run_one_by_one():
         assert_close("heads", ann.average_heads(heads, x, masks), expected, 1e-5)
 
 
+def test_heads_of_an_empty_batch_leave_the_running_statistics():
+    heads = [ann.MaskedAttention(4).train() for _ in range(2)]
+    averaged = ann.average_heads(heads, torch.rand(0, 4, 3, 3), torch.rand(0, 2, 3, 3))
+    assert averaged.shape == (0, 2, 4)
+    for head in heads:
+        assert torch.equal(head.bn3.running_mean, torch.zeros(4))
+        assert torch.equal(head.bn3.running_var, torch.ones(4))
+
+
+def test_statistics_of_heads_keep_their_digits_under_autocast():
+    torch.manual_seed(0)
+    x = draw((4, 8, 6, 6), torch.float32, shift=3.0)
+    masks, device = draw_mask((4, 2, 6, 6), torch.float32), x.device.type
+    found = []
+    for mixed in (False, True):
+        heads = [ann.MaskedAttention(8, dropout=0.0).train() for _ in range(2)]
+        for head in heads:  # a gate of 0.5, whose own layers cannot round
+            torch.nn.init.zeros_(head.final_block[0].weight)
+            torch.nn.init.zeros_(head.final_block[0].bias)
+        with torch.autocast(device, torch.bfloat16, enabled=mixed):
+            ann.average_heads(heads, x, masks)
+        found.append(torch.stack([head.bn3.running_var for head in heads]))
+    assert_close("variance", found[1], found[0], 1e-6)
+
+
+def test_synchronised_heads_share_a_read_in_inference(monkeypatch):
+    heads = [ann.MaskedAttention(4, dropout=0.0).eval() for _ in range(3)]
+    for head in heads:
+        head.bn3 = torch.nn.SyncBatchNorm(4).eval()
+    x, masks = draw((2, 4, 3, 3), torch.float32), draw_mask((2, 3, 3, 3), torch.float32)
+    calls = []
+    with torch.no_grad():
+        expected = torch.stack([head(x, masks[:, i : i + 1]).mean((2, 3)) for i, head in enumerate(heads)], 1)
+        monkeypatch.setattr(
+            AF, "attention_average", lambda *a, f=AF.attention_average, **k: calls.append(1) or f(*a, **k)
+        )
+        assert_close("heads", ann.average_heads(heads, x, masks), expected, 1e-5)
+    assert len(calls) == 1
+
+
 def test_bad_arguments():
     x, mask, gate = torch.rand(2, 4, 3, 3), torch.rand(2, 1, 3, 3), plain_gate(1, 4, torch.float32)
     with pytest.raises(ValueError, match="running_mean or running_var is None, expected both"):

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from axnet.data.image import StrPath
 from axnet.data.labelled import Films, Item, LabelledFilms
-from axnet.data.packed.manifest import FILMS, Manifest, Place
+from axnet.data.packed.manifest import FILMS, Manifest, Place, sha256
 from axnet.data.packed.shards import Film, Shards
 from axnet.data.sets import DataSet, Request
 from axnet.data.splits import listed
@@ -105,15 +105,10 @@ class PackedFilms(LabelledFilms):
             raise ValueError(f"packed films '{self.root}': a shard has '{found.image}' for '{self.ids[index]}'.")
         return found
 
-    def _read(self, index: int) -> npt.NDArray[np.float32]:
-        pixels = self.film(index, masks=False).pixels
-        return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
-
-    def _mask(self, index: int) -> npt.NDArray[np.float32] | None:
-        if self.masks is not None:
-            return super()._mask(index)
-        found = self.film(index).masks
-        return None if found is None else found.astype(np.float32)
+    def _read(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+        film = self.film(index, masks=self.masks is None)
+        image = film.pixels.astype(np.float32) / np.float32(np.iinfo(film.pixels.dtype).max)
+        return image, self._mask(index) if film.masks is None else film.masks.astype(np.float32)
 
     def path(self, image_id: str) -> Path:
         """Raises ValueError: packed films have no files of their own."""
@@ -145,6 +140,9 @@ def dataset(root: str, cache: str | None = None) -> DataSet:
 
 def _table(place: Place) -> pd.DataFrame:
     try:
-        return pq.read_table(place.locate(FILMS), use_threads=False).to_pandas()
+        file = place.locate(FILMS)
+        if sha256(file) != place.sizes[FILMS][1]:
+            raise ValueError("its content is not what was written")
+        return pq.read_table(file, use_threads=False).to_pandas()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"'{place.root}/{FILMS}' is damaged or cannot be read ({error}).") from error

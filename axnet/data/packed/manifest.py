@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Manifest:
     source: str = ""
     failed: tuple[Mapping[str, str], ...] = ()
     axnet: str = ""
-    format: str = field(default=FORMAT)
+    format: str = FORMAT
 
     def write(self, folder: Path) -> None:
         """Put manifest.json into a folder in one step."""
