@@ -22,6 +22,7 @@ from axnet.data.packed.films import PackedFilms
 from axnet.imaging import resize
 from axnet.models.preprocessing import Preprocessing
 from axnet.train.cache import kept, key_of
+from axnet.train.handing import Batch
 from axnet.train.labels import checked_labels
 from axnet.train.pixels import Pixels, chained, packed_pixels, subset
 
@@ -276,7 +277,7 @@ def _one_for_all(masks: Pixels) -> bool:
 
 def as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Collate function for Batches, whose answers are batches already."""
-    return batch
+    return batch if get_worker_info() is None else Batch(batch)
 
 
 class _Stored(Dataset[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -10,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from axnet.data.findings import organs_to_anatomies
 from axnet.data.packed.films import PackedFilms
 from axnet.data.packed.shards import Film
 from axnet.imaging import resize
 from axnet.models.preprocessing import Preprocessing
+from axnet.train.handing import empty
 
 
 class Pixels(Protocol):
@@ -69,8 +68,8 @@ class _Reading:
         key = index.tobytes()
         if self._last is None or self._last[0] != key:
             size = self.preprocessing.size
-            images = _empty(len(index), 1, size, size)
-            masks = _empty(len(index), 2, size, size) if self._drawn else None
+            images, drawn = empty((len(index), 1, size, size), (len(index), 2 * self._drawn, size, size))
+            masks = drawn if self._drawn else None
             for place, which in enumerate(index.tolist()):
                 film = self.films.film(which, masks=self._drawn)
                 images.numpy()[place, 0] = self._image(film)
@@ -93,15 +92,6 @@ class _Reading:
         if masks.shape[-2:] == (self.preprocessing.size,) * 2:
             return masks.view(np.uint8) * np.uint8(255)
         return np.rint(resize(masks, self.preprocessing.size) * 255).astype(np.uint8)
-
-
-def _empty(*shape: int) -> Tensor:
-    """A new tensor uint8; in a loader's process of shared memory, as torch's own collate makes it: no copy is sent."""
-    found = torch.empty(0, dtype=torch.uint8)
-    if get_worker_info() is None:
-        return found.new_empty(shape)
-    storage = found._typed_storage()._new_shared(math.prod(shape), device=found.device)
-    return found.new(storage).view(shape)
 
 
 class PackedPixels:
@@ -163,7 +153,7 @@ class ChainedPixels:
         """The films of a slice, or of an array or tensor of positions; a tensor of its own."""
         chosen = self._index[index.numpy() if isinstance(index, Tensor) else index]
         places = np.atleast_1d(chosen)
-        found = _empty(len(places), *self.shape[1:])
+        found = empty((len(places), *self.shape[1:]))[0]
         which = np.searchsorted(self._ends, places, side="right")
         for number, part in enumerate(self._parts):
             rows = np.flatnonzero(which == number)
