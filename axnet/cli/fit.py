@@ -52,6 +52,15 @@ class Loss(str, Enum):
 
     bce = "bce"
     focal = "focal"
+    asymmetric = "asymmetric"
+    auc_margin = "auc-margin"
+
+
+class Sampling(str, Enum):
+    """How films are chosen for an epoch."""
+
+    uniform = "uniform"
+    balanced = "balanced"
 
 
 class Schedule(str, Enum):
@@ -103,10 +112,35 @@ def fit(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
     weight_decay: Annotated[float, typer.Option(min=0, help="Decay of the weights (AdamW).")] = 1e-4,
     schedule: Annotated[Schedule, typer.Option(help="Learning-rate schedule.")] = Schedule.one_cycle,
-    loss: Annotated[Loss, typer.Option(help="Binary cross-entropy, or focal loss.")] = Loss.bce,
+    loss: Annotated[
+        Loss, typer.Option(help="Binary cross-entropy, focal, asymmetric, or AUC-margin loss (docs/training.md).")
+    ] = Loss.bce,
     pos_weight: Annotated[bool, typer.Option(help="Weigh positives by their rarity (bce).")] = False,
+    label_smoothing: Annotated[
+        float, typer.Option(min=0, help="Share of each training label that becomes one half.")
+    ] = 0.0,
+    mixup: Annotated[
+        float, typer.Option(min=0, help="Blend pairs of films, masks and labels by Beta(MIXUP, MIXUP); 0 for none.")
+    ] = 0.0,
+    sampling: Annotated[
+        Sampling, typer.Option(help="Every film once an epoch, or a finding at random and then a film that has it.")
+    ] = Sampling.uniform,
+    layer_decay: Annotated[
+        float,
+        typer.Option(help="Learning rate of each part of the backbone as a share of that behind it; 1 for one rate."),
+    ] = 1.0,
     ema_decay: Annotated[float, typer.Option(help="Decay of the averaged weights; 0 for plain weights.")] = 0.997,
-    flip: Annotated[float, typer.Option(min=0, max=1, help="Chance of a left-right mirror.")] = 0.0,
+    degrees: Annotated[float, typer.Option(min=0, help="Augmentation: largest rotation.")] = 7.0,
+    translate: Annotated[float, typer.Option(min=0, help="Augmentation: largest shift, share of the side.")] = 0.05,
+    scale: Annotated[float, typer.Option(min=0, help="Augmentation: largest relative zoom.")] = 0.1,
+    contrast: Annotated[float, typer.Option(min=0, help="Augmentation: largest change of contrast.")] = 0.2,
+    gamma: Annotated[float, typer.Option(min=0, help="Augmentation: largest exposure change, a power of two.")] = 0.0,
+    noise: Annotated[float, typer.Option(min=0, help="Augmentation: largest standard deviation of noise.")] = 0.0,
+    blur: Annotated[float, typer.Option(min=0, help="Augmentation: largest standard deviation of blur, pixels.")] = 0.0,
+    erase: Annotated[float, typer.Option(min=0, max=1, help="Augmentation: chance of an erased rectangle.")] = 0.0,
+    flip: Annotated[
+        float, typer.Option(min=0, max=1, help="Augmentation: chance of a left-right mirror; the heart has a side.")
+    ] = 0.0,
     precision: Annotated[
         str, typer.Option(help="Lightning's precision: 32-true, bf16-mixed ...; auto: bf16-mixed on a GPU that has it.")
     ] = "auto",
@@ -116,6 +150,9 @@ def fit(
     num_nodes: Annotated[int, typer.Option(min=1, help="Machines, each of which runs this command (torchrun).")] = 1,
     val_fraction: Annotated[float, typer.Option(help="Share of the training patients kept for validation.")] = 0.1,
     train_images: Annotated[int, typer.Option(min=2, help="Phantoms to train on (--data phantom).")] = 2500,
+    logger: Annotated[
+        str, typer.Option(metavar="NAMES", help="Loggers: csv, tensorboard, wandb, mlflow; several with commas.")
+    ] = "csv,tensorboard",
     cache: Cache = None,
     workers: Workers = 2,
     seed: Seed = 0,
@@ -125,8 +162,8 @@ def fit(
     """Train a classifier on the phantom or on the training split of a data set; its test split is never read.
 
     Writes OUT/model.safetensors (the weights that the other commands take), OUT/segmenter.safetensors where a segmenter
-    drew the masks, OUT/config.yaml with all settings (--config repeats the run), OUT/checkpoints for --resume, and CSV
-    and TensorBoard logs in OUT/logs.
+    drew the masks, OUT/config.yaml with all settings (--config repeats the run), OUT/checkpoints for --resume, and logs
+    in OUT/logs. docs/training.md says what the options do and what they gained where they were tried.
     """
     from contextlib import nullcontext
 
@@ -150,8 +187,12 @@ def fit(
         schedule=schedule.value,
         loss=loss.value,
         pos_weight=pos_weight,
+        label_smoothing=label_smoothing,
+        mixup=mixup,
+        sampling=sampling.value,
+        layer_decay=layer_decay,
         ema_decay=ema_decay or None,
-        augmentation=Augmentation(flip=flip),
+        augmentation=Augmentation(degrees, translate, scale, contrast, flip, gamma, noise, blur, erase),
         pretrained=None if pretrained == "none" else pretrained,
         compile=compile,
         precision=precision,
@@ -161,6 +202,7 @@ def fit(
         seed=seed,
         resume=resume,
         progress=not quiet,
+        logger=tuple(logger.split(",")),
     )
     writable_folder(out, "--out")
     source = DataConfig(
@@ -178,7 +220,7 @@ def fit(
         config = replace(config, workers=workers)  # which read while it trains
     first = processes.rank() == 0
     progress = Progress(typer.echo, bars=not quiet) if first else SILENT
-    if first:
+    if first and not resume:
         write_settings(context, out)
     guided = architecture is Architecture.anatomy_xnet
     drawn_by = out / SEGMENTER_NAME
@@ -218,6 +260,8 @@ def fit(
         done(result.films)
     if not first:
         return
+    if resume:  # only now is it known that the run in the folder was begun with these
+        write_settings(context, out)
     typer.echo(f"validation AUC {result.val_auc:.4f} after {result.steps} steps, {result.seconds:.0f} s")
     typer.echo(str(result.weights))
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from axnet.train.anatomy import find_segmenter, optional_segmenter, segmenter_for
 from axnet.train.augment import Augmentation
 from axnet.train.data import XraySet, collect, measured, with_blank_masks, with_predicted_masks
-from axnet.train.losses import focal_loss, positive_weights
+from axnet.train.losses import asymmetric_loss, auc_margin_loss, focal_loss, positive_weights
 from axnet.train.scoring import predict
 from axnet.train.sources import DataConfig, open_part, read_images
 
@@ -45,6 +45,8 @@ __all__ = [
     "XrayDataModule",
     "XraySet",
     "assess",
+    "asymmetric_loss",
+    "auc_margin_loss",
     "collect",
     "find_segmenter",
     "fit",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from axnet.models.preprocessing import Preprocessing
@@ -26,7 +27,8 @@ from axnet.progress.training import bar
 from axnet.train.augment import Augmentation
 from axnet.train.data import XraySet, measured
 from axnet.train.labels import checked_labels, known_findings
-from axnet.train.losses import LossName, positive_weights
+from axnet.train.loggers import checked_loggers, loggers
+from axnet.train.losses import HARD, LOSSES, LossName, auc_margin_class, positive_weights
 from axnet.train.module import (
     ClassifierModule,
     OptimizerName,
@@ -35,6 +37,7 @@ from axnet.train.module import (
     exponential_average,
 )
 from axnet.train.resuming import check_same_run, keep_rows, record_of, write_record
+from axnet.train.sampling import SAMPLINGS, SamplingName
 from axnet.train.synchronised import separate
 
 WEIGHTS_NAME = "model.safetensors"
@@ -49,7 +52,11 @@ class FitConfig:
     epochs, or max_steps when it is given: length in passes over the data or in optimizer steps.
     batch_size: images per step; accumulate: steps whose gradients are summed before the optimizer moves.
     lr, weight_decay, optimizer ("adamw", "adam"), schedule ("one-cycle", "cosine", "constant").
-    loss: "bce" or "focal"; pos_weight: weigh positives by their rarity (bce only).
+    loss: "bce", "focal", "asymmetric" or "auc-margin" (axnet.train.losses); pos_weight: weigh positives by their rarity
+    (bce only). label_smoothing: share of each training label that becomes one half. mixup: alpha of the Beta from which
+    the share of the blend of two films, masks and labels is drawn, 0 for none. sampling: "uniform", every film once an
+    epoch, or "balanced", a finding at random and then a film that has it.
+    layer_decay: learning rate of each part of the backbone as a share of that of the part behind it, 1 for one rate.
     ema_decay: of the averaged weights, None for the plain ones; gradient_clip: largest norm of the gradient, 0 for any.
     augmentation: None for none. pretrained: weights of the backbone to begin with: "imagenet", those that its package
     brings, or a file; the images are then normalised as those weights expect. None begins from random weights, with the
@@ -63,8 +70,9 @@ class FitConfig:
     resume: continue from out/checkpoints/last.ckpt, with the settings and sets that the run began with; only its length
     (epochs, max_steps), what it writes and shows, accelerator, devices and workers may be others. progress: a bar on a
     terminal, else a line now and then.
-    logs: write CSV and TensorBoard logs, and checkpoints.
-    Raises ValueError for a number or name out of range.
+    logger: where numbers are logged to: "csv", "tensorboard", "wandb", "mlflow", or several. logs: whether to log at
+    all and to write checkpoints.
+    Raises ValueError for a number or name out of range, ModuleNotFoundError where a loss or logger needs a package.
     """
 
     out: str
@@ -80,6 +88,10 @@ class FitConfig:
     schedule: ScheduleName = "one-cycle"
     loss: LossName = "bce"
     pos_weight: bool = False
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    sampling: SamplingName = "uniform"
+    layer_decay: float = 1.0
     ema_decay: float | None = 0.997
     gradient_clip: float = 1.0
     augmentation: Augmentation | None = field(default_factory=Augmentation)
@@ -96,6 +108,7 @@ class FitConfig:
     seed: int = 0
     resume: bool = False
     progress: bool = True
+    logger: tuple[str, ...] = ("csv", "tensorboard")
     logs: bool = True
 
     def __post_init__(self) -> None:
@@ -111,13 +124,29 @@ class FitConfig:
             ("architecture", ("anatomy-xnet", "densenet-gap")),
             ("optimizer", ("adamw", "adam")),
             ("schedule", ("one-cycle", "cosine", "constant")),
-            ("loss", ("bce", "focal")),
+            ("loss", LOSSES),
+            ("sampling", SAMPLINGS),
             ("select", ("best", "last")),
         ):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {accepted}.")
-        if self.pos_weight and self.loss == "focal":
-            raise ValueError("pos_weight is True with loss 'focal', expected it with 'bce' only.")
+        if self.pos_weight and self.loss != "bce":
+            raise ValueError(f"pos_weight is True with loss '{self.loss}', expected it with 'bce' only.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected a number from 0 to below 1.")
+        if not 0 <= self.mixup < math.inf:
+            raise ValueError(f"mixup is {self.mixup}, expected 0 or a positive number.")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}, expected a number above 0, up to 1.")
+        if self.loss in HARD:
+            for name in ("label_smoothing", "mixup"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)} with loss '{self.loss}', which takes labels of 0 and 1 only, "
+                        "expected 0."
+                    )
+            auc_margin_class()
+        checked_loggers(self.logger)
 
 
 @dataclass(frozen=True)
@@ -171,9 +200,12 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
             augmentation=config.augmentation,
             loss=config.loss,
             pos_weight=pos_weight,
+            label_smoothing=config.label_smoothing,
+            mixup=config.mixup,
             optimizer=config.optimizer,
             lr=config.lr,
             weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
             schedule=config.schedule,
             seed=config.seed,
             synchronise=config.sync_batchnorm,
@@ -183,6 +215,7 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
             train,
             validation,
             batch_size=config.batch_size,
+            sampling=config.sampling,
             workers=config.workers,
             seed=config.seed,
         )
@@ -190,9 +223,10 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
         trainer = _trainer(config, out, keepers)
         if trainer.is_global_zero:
             write_record(out, record)
-        if config.resume and isinstance(trainer.logger, CSVLogger) and trainer.is_global_zero:
+        tables = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+        if config.resume and tables and trainer.is_global_zero:
             state = torch.load(resume_from, map_location="cpu", weights_only=True, mmap=True)
-            keep_rows(trainer.logger, int(state["global_step"]))
+            keep_rows(tables[0], int(state["global_step"]))
         started = time.perf_counter()
         with _lost_processes(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=resume_from if config.resume else None, weights_only=True)
@@ -270,9 +304,6 @@ def _trainer(config: FitConfig, out: Path, keepers: list[ModelCheckpoint]) -> L.
     callbacks += keepers
     if config.ema_decay is not None:
         callbacks.append(exponential_average(config.ema_decay))
-    loggers: list[Logger] = []
-    if config.logs:
-        loggers = [CSVLogger(out, name="", version="logs"), TensorBoardLogger(out, name="", version="logs")]
     devices, nodes = config.devices, config.num_nodes
     if devices == "auto" and "LOCAL_WORLD_SIZE" in os.environ:  # on a CPU Lightning would take one, and train apart
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -286,7 +317,7 @@ def _trainer(config: FitConfig, out: Path, keepers: list[ModelCheckpoint]) -> L.
         max_steps=-1 if config.max_steps is None else config.max_steps,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.gradient_clip,
-        logger=loggers,
+        logger=loggers(config.logger, out, asdict(config)) if config.logs else [],
         callbacks=callbacks,
         enable_checkpointing=bool(keepers),
         enable_progress_bar=config.progress,

@@ -18,8 +18,11 @@ from torchmetrics.utilities.data import dim_zero_cat
 from axnet.models.preprocessing import Preprocessing
 from axnet.train.augment import Augmentation
 from axnet.train.data import Batches, XraySet, as_is
+from axnet.train.groups import parameter_groups
 from axnet.train.inputs import to_input
-from axnet.train.losses import LossName, bce_loss, focal_loss
+from axnet.train.losses import LossName, loss_of
+from axnet.train.mixing import mixed, smoothed
+from axnet.train.sampling import SamplingName, WeightedSampler, class_balanced
 from axnet.train.schedule import cosine, one_cycle
 from axnet.train.synchronised import synchronised
 
@@ -80,8 +83,9 @@ class ClassifierModule(L.LightningModule):
     """Trains a classifier that maps (image, mask) to an Output.
 
     preprocessing: of the images; augmentation: of training batches, on the device, None for none. loss: "bce", with
-    pos_weight [K] or without, or "focal". optimizer: "adamw" or "adam". schedule: "one-cycle", "cosine" or "constant",
-    over all optimizer steps of the run. seed: of dropout and augmentation. synchronise: whether batch
+    pos_weight [K] or without, "focal", "asymmetric" or "auc-margin"; label_smoothing, mixup: of training batches, see
+    FitConfig. optimizer: "adamw" or "adam"; layer_decay: see parameter_groups. schedule: "one-cycle", "cosine" or
+    "constant", over all optimizer steps of the run. seed: of dropout and augmentation. synchronise: whether batch
     normalisation is over the batches of all processes. compiled: whether torch.compile compiles the whole model.
     Logs train_loss, val_loss and val_auc.
     """
@@ -94,9 +98,12 @@ class ClassifierModule(L.LightningModule):
         augmentation: Augmentation | None = None,
         loss: LossName = "bce",
         pos_weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
         optimizer: OptimizerName = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
+        layer_decay: float = 1.0,
         schedule: ScheduleName = "one-cycle",
         seed: int = 0,
         synchronise: bool = False,
@@ -110,11 +117,14 @@ class ClassifierModule(L.LightningModule):
         self._run = torch.compile(lambda *inputs: model(*inputs), fullgraph=True) if compiled else None
         self.preprocessing = preprocessing
         self.augmentation = augmentation
-        self.loss_name = loss
+        self.loss_name: LossName = loss
+        self.label_smoothing = label_smoothing
+        self.mixup = mixup
         self.register_buffer("pos_weight", pos_weight, persistent=False)
         self.optimizer_name = optimizer
         self.lr = lr
         self.weight_decay = weight_decay
+        self.layer_decay = layer_decay
         self.schedule = schedule
         self.seed = seed
         self.auroc = MeanAUROC()
@@ -122,11 +132,8 @@ class ClassifierModule(L.LightningModule):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch, a scalar, in float32 whatever the precision of the network."""
-        logits = logits.float()
-        if self.loss_name == "focal":
-            return focal_loss(logits, labels)
         weight = self.pos_weight if isinstance(self.pos_weight, Tensor) else None
-        return bce_loss(logits, labels, pos_weight=weight)
+        return loss_of(self.loss_name, logits.float(), labels, pos_weight=weight)
 
     def _logits(self, ready: dict[str, Tensor]) -> Tensor:
         logits: Tensor = (self._run or self.model)(ready["image"], ready["mask"]).logits
@@ -143,7 +150,9 @@ class ClassifierModule(L.LightningModule):
         torch.manual_seed(hash((self.seed, self.current_epoch, batch_idx, self.global_rank)) % 2**63)
         self.films += len(batch["label"])
         ready = to_input(batch, self.preprocessing, self.augmentation)
-        loss = self.loss(self._logits(ready), batch["label"])
+        if self.mixup:
+            ready = mixed(ready, self.mixup)
+        loss = self.loss(self._logits(ready), smoothed(ready["label"], self.label_smoothing))
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["label"]))
         return loss
 
@@ -158,10 +167,7 @@ class ClassifierModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and per-step schedule; biases and normalisation are not decayed."""
-        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        decayed = [p for name, p in named if p.ndim > 1 and not name.endswith("bias")]
-        plain = [p for name, p in named if p.ndim <= 1 or name.endswith("bias")]
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = parameter_groups(self.model, lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay)
         make = torch.optim.AdamW if self.optimizer_name == "adamw" else torch.optim.Adam
         optimizer = make(groups, lr=self.lr)
         if self.schedule == "constant":
@@ -176,8 +182,8 @@ class ClassifierModule(L.LightningModule):
 class XrayDataModule(L.LightningDataModule):
     """Cuts batches of 8-bit images and masks from sets in memory.
 
-    train, validation: sets with masks; batch_size: images per step and process; workers: processes that
-    cut batches; seed: of the order.
+    train, validation: sets with masks; batch_size: images per step and process; sampling: "uniform", every film once an
+    epoch, or "balanced" (class_balanced), as many films; workers: processes that cut batches; seed: of the order.
     """
 
     def __init__(
@@ -186,6 +192,7 @@ class XrayDataModule(L.LightningDataModule):
         validation: XraySet | None,
         *,
         batch_size: int,
+        sampling: SamplingName = "uniform",
         workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -194,20 +201,25 @@ class XrayDataModule(L.LightningDataModule):
         self.train_batches = Batches(train)
         self.validation_batches = None if validation is None else Batches(validation)
         self.batch_size = batch_size
+        self.chance = class_balanced(train.labels) if sampling == "balanced" else None
         self.workers = workers
         self.seed = seed
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Shuffled by seed and epoch, shared out over the processes: no film twice; a short last batch is dropped."""
+        """Ordered by seed and epoch, shared out over the processes; a short last batch is dropped.
+
+        Without balanced sampling no film comes twice in an epoch.
+        """
         trainer = self.trainer
         replicas, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
-        order: DistributedSampler[Any] = DistributedSampler(
-            self.train_batches,
-            replicas,
-            rank,
-            seed=self.seed,
-            drop_last=len(self.train_batches) >= replicas,  # else some film would be shown twice in an epoch
-        )
+        drop_last = len(self.train_batches) >= replicas  # else some film would be shown twice in an epoch
+        order: DistributedSampler[Any]
+        if self.chance is None:
+            order = DistributedSampler(self.train_batches, replicas, rank, seed=self.seed, drop_last=drop_last)
+        else:
+            order = WeightedSampler(
+                self.train_batches, self.chance, replicas, rank, seed=self.seed, drop_last=drop_last
+            )
         size = min(self.batch_size, len(order))
         return self._loader(self.train_batches, batch_size=size, sampler=order, drop_last=True)
 

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import numpy as np
 from lightning.pytorch.loggers import CSVLogger
 
 from axnet.data.files import replacing
+from axnet.train.augment import Augmentation
 from axnet.train.data import XraySet
 
 CONFIG_NAME = "config.json"
 _MAY_CHANGE = frozenset(
-    {"accelerator", "channels_last", "compile", "devices", "epochs", "logs", "max_steps", "num_nodes", "out"}
+    {"accelerator", "channels_last", "compile", "devices", "epochs", "logger", "logs", "max_steps", "num_nodes", "out"}
     | {"progress", "resume", "select", "workers"}
 )
 _MASKS_SEEN = 64
@@ -49,6 +50,8 @@ def check_same_run(folder: Path, record: Mapping[str, Any], config_type: type) -
         if name in _MAY_CHANGE or name == "sets":
             continue
         before = begun.get(name, _default(config_type, name))
+        if name == "augmentation" and isinstance(before, dict):
+            before = {**asdict(Augmentation()), **before}  # what an older axnet did not have was off
         if before != asked:
             raise ValueError(
                 f"{name} is {asked!r}, but the run in '{folder}' began with {before!r}: resume takes its settings, "

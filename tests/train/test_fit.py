@@ -92,7 +92,7 @@ def test_same_seed_same_weights(tmp_path: Path, sets: tuple[XraySet, XraySet]) -
 def test_resume_repeats_the_run_bit_by_bit(
     tmp_path: Path, sets: tuple[XraySet, XraySet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"epochs": 3, "select": "last"}
+    settings = {"epochs": 3, "select": "last", "sampling": "balanced", "mixup": 0.2, "layer_decay": 0.9}
     whole = fit(config(tmp_path / "whole", **settings), *sets)
     step = ClassifierModule.training_step
 
@@ -140,6 +140,7 @@ def test_resume_keeps_the_logged_numbers(tmp_path: Path, sets: tuple[XraySet, Xr
         ({"seed": 1}, "seed is 1, but the run in '.*' began with 0"),
         ({"batch_size": 8}, "batch_size is 8, but the run in '.*' began with 16"),
         ({"loss": "focal"}, "loss is 'focal'"),
+        ({"sampling": "balanced"}, "sampling is 'balanced'"),
         ({"augmentation": None}, "augmentation is None"),
         ({"augmentation": Augmentation(flip=0.5)}, "augmentation is .*0.5"),
         ({"options": {"backbone": "tiny"}}, "options is"),
@@ -172,7 +173,7 @@ def test_resume_refuses_other_sets(begun: Path, sets: tuple[XraySet, XraySet]) -
 def test_resume_reads_the_record_of_an_older_axnet(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
     fit(config(tmp_path, epochs=1), *sets)
     record = json.loads((tmp_path / "config.json").read_text())
-    del record["sets"], record["schedule"]
+    del record["sets"], record["schedule"], record["mixup"], record["augmentation"]["blur"]
     (tmp_path / "config.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"schedule is 'cosine', but the run in '.*' began with 'one-cycle'"):
         fit(config(tmp_path, resume=True, schedule="cosine"), *sets)
@@ -201,6 +202,8 @@ def test_best_weights_are_kept(tmp_path: Path, sets: tuple[XraySet, XraySet]) ->
         {"pos_weight": True, "schedule": "constant", "ema_decay": None},
         {"accumulate": 2, "precision": "bf16-mixed"},
         {"max_steps": 3},
+        {"loss": "asymmetric", "label_smoothing": 0.1, "mixup": 0.4, "sampling": "balanced", "layer_decay": 0.8},
+        {"loss": "auc-margin", "augmentation": Augmentation(gamma=0.5, noise=0.05, blur=1.0, erase=0.5)},
     ],
 )
 def test_options(tmp_path: Path, sets: tuple[XraySet, XraySet], changes: dict[str, object]) -> None:
@@ -267,7 +270,16 @@ def test_schedules() -> None:
     [
         ({"epochs": 0}, "epochs is 0, expected 1 or more"),
         ({"lr": 0}, "lr is 0, expected a positive number"),
-        ({"loss": "mse"}, r"loss is 'mse', expected one of \('bce', 'focal'\)"),
+        ({"loss": "mse"}, r"loss is 'mse', expected one of \('bce', 'focal', 'asymmetric', 'auc-margin'\)"),
+        ({"pos_weight": True, "loss": "asymmetric"}, "pos_weight is True with loss 'asymmetric'"),
+        ({"label_smoothing": 1}, "label_smoothing is 1, expected a number from 0 to below 1"),
+        ({"mixup": -1}, "mixup is -1, expected 0 or a positive number"),
+        ({"mixup": float("nan")}, "mixup is nan, expected 0 or a positive number"),
+        ({"mixup": 0.2, "loss": "auc-margin"}, "mixup is 0.2 with loss 'auc-margin', which takes labels of 0 and 1"),
+        ({"label_smoothing": 0.1, "loss": "auc-margin"}, "label_smoothing is 0.1 with loss 'auc-margin'"),
+        ({"sampling": "rare"}, r"sampling is 'rare', expected one of \('uniform', 'balanced'\)"),
+        ({"layer_decay": 0}, "layer_decay is 0, expected a number above 0, up to 1"),
+        ({"logger": ("csv", "paper")}, "logger is 'paper', expected names out of"),
         ({"architecture": "vit"}, "architecture is 'vit', expected one of"),
         ({"pos_weight": True, "loss": "focal"}, "pos_weight is True with loss 'focal'"),
         ({"max_steps": 0}, "max_steps is 0, expected 1 or more"),
