@@ -1,4 +1,4 @@
-"""Classifiers as programs of standard ops: ONNX and torch.export. They run without axnet."""
+"""Classifiers as programs of standard ops: ONNX, torch.export, AOTInductor. They run without axnet."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from torch import Tensor, nn
 from axnet import __version__
 from axnet.backends import use_backend
 from axnet.data.files import replacing
+from axnet.folding import Folded, fold
 from axnet.models import AnatomyXNet, ClassifierInfo, load_classifier
 from axnet.models.backbone import StrPath
 
-Format = Literal["onnx", "pt2"]
-FORMATS: tuple[Format, ...] = ("onnx", "pt2")
+__all__ = ["FORMATS", "METADATA", "TOLERANCE", "Folded", "Program", "export", "fold", "metadata_of", "output_names"]
+
+Format = Literal["onnx", "pt2", "aoti"]
+FORMATS: tuple[Format, ...] = ("onnx", "pt2", "aoti")
 METADATA = "axnet.json"
-"""Under this name a program's metadata stands in it: as a property of the ONNX model, as a file within the .pt2."""
+"""Under this name a program's metadata stands in it: a property of the ONNX model, a file within the .pt2 of
+torch.export, an entry of an AOTInductor package's metadata."""
 TOLERANCE = 1e-4
 """By which outputs of a program may differ from the classifier's."""
 
@@ -74,11 +78,12 @@ def output_names(model: nn.Module) -> list[str]:
     return ["logits", "probabilities", *(f"prob_map_{i}" for i in range(stages))]
 
 
-def export(weights: StrPath, out: StrPath, format: Format) -> float:
-    """Write the classifier of a checkpoint as a program, and compare the two.
+def export(weights: StrPath, out: StrPath, format: Format, say: Callable[[str], None] | None = None) -> float:
+    """Write the classifier of a checkpoint as a program, its batch normalisations folded, and compare the two.
 
-    weights: a file of axnet fit. out: the file to write: .onnx, or .pt2 for torch.export.load. Any number of images may
-    be given to the program, in NCHW or channels_last.
+    weights: a file of axnet fit. out: the file to write: .onnx, or .pt2 for torch.export.load and for
+    torch._inductor.aoti_load_package ("aoti", compiled for this machine's processor). Any number of images may be given
+    to the program, in NCHW or channels_last; to an AOTInductor package contiguous ones. say: takes what was folded.
     Returns by how much the outputs for random images differ at most from those of the classifier on axnet's kernels.
     Raises ValueError for another format or suffix, where outputs differ by more than TOLERANCE, or for a checkpoint
     that does not load; ImportError where a package is missing (`pip install 'axnet[export]'`).
@@ -92,8 +97,14 @@ def export(weights: StrPath, out: StrPath, format: Format) -> float:
         import onnx  # noqa: F401  # said before the work, not after it
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
+    elif format == "aoti":
+        _compiler()
     model, info = load_classifier(weights)
     program = Program(model, info).eval()
+    folded = fold(model)
+    if say is not None:
+        say(str(folded))
+    lean = Program(folded.model, info).eval()
     text = json.dumps(metadata_of(model, info))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -102,11 +113,11 @@ def export(weights: StrPath, out: StrPath, format: Format) -> float:
     with torch.no_grad(), use_backend("reference"):
         batch = torch.export.Dim("batch", min=1, max=65535)
         shapes = tuple({0: batch} for _ in examples[0])
-        exported = torch.export.export(program, examples[0], dynamic_shapes=shapes).run_decompositions()
+        exported = torch.export.export(lean, examples[0], dynamic_shapes=shapes).run_decompositions()
     with replacing(out) as partial:
         named = partial.with_name(f"{partial.name}{suffix}")  # some writers insist on the suffix
         try:
-            run = {"onnx": _onnx, "pt2": _pt2}[format](exported, named, text, output_names(model))
+            run = {"onnx": _onnx, "pt2": _pt2, "aoti": _aoti}[format](exported, named, text, output_names(model))
             with torch.no_grad():
                 worst = max(_difference(program(*given), run(*given)) for given in examples)
             if not worst <= TOLERANCE:
@@ -151,3 +162,27 @@ def _onnx(exported: torch.export.ExportedProgram, path: Path, text: str, names: 
 def _pt2(exported: torch.export.ExportedProgram, path: Path, text: str, names: list[str]) -> Callable[..., Outputs]:
     torch.export.save(exported, path, extra_files={METADATA: text})
     return cast(Callable[..., Outputs], torch.export.load(path).module())
+
+
+def _compiler() -> None:
+    """Raise ValueError where AOTInductor finds no C++ compiler, before the work and not after it."""
+    from torch._inductor import exc
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        raise ValueError("format is 'aoti', which needs a C++ compiler: install g++ or set CXX.") from error
+
+
+def _aoti(exported: torch.export.ExportedProgram, path: Path, text: str, names: list[str]) -> Callable[..., Outputs]:
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
+
+    settings = {"aot_inductor.metadata": {METADATA: text}}
+    aoti_compile_and_package(exported, package_path=str(path), inductor_configs=settings)
+    loaded = aoti_load_package(str(path))
+
+    def run(*inputs: Tensor) -> Outputs:
+        return tuple(loaded(*(t.contiguous() for t in inputs)))
+
+    return run

@@ -16,17 +16,18 @@ class Format(str, Enum):
 
     onnx = "onnx"
     pt2 = "pt2"
+    aoti = "aoti"
 
 
 def export(
     weights: Annotated[Path, typer.Argument(help="Classifier written by axnet fit.")],
-    out: Annotated[Path, typer.Option(help="File to write: .onnx, or .pt2 for pt2.")],
+    out: Annotated[Path, typer.Option(help="File to write: .onnx, or .pt2 for pt2 and aoti.")],
     format: Annotated[
         Format,
-        typer.Option(help="onnx, or pt2 (torch.export)."),
+        typer.Option(help="onnx, pt2 (torch.export), or aoti (compiled by AOTInductor, for Python and C++)."),
     ] = Format.onnx,
 ) -> None:
-    """Write a classifier as a program of standard ops: for onnxruntime or torch.export.load.
+    """Write a classifier as a program of standard ops: for onnxruntime, torch.export.load, or C++.
 
     It takes images with grey values in [0, 1] and, for Anatomy-XNet, lung and heart masks, any number of them, and
     returns logits, calibrated probabilities and probability maps. Findings, preprocessing, calibration and operating
@@ -36,5 +37,5 @@ def export(
     from axnet.export import export as write
 
     writable_file(out, "--out")
-    worst = write(weights, out, format.value)
+    worst = write(weights, out, format.value, typer.echo)
     typer.echo(f"{format.value} program, outputs within {worst:.0e} of the classifier's: {out}")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +109,41 @@ def test_onnx(classifier, tmp_path):
     check(program, lambda x, m: session.run(None, {"image": x.numpy(), "mask": m.numpy()}))
 
 
+@pytest.mark.slow
+def test_aoti_runs_in_python_and_in_cpp_without_axnet(classifier, tmp_path):
+    """The package from Python, and from docs/examples/aoti compiled against this torch."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    path, program = classifier
+    package, said = tmp_path / "model.pt2", []
+    assert export(path, package, "aoti", said.append) <= 1e-4
+    assert said[0].startswith("13 of 30 batch normalisations folded")
+    loaded = torch._inductor.aoti_load_package(str(package))
+    check_metadata(loaded.get_metadata()[METADATA])
+    for count in (1, 2, 5):
+        given = inputs(count)
+        with torch.no_grad():
+            for found, wanted in zip(loaded(*given), program(*given), strict=True):
+                torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+    base = Path(torch.__file__).parent
+    source = Path(__file__).parents[2] / "docs" / "examples" / "aoti" / "classify.cpp"
+    includes = [f"-I{base / 'include'}", f"-I{base / 'include/torch/csrc/api/include'}"]
+    links = [f"-L{base / 'lib'}", f"-Wl,-rpath,{base / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    built = tmp_path / "classify"
+    subprocess.run(["g++", "-std=c++20", *includes, str(source), "-o", str(built), *links], check=True)
+    given = inputs(3)
+    fed = b"".join(t.numpy().tobytes() for t in given)
+    done = subprocess.run([built, package, str(SIZE), "3", "2"], input=fed, capture_output=True, check=True)
+    check_metadata(done.stderr.decode())
+    found = np.array([line.split() for line in done.stdout.decode().splitlines()], dtype=np.float32)
+    with torch.no_grad():
+        np.testing.assert_allclose(found, program(*given)[1].numpy(), atol=1e-4)
+    short = subprocess.run([built, package, str(SIZE), "3", "2"], input=fed[:-4], capture_output=True, check=False)
+    assert short.returncode == 1
+    assert b"the input ends too early" in short.stderr
+
+
 def test_the_plain_baseline_takes_images_alone(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "gap.safetensors"
@@ -137,3 +174,11 @@ def test_wrong_arguments(classifier, tmp_path):
     with pytest.raises(ValueError, match=r"expected a file \.onnx for format 'onnx'"):
         export(path, tmp_path / "model.pt2", "onnx")
     assert tuple(command.Format) == FORMATS
+
+
+def test_a_missing_compiler_is_named_before_the_work(tmp_path, monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(ValueError, match=r"format is 'aoti', which needs a C\+\+ compiler: install g\+\+ or set CXX"):
+        export(tmp_path / "absent.safetensors", tmp_path / "model.pt2", "aoti")
