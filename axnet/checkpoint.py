@@ -36,7 +36,7 @@ def save(path: StrPath, state: Mapping[str, Tensor], metadata: Mapping[str, Any]
         raise ValueError("metadata has no 'kind', expected the kind of checkpoint, such as 'classifier'.")
     target = Path(path)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    content = to_bytes(tensors, metadata={_KEY: json.dumps({**metadata, "format": FORMAT}, sort_keys=True)})
+    content = to_bytes(tensors, metadata={_KEY: _as_json({**metadata, "format": FORMAT})})
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +54,17 @@ def save(path: StrPath, state: Mapping[str, Tensor], metadata: Mapping[str, Any]
         failure = OSError(f"cannot write checkpoint '{target}': {error.strerror or error}{kept}.")
         failure.errno = error.errno  # set apart, so that the text does not begin with "[Errno 28]"
         raise failure from error
+
+
+def _as_json(metadata: Mapping[str, Any]) -> str:
+    def plain(value: Any) -> Any:
+        if isinstance(value, (np.generic, np.ndarray)):
+            return value.tolist()
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        raise TypeError(f"metadata holds a {type(value).__name__}, expected text, numbers, lists and dicts of them.")
+
+    return json.dumps(metadata, sort_keys=True, default=plain)
 
 
 def load(path: StrPath, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -25,6 +25,8 @@ def features(x: Tensor) -> None:
     if not isinstance(x, Tensor):
         _refuse_proxy(x)
         raise TypeError(f"x is a {type(x).__name__}, expected a tensor [N, C, H, W].")
+    if x.layout is not torch.strided or x.is_nested:
+        raise TypeError(f"x is a {'nested' if x.is_nested else x.layout} tensor, expected a dense one [N, C, H, W].")
     if x.dtype not in FEATURE_TYPES:
         raise TypeError(f"x has dtype {x.dtype}, expected float32, float64, bfloat16 or float16.")
     shape = x.shape
@@ -46,6 +48,9 @@ def prepared_mask(mask: Tensor, x: Tensor) -> Tensor:
     """The mask as the ops take it: [N, A, H, W] of the accumulation type, contiguous; raises where it cannot be."""
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask is a {type(mask).__name__}, expected a tensor [N, A, H, W].")
+    if mask.layout is not torch.strided or mask.is_nested:
+        layout = "nested" if mask.is_nested else mask.layout
+        raise TypeError(f"mask is a {layout} tensor, expected a dense one [N, A, H, W].")
     if mask.dim() != 4:
         raise ValueError(f"mask has shape {list(mask.shape)}, expected four dimensions [N, A, H, W].")
     if mask.shape[0] != x.shape[0]:

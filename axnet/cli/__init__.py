@@ -76,7 +76,8 @@ def main() -> None:
 
 
 def _sentence(error: BaseException) -> str:
-    if isinstance(error, ModuleNotFoundError) and error.name is not None and not error.name.startswith("axnet"):
+    said = "pip install" in str(error)  # who raised it knows best what to install
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("axnet") and not said:
         return f"this command needs the package '{error.name}': pip install 'axnet[train]'."
     if isinstance(error, KeyError):
         return f"key {error} is missing."

@@ -129,6 +129,8 @@ def _films(images: list[str]) -> Films:
     from axnet.data.folder import image_files
     from axnet.data.packed.manifest import is_packed
 
+    if not all(images):
+        raise ValueError("images holds an empty name, expected files or folders.")
     if not any(is_packed(image) for image in images):
         return _Files(image_files(map(Path, images), file_id=str))
     if len(images) > 1:

@@ -70,7 +70,7 @@ def read_dicom(path: Path) -> npt.NDArray[np.float32]:
         raise ValueError(f"image file '{path}' {problem}.")
     _check_decoder(path, data)
     try:
-        stored = np.asarray(data.pixel_array)
+        stored = _stored(data)
         padding = _padding(data, stored)
         shown = _shown(data, stored, padding)
     except Exception as error:  # decoders do too
@@ -144,6 +144,19 @@ def _check_decoder(path: Path, data: Any) -> None:
             f"image file '{path}' is compressed as {syntax.name}, which needs a decoder: pip install 'axnet[dicom]'.",
             name="pylibjpeg",
         )
+
+
+def _stored(data: Any) -> Pixels:
+    """The stored values, also where they stand above the lowest bits of their cells, as files of before 2013 may."""
+    below = 0 if data.file_meta.TransferSyntaxUID.is_compressed else int(data.HighBit) + 1 - int(data.BitsStored)
+    if below <= 0 or "PixelData" not in data or int(data.HighBit) >= int(data.BitsAllocated):
+        return np.asarray(data.pixel_array)
+    bits, data.BitsStored = int(data.BitsStored), int(data.HighBit) + 1
+    cells = np.asarray(data.pixel_array)
+    data.BitsStored = bits
+    if (cells & ((1 << below) - 1)).any() and cells.min() >= 0 and cells.max() < 1 << bits:
+        return cells  # in the lowest bits after all
+    return cells >> below
 
 
 def _numbers(data: Any, keyword: str) -> list[float]:

@@ -32,10 +32,12 @@ def find_images(root: StrPath) -> list[ImageFile]:
 
     A file without one of EXTENSIONS is taken when it begins as DICOM does. Files and folders whose name begins with a
     dot (as macOS's "._film.png") are left out. Links to folders are followed. Raises OSError for a folder that cannot
-    be listed.
+    be listed, ValueError for a name that is not UTF-8, which no table can hold.
     """
     folder = Path(root)
     found = [ImageFile(path.relative_to(folder).as_posix(), path) for path in _files(folder) if _is_image(path)]
+    for file in found:
+        _check_name(file.id)
     return sorted(found, key=lambda file: file.id)
 
 
@@ -43,10 +45,11 @@ def image_files(paths: Iterable[Path], *, file_id: Callable[[Path], str] = lambd
     """The images that a user names: files, which are taken as they are, and folders, through find_images.
 
     file_id: the id of a file named by itself. Raises FileNotFoundError for a path that does not exist, ValueError for
-    a folder without images or when two images have one id.
+    a folder without images, a name that is not UTF-8, or when two images have one id.
     """
     files: list[ImageFile] = []
     for path in paths:
+        _check_name(str(path))
         if path.is_dir():
             found = find_images(path)
             if not found:
@@ -65,6 +68,13 @@ def image_files(paths: Iterable[Path], *, file_id: Callable[[Path], str] = lambd
             )
         seen[file.id] = file.path
     return files
+
+
+def _check_name(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"images holds the name {name!a}, which is not UTF-8, expected one that is.") from None
 
 
 def _files(folder: Path) -> Iterator[Path]:

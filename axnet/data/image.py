@@ -20,6 +20,7 @@ __all__ = ["StrPath", "percentile_normalize", "read_image", "read_mask", "resize
 StrPath = str | PathLike[str]
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_PHOTOMETRIC = 262  # of TIFF
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
@@ -30,12 +31,17 @@ def _load(path: StrPath) -> Image.Image:
         raise FileNotFoundError(f"image file '{file}' does not exist.")
     try:
         with Image.open(file) as image:
+            # a JPEG file of a camera (MPO) has small copies of its picture behind it
+            pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            image.filename = ""  # no memory map: through one, Pillow 13 exchanges the sides of a turned TIFF file
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return image
     except _DECODE_ERRORS as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise ValueError(f"image file '{file}' is truncated or not a PNG/JPEG image ({reason}).") from error
+    if pictures > 1:
+        raise ValueError(f"image file '{file}' holds {pictures} pictures, expected one.")
+    return image
 
 
 def read_image(path: StrPath) -> Float32Array:
@@ -62,7 +68,8 @@ def read_stored(path: StrPath) -> npt.NDArray[Any]:
         stored = np.asarray(image)
         if stored.min() < 0 or stored.max() > 65535:
             raise ValueError(f"image file '{path}' holds values up to {stored.max()}, expected 8 or 16 bit.")
-        return stored.astype(np.uint16)
+        stored = stored.astype(np.uint16)
+        return 65535 - stored if _white_is_zero(image) else stored
     if image.mode == "F":
         raise ValueError(f"image file '{path}' holds floating-point pixels, expected 8 or 16 bit.")
     return np.asarray(_converted(image, "L", path))
@@ -80,6 +87,8 @@ def read_mask(path: StrPath) -> npt.NDArray[np.bool_]:
     lossy = image.mode == "L" and _is_jpeg(Path(path))
     if image.mode in ("1", "L", "P", *_SIXTEEN_BIT, "F"):
         values = np.asarray(image)
+        if image.mode == "F" and np.isnan(values).any():
+            raise ValueError(f"image file '{path}' holds NaN, expected numbers.")
         return np.asarray(values > values.max() / 2 if lossy else values != 0, dtype=np.bool_)
     if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa"):
         image = _converted(image, "RGB", path)
@@ -102,6 +111,11 @@ def _converted(image: Image.Image, mode: str, path: StrPath) -> Image.Image:
         raise ValueError(
             f"image file '{path}' holds {image.mode} pixels, expected grey or colour ({error})."
         ) from error
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    """Whether 0 is white in a TIFF file of 16 bits; with fewer, Pillow inverts such a file itself."""
+    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
 
 
 def _is_jpeg(path: Path) -> bool:

@@ -62,7 +62,11 @@ class Columns:
     def _find(path: Path, present: Sequence[str], accepted: Iterable[str]) -> str:
         for name in accepted:
             if name in present:
+                if present.count(name) > 1:
+                    raise ValueError(f"mask table '{path}' has {present.count(name)} columns {name!r}, expected one.")
                 return name
+        if not any(present):
+            raise ValueError(f"mask table '{path}' has nothing in its first line, expected the names of its columns.")
         raise ValueError(
             f"mask table '{path}' lacks a column {' or '.join(repr(name) for name in accepted)}; it has "
             f"{', '.join(repr(name) for name in present[:12])}{', ...' if len(present) > 12 else ''}."
@@ -148,7 +152,7 @@ class CsvRows:
         with self.path.open("rb") as file:
             file.seek(self.starts[place])
             text = file.read(self.ends[place] - self.starts[place]).decode("utf-8")
-        return self.format.values(next(csv.reader(io.StringIO(text, newline=""), delimiter=self.format.delimiter)))
+        return self.format.values(next(self.format.reader(io.StringIO(text, newline=""))))
 
 
 class PackedRows(ParquetRows):
@@ -201,12 +205,19 @@ class CsvFormat:
         self.place = 0
         header = next(self._lines(file), "").lstrip("\ufeff")
         self.delimiter = max(",;\t", key=header.count)
-        names = [name.strip() for name in next(csv.reader([header], delimiter=self.delimiter), [])]
+        try:
+            names = [name.strip() for name in next(self.reader([header]), [])]
+        except csv.Error as error:
+            raise ValueError(f"mask table '{path}' has a first line that cannot be read ({error}).") from error
         self.columns = Columns(path, names, identity, wanted)
         self.width = len(names)
         self.shift = 0
         self.identity = names.index(self.columns.identity)
         self.places = {ours: names.index(theirs) for ours, theirs in self.columns.by_name.items()}
+
+    def reader(self, lines: Iterable[str]) -> Iterator[list[str]]:
+        """Rows of cells, without the blanks after a delimiter."""
+        return csv.reader(lines, delimiter=self.delimiter, skipinitialspace=True, strict=True)
 
     def _lines(self, file: IO[bytes]) -> Iterator[str]:
         """Lines of text; place counts the bytes that they took."""
@@ -222,7 +233,7 @@ class CsvFormat:
 
         Raises ValueError that names the file and the row when one has too few or too many values or no name.
         """
-        reader = csv.reader(self._lines(file), delimiter=self.delimiter, strict=True)
+        reader = self.reader(self._lines(file))
         number, start = 0, self.place
         while True:
             number += 1
@@ -237,12 +248,18 @@ class CsvFormat:
             if not any(cell.strip() for cell in cells):
                 number -= 1
                 continue
-            if number == 1 and len(cells) == self.width + 1:  # an index without a name, or a comma after the last value
-                self.width += 1
-                self.shift = int(bool(cells[-1].strip()))
+            if number == 1 and len(cells) == self.width + 1:
+                self._widen(cells)
             if len(cells) != self.width:
                 raise self._error(number, f"has {len(cells)} values, expected {self.width}")
             yield _name(cells[self.identity + self.shift], self.path, number), cells, begun, end
+
+    def _widen(self, cells: Sequence[str]) -> None:
+        """Take a first row with one value more than the header for one with a comma at its end or a row number."""
+        if not cells[-1].strip():
+            self.width += 1
+        elif cells[0].strip() in ("0", "1"):
+            self.width, self.shift = self.width + 1, 1
 
     def values(self, cells: Sequence[str]) -> dict[str, str]:
         """The values of a row by our names."""
@@ -260,7 +277,7 @@ def _name(value: Any, path: Path, row: int) -> str:
     text = "" if value is None or value != value else str(value)
     if not text.strip():
         raise ValueError(f"mask table '{path}': row {row} has no image name; is the file cut off?")
-    return text
+    return text.strip()
 
 
 def _remove(folder: str, owner: int) -> None:

@@ -39,6 +39,7 @@ _NAMES = {
     "heart": ("heart", "Heart"),
     "?quality": ("quality", "Dice RCA (Mean)"),
 }
+_LONGEST = 65535  # side of a film, in pixels
 _MISSING = ("", "nan", "none", "null", "na", "n/a", "<na>")
 
 
@@ -90,8 +91,10 @@ class MaskTable:
         found = self._rows.row(self._place[image])
         sides = {side: self._number(found[side], image, side) for side in ("height", "width")}
         for side, pixels in sides.items():
-            if not (pixels >= 1 and pixels.is_integer()):
-                raise ValueError(f"mask table '{self.path}' has {side} {pixels:g} for '{image}', expected pixels.")
+            if not (1 <= pixels <= _LONGEST and pixels.is_integer()):
+                raise ValueError(
+                    f"mask table '{self.path}' has {side} {pixels:g} for '{image}', expected 1 to {_LONGEST} pixels."
+                )
         return {
             **{side: int(pixels) for side, pixels in sides.items()},
             **{organ: _text(found[organ]) for organ in ORGANS},

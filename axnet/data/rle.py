@@ -17,16 +17,23 @@ def encode(mask: npt.NDArray[np.bool_]) -> str:
 
 
 def runs(text: str, height: int, width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """First and end pixel, counted from 0, of every run. Raises ValueError for text that is no mask of this size."""
+    """First and end pixel, counted from 0, of runs in their order that have no pixel in common.
+
+    Runs that overlap are cut. Raises ValueError for text that is no mask of this size.
+    """
     try:
         numbers = np.array(text.split(), dtype=np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"mask text begins {text[:20]!r}, expected pairs of whole numbers.") from error
     if len(numbers) % 2:
         raise ValueError(f"mask text has {len(numbers)} numbers, expected pairs of start and length.")
     starts, ends = numbers[::2] - 1, numbers[::2] - 1 + numbers[1::2]
     if len(starts) and (starts.min() < 0 or ends.max() > height * width or (ends < starts).any()):
         raise ValueError(f"mask text has runs outside of its {height} x {width} pixels.")
+    if (starts[1:] < ends[:-1]).any():
+        order = np.argsort(starts, kind="stable")
+        ends = np.maximum.accumulate(ends[order])
+        starts = np.maximum(starts[order], np.concatenate(([0], ends[:-1])))
     return starts, ends
 
 

@@ -20,12 +20,18 @@ def numbers(values: Any) -> NDArray[np.float64]:
         plain = np.where(np.ma.getmaskarray(plain), np.nan, np.ma.getdata(plain))
     if np.iscomplexobj(plain):
         raise ValueError("it holds complex numbers")
+    if getattr(plain, "dtype", None) in (np.int64, np.uint64) and plain.size and not _exact(plain):
+        raise ValueError("it holds whole numbers beyond 2^53, which float64 cannot tell apart")
     try:
         return np.asarray(plain, dtype=np.float64)
     except TypeError:  # pandas' NA among the numbers
         mixed = np.asarray(plain, dtype=object)
         kept = [np.nan if missing(value) else value for value in mixed.ravel()]
         return np.asarray(kept, dtype=np.float64).reshape(mixed.shape)
+
+
+def _exact(whole: NDArray[Any]) -> bool:
+    return int(whole.min()) >= -(2**53) and int(whole.max()) <= 2**53
 
 
 def identifiers(values: Any) -> NDArray[Any]:
@@ -61,6 +67,8 @@ def missing(value: Any) -> bool:
 def _plain(values: Any) -> Any:
     """Tensors as numpy arrays, also within lists."""
     if hasattr(values, "detach"):
+        if values.device.type == "meta":
+            raise ValueError("it is a tensor without values, on the device meta")
         tensor = values.detach().cpu()
         return (tensor.double() if tensor.is_floating_point() else tensor).numpy()  # numpy has no bfloat16
     if isinstance(values, list | tuple):

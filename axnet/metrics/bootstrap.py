@@ -55,7 +55,9 @@ def _weights(samples: int, groups: NDArray[np.intp] | None, seed: int, resamples
 def resampled_aucs(
     y: Floats, scores: list[Floats], groups: NDArray[np.intp] | None, seed: int, resamples: int
 ) -> Floats:
-    """AUCs of each of M score arrays [N, K] under the same resamples, as [M, K, resamples]."""
+    """AUCs of each of M score arrays [N, K] under the same resamples, as [M, K, resamples]; NaN for a single group."""
+    if groups is not None and not groups.any():  # every draw would be the whole: an interval of no width
+        return np.full((len(scores), y.shape[1], resamples), np.nan)
     rankings = [[Ranking(y[:, k], s[:, k]) for k in range(y.shape[1])] for s in scores]
     blocks = [
         [[ranking.auc(weights) for ranking in row] for row in rankings]

@@ -82,6 +82,13 @@ def save_classifier(
         config["num_classes"] = model.classifier.out_features
     if len(classes) != config["num_classes"]:
         raise ValueError(f"classes has {len(classes)} names, the model has {config['num_classes']} logits.")
+    names = list(classes)
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"classes has {name!r}, expected names of findings.")
+    if len(set(names)) < len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ValueError(f"classes has {twice!r} twice, expected different names.")
     if calibration is not None and len(calibration.thresholds) != len(classes):
         raise ValueError(f"calibration has {len(calibration.thresholds)} thresholds for {len(classes)} classes.")
     plain = _plain_copy(model)
@@ -101,7 +108,7 @@ def save_classifier(
         "kind": KIND,
         "architecture": architecture,
         "config": config,
-        "classes": list(classes),
+        "classes": names,
         "preprocessing": preprocessing.to_dict(),
         "training": dict(training or {}),
         "fingerprint": fingerprint,

@@ -48,6 +48,8 @@ def gated_norm(
     behave as in nn.BatchNorm2d; nn.SyncBatchNorm takes the statistics of its process group. Any other module, and any
     that is hooked, wrapped, parametrised or sharded, is called with Y.
     """
+    if norm is None:
+        raise TypeError("norm is None, expected a module: nn.Identity() where nothing is to be normalised.")
     if not is_fused(norm):
         y: Tensor = norm(functional.attention_blend(x, mask, gate, fusion=fusion, backend=backend))
         return y

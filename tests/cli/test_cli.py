@@ -148,6 +148,10 @@ def test_usage_errors_come_from_the_parser() -> None:
         (ValueError("size is 0,\n  expected more."), "axnet: size is 0, expected more."),
         (KeyError("Effusion"), "axnet: key 'Effusion' is missing."),
         (ModuleNotFoundError("no", name="monai"), "axnet: this command needs the package 'monai': pip install"),
+        (
+            ModuleNotFoundError("backbone 'timm:x' needs timm: pip install timm", name="timm"),
+            "axnet: backbone 'timm:x' needs timm: pip install timm",
+        ),
         (FileNotFoundError("file 'x' does not exist."), "axnet: file 'x' does not exist."),
     ],
 )
@@ -183,6 +187,8 @@ def test_the_plain_classifier_needs_no_masks(nih: Path, tmp_path: Path) -> None:
         run("predict", tmp_path / "plain", "--weights", weights)
     with pytest.raises(FileNotFoundError, match=r"none\.png' does not exist"):
         run("predict", tmp_path / "none.png", "--weights", weights)
+    with pytest.raises(ValueError, match="images holds an empty name, expected files or folders"):
+        run("predict", "", "--weights", weights)
 
 
 def scores(table: Path) -> dict[str, float]:

@@ -277,6 +277,19 @@ def test_fewer_bits_than_the_container(tmp_path):
     close(write(tmp_path / "x.dcm", signed.astype(np.int16), bits=12), RAMP / 3300)
 
 
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian])
+def test_values_that_stand_in_the_highest_bits_of_their_cells(tmp_path, syntax):
+    """HighBit counts, as before 2013; where the values show that it is wrong, it does not."""
+    tags = {"bits": 12, "HighBit": 15, "syntax": syntax}
+    window = {"WindowCenter": 1650, "WindowWidth": 1000}
+    film = RAMP + 7  # odd values, which need every bit
+    close(write(tmp_path / "x.dcm", film << 4, **tags), RAMP / 3300)
+    close(write(tmp_path / "x.dcm", (film << 4) | 5, **tags), RAMP / 3300)  # an overlay lies in the bits below
+    write(tmp_path / "w.dcm", film, bits=12, syntax=syntax, **window)
+    close(write(tmp_path / "x.dcm", film << 4, **tags, **window), read_image(tmp_path / "w.dcm"))
+    close(write(tmp_path / "x.dcm", film, **tags), RAMP / 3300)
+
+
 def test_photometric_interpretation_in_other_letters(tmp_path):
     close(write(tmp_path / "x.dcm", photometric="monochrome1 "), 1 - RAMP / 3300)
 

@@ -99,3 +99,16 @@ def test_hidden_files_beside_a_data_set(tmp_path: Path) -> None:
     assert NIHChestXray(root, "train_val").ids == ids
     assert NIHChestXray(root, "train_val")[0]["image"].shape == (1, 32, 32)
     assert open_unlabelled(root).ids == ids
+
+
+def test_a_name_that_no_table_can_hold(tmp_path: Path) -> None:
+    """Found before the work, not when the table is written."""
+    name = os.fsdecode(b"bad\xff.png")
+    (tmp_path / name).write_bytes(b"")
+    for find in (
+        lambda: find_images(tmp_path),
+        lambda: image_files([tmp_path]),
+        lambda: image_files([tmp_path / name]),
+    ):
+        with pytest.raises(ValueError, match=r"images holds the name '.*bad\\udcff.png', which is not UTF-8"):
+            find()

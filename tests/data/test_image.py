@@ -125,10 +125,10 @@ def exif(orientation: int) -> Image.Exif:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
 def test_films_and_masks_stand_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
     stored = np.ascontiguousarray(STORED[orientation])
-    options = {"quality": 95} if suffix == "jpg" else {}
+    options = {"jpg": {"quality": 95}, "webp": {"lossless": True}}.get(suffix, {})
     for name, pixels in (("film", stored), ("mask", (stored > 120).astype(np.uint8) * 255)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.{suffix}", exif=exif(orientation), **options)
     image = read_image(tmp_path / f"film.{suffix}")
@@ -215,3 +215,39 @@ def test_a_mask_in_a_jpeg_file(tmp_path: Path, mode: str) -> None:
     assert (read_mask(tmp_path / "m.jpg") != disc).mean() < 0.01
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "m.jpg")
     assert not read_mask(tmp_path / "m.jpg").any()
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_tiff_files(tmp_path: Path, orientation: int, compression: str) -> None:
+    stored = np.ascontiguousarray(STORED[orientation])
+    Image.fromarray(stored).save(tmp_path / "a.tif", exif=exif(orientation), compression=compression)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), (UPRIGHT / 255).astype(np.float32))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_tiff_files_in_which_0_is_white(tmp_path: Path, deep: bool) -> None:
+    shown = UPRIGHT.astype(np.uint16) * 257 if deep else UPRIGHT
+    # the writer inverts 8 bits by itself, and 16 not
+    Image.fromarray(65535 - shown if deep else shown).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    assert np.allclose(read_image(tmp_path / "a.tif"), UPRIGHT / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "png", "webp"])
+def test_files_of_several_pictures_are_refused(tmp_path: Path, suffix: str) -> None:
+    """The others would be left out without a word."""
+    picture, other = Image.fromarray(GREY), Image.fromarray(255 - GREY)
+    picture.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[other])
+    for read in (read_image, read_mask):
+        with pytest.raises(ValueError, match=rf"a\.{suffix}' holds 2 pictures, expected one"):
+            read(tmp_path / f"a.{suffix}")
+    picture.save(tmp_path / "a.mpo", save_all=True, append_images=[other])  # a camera's JPEG with a small copy in it
+    assert np.abs(read_image(tmp_path / "a.mpo") - GREY / 255).max() < 0.1
+
+
+def test_a_mask_with_nan_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 1, 0.5]], np.float32)).save(tmp_path / "a.tif")
+    assert read_mask(tmp_path / "a.tif").tolist() == [[False, True, True]]
+    Image.fromarray(np.array([[0, np.nan, 1]], np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif' holds NaN"):
+        read_mask(tmp_path / "a.tif")

@@ -286,10 +286,13 @@ def test_an_organ_without_text_is_empty(tmp_path, missing):
 @pytest.mark.parametrize(
     ("cells", "words"),
     [
-        ({"height": ""}, "has height nan for 'a', expected pixels"),
+        ({"height": ""}, "has height nan for 'a', expected 1 to 65535 pixels"),
+        ({"height": "3000000", "width": "4000000"}, "has height 3e\\+06 for 'a', expected 1 to 65535 pixels"),
+        ({"height": "inf"}, "has height inf for 'a', expected 1 to 65535 pixels"),
+        ({"organs": ["99999999999999999999 2", "", ""]}, "left_lung of 'a': mask text begins '9{20}"),
         ({"height": "tall"}, "has height 'tall' for 'a', expected a number"),
-        ({"width": "0"}, "has width 0 for 'a', expected pixels"),
-        ({"width": "3.5"}, "has width 3.5 for 'a', expected pixels"),
+        ({"width": "0"}, "has width 0 for 'a', expected 1 to 65535 pixels"),
+        ({"width": "3.5"}, "has width 3.5 for 'a', expected 1 to 65535 pixels"),
         ({"organs": ["1 99", "", ""]}, r"t.csv', left_lung of 'a': mask text has runs outside of its 3 x 4"),
         ({"organs": ["", "", "1 2 3"]}, "heart of 'a': mask text has 3 numbers"),
         ({"organs": ["", "x y", ""]}, "right_lung of 'a': mask text begins 'x y'"),
@@ -299,6 +302,54 @@ def test_a_row_that_cannot_serve_is_named(tmp_path, cells, words):
     found = MaskTable(table(tmp_path / "t.csv", [row("a", **cells)]))
     with pytest.raises(ValueError, match=words):
         found.masks("a")
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    path = table(tmp_path / "t.csv", [[*row("a"), "1 3"]], header=[*HEADER, "Heart"])
+    with pytest.raises(ValueError, match=r"t\.csv' has 2 columns 'Heart', expected one"):
+        MaskTable(path)
+    table(path, [[*row("a"), "b"]], header=[*HEADER, "Image Index"])
+    with pytest.raises(ValueError, match=r"t\.csv' has 2 columns 'Image Index', expected one"):
+        MaskTable(path)
+    whole = pa.table(
+        {"image": ["a"], "Left Lung": [""], "Right Lung": [""], "Heart": [""], "Height": [3], "Width": [4]}
+    )
+    pq.write_table(whole.append_column("Heart", whole.column("Heart")), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"t\.parquet' has 2 columns 'Heart', expected one"):
+        MaskTable(tmp_path / "t.parquet")
+
+
+def test_a_first_line_that_says_nothing(tmp_path):
+    path = tmp_path / "t.csv"
+    for text, words in {
+        "": "has nothing in its first line",
+        "\nImage Index,Heart\n": "has nothing in its first line",
+        "Image Index,Heart\ra,1 1\r": "has a first line that cannot be read",
+    }.items():
+        path.write_bytes(text.encode())
+        with pytest.raises(ValueError, match=rf"mask table '.*t\.csv' {words}"):
+            MaskTable(path)
+    path.write_text(",".join(HEADER), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"t\.csv' is not text in UTF-8"):
+        MaskTable(path)
+
+
+def test_blanks_around_values(tmp_path):
+    path = table(tmp_path / "t.csv", [row("a ", "[1, 2]"), row(" b")])
+    path.write_text(path.read_text().replace(",", ", ").replace("[1,  2]", "[1, 2]"))
+    found = MaskTable(path)
+    assert found.ids == ["a", "b"]
+    assert [counts(found.masks(name)) for name in "ab"] == [COUNTS] * 2
+    with pytest.raises(ValueError, match="has the image 'a' twice"):
+        MaskTable(table(path, [row("a "), row("a")]))
+
+
+def test_a_comma_too_many_is_no_row_number(tmp_path):
+    """Landmarks without quotes: every value after them would stand a column further, and the name with them."""
+    path = table(tmp_path / "t.csv", [row("a"), row("b")])
+    path.write_text(path.read_text().replace("[1 2]", "[1, 2]"))
+    with pytest.raises(ValueError, match="row 1 has 10 values, expected 9"):
+        MaskTable(path)
 
 
 FRAME = {

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -43,3 +43,19 @@ def test_coverage_is_the_mean_over_cells(mask, h, w):
 def test_text_that_is_no_mask_is_named(text, message):
     with pytest.raises(ValueError, match=message):
         rle.decode(text, 2, 3)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 9)), max_size=8), st.integers(1, 4), st.integers(1, 6))
+def test_runs_in_any_order_that_overlap(pairs, h, w):
+    """No pixel counts twice."""
+    kept = [(start, min(length, 21 - start)) for start, length in pairs]
+    text = " ".join(f"{start} {length}" for start, length in kept)
+    expected = np.zeros(20, bool)
+    for start, length in kept:
+        expected[start - 1 : start - 1 + length] = True
+    mask = rle.decode(text, 4, 5)
+    np.testing.assert_array_equal(mask.ravel(), expected)
+    np.testing.assert_allclose(
+        rle.coverage(text, 4, 5, (h, w)), rle.coverage(rle.encode(mask), 4, 5, (h, w)), atol=1e-6
+    )

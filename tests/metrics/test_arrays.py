@@ -159,3 +159,17 @@ def test_groups_of_another_shape() -> None:
             low(strange)
     with pytest.raises(ValueError, match="groups holds what cannot be compared"):
         low([{}, 1, 1, "x"])
+
+
+def test_whole_numbers_that_float64_would_make_equal() -> None:
+    assert roc_auc([0, 1], np.array([2**53 - 1, 2**53])) == 1.0
+    for close in (np.array([2**60, 2**60 + 1]), torch.tensor([-(2**60) - 1, -(2**60)]), np.array([0, 2**64 - 1], "u8")):
+        with pytest.raises(
+            ValueError, match=r"y_score is not an array of numbers \(it holds whole numbers beyond 2\^53"
+        ):
+            roc_auc([0, 1], close)
+
+
+def test_a_tensor_without_values() -> None:
+    with pytest.raises(ValueError, match=r"y_score is not an array of numbers .*on the device meta"):
+        roc_auc([0, 1], torch.empty(2, device="meta"))

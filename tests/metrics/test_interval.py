@@ -164,3 +164,13 @@ def test_errors_name_the_argument() -> None:
         mean_auc_interval(y, s, resamples=0)
     with pytest.raises(ValueError, match=r"score_b has shape \[20, 3\], expected that of y_true, \[20, 4\]"):
         auc_difference(y, s, s[:, :3])
+
+
+def test_the_bootstrap_of_a_single_patient_is_undefined() -> None:
+    """Not an interval without width: whatever is drawn, it is the same patient."""
+    y, s = np.array([0, 1, 1, 0, 1]), np.array([0.1, 0.2, 0.9, 0.3, 0.8])
+    one = auc_interval(y, s, groups=["p"] * 5, method="bootstrap")
+    assert one.value == pytest.approx(auc_interval(y, s).value)
+    assert np.isnan([one.low, one.high]).all()
+    several = auc_interval(y, s, groups=["p", "p", "q", "q", "q"], method="bootstrap")
+    assert several.low < several.high

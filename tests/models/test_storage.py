@@ -304,3 +304,28 @@ def test_default_type_and_mixed_precision_around_saving_and_loading(tmp_path: Pa
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(answers(load_classifier(path)[0].float()), answers(loaded))
         load_classifier(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (("Mass", "Nodule", "Mass"), "classes has 'Mass' twice"),
+        (("Mass", " ", "Nodule"), "classes has ' ', expected names"),
+        ((1, 2, 3), "classes has 1, expected names"),
+    ],
+)
+def test_classes_are_different_names(tmp_path: Path, classes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        save_classifier(tmp_path / "m.safetensors", models()[1], PREPROCESSING, classes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_numpy_and_pathlib_say_of_a_training(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    record = {"lr": np.float32(0.5), "films": np.int64(3), "auc": np.array([0.5, 1.0]), "root": Path("a") / "b"}
+    save_classifier(path, models()[1], PREPROCESSING, CLASSES, record)
+    assert load_classifier(path)[1].training == {"lr": 0.5, "films": 3, "auc": [0.5, 1.0], "root": "a/b"}
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match="metadata holds a Preprocessing, expected text, numbers"):
+        save_classifier(path, models()[1], PREPROCESSING, CLASSES, {"how": PREPROCESSING})
+    assert path.read_bytes() == before

@@ -239,6 +239,15 @@ def test_another_normalisation(backend, fusion, kind, training):
         torch.testing.assert_close(again.pool(x, mask, pooling)[0], pooling(module(x, mask))[0])
 
 
+def test_no_normalisation_is_named():
+    x, mask = features()
+    module = attention(None)
+    module.norm = None
+    for call in (lambda: module(x, mask), lambda: module.average(x, mask)):
+        with pytest.raises(TypeError, match=r"norm is None, expected a module: nn.Identity\(\)"):
+            call()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_head_without_parameters_in_its_normalisation(backend):
     x, mask = features()
