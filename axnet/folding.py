@@ -87,11 +87,10 @@ def _example(model: nn.Module) -> tuple[Tensor, ...]:
     if not isinstance(model, AnatomyXNet | DenseNetGAP):
         raise ValueError(f"example is missing, expected what {type(model).__name__} is called with, as a tuple.")
     weight = next(model.parameters())
-    new = {"device": weight.device, "dtype": weight.dtype}
-    image = torch.rand(2, model.config.get("in_channels", 1), _SIDE, _SIDE, **new)
+    image = torch.rand(2, model.config.get("in_channels", 1), _SIDE, _SIDE).to(weight)
     if isinstance(model, DenseNetGAP):
         return (image,)
-    return image, torch.rand(2, model.config["num_anatomies"], _SIDE, _SIDE, **new)
+    return image, torch.rand(2, model.config["num_anatomies"], _SIDE, _SIDE).to(weight)
 
 
 def _owner(node: fx.Node) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from axnet.data.sets import DEFAULT, ORGANS_ONLY, names
+
+if TYPE_CHECKING:
+    from axnet.data.folder import ImageFile
 
 UNREADABLE = (ValueError, OSError, ImportError)
 """What reading an image may raise: it is damaged, it is gone, or its decoder is not installed."""
@@ -53,6 +56,13 @@ OrganRoot = Annotated[
         help="Organ mask set (index.csv, images/, masks/) to train a segmenter on when --segmenter is absent."
     ),
 ]
+DicomOut = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        help="Folder for DICOM objects that refer to their DICOM film: FILM.seg.dcm, and of predict FILM.sr.dcm.",
+        metavar="FOLDER",
+    ),
+]
 Cache = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="Folder for memory-mapped images and masks, for sets larger than the memory."),
@@ -81,6 +91,25 @@ def writable_folder(path: Path, option: str) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise ValueError(f"{option}: folder '{path}' cannot be written to.")
     return path
+
+
+def places(files: list[ImageFile], folder: Path, option: str) -> dict[str, Path]:
+    """Where what is made of each film goes, by its id: inside the folder, below it as the film lies below its own.
+
+    Names end as the film's does; a suffix is to be added. ValueError where two films have the same.
+    """
+    found: dict[str, Path] = {}
+    taken: set[Path] = set()
+    for file in files:
+        inside = Path(file.id)
+        if inside.is_absolute() or ".." in inside.parts:
+            inside = Path(file.path.name)
+        target = folder / inside
+        if target in taken:
+            raise ValueError(f"images holds two files named '{inside}', expected different names with {option}.")
+        taken.add(target)
+        found[file.id] = target
+    return found
 
 
 def report_failed(failed: list[tuple[Path, str]]) -> None:

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Optional, Protocol
 
 import typer
 
-from axnet.cli.options import UNREADABLE, SegmenterFile, report_failed, writable_file, writable_folder
+from axnet.cli.options import UNREADABLE, DicomOut, SegmenterFile, report_failed, writable_file, writable_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +43,7 @@ def predict(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Folder for a PNG per image: organs outlined, the likeliest finding's map in red."),
     ] = None,
+    dicom_out: DicomOut = None,
 ) -> None:
     """Write the probability of every finding for frontal radiographs, one row per image.
 
@@ -66,9 +67,11 @@ def predict(
         writable_file(out, "--out")
     if overlays is not None:
         writable_folder(overlays, "--overlays")
+    if dicom_out is not None:
+        writable_folder(dicom_out, "--dicom-out")
     model, info = load_classifier(shipped() if weights is None else weights)
-    if weights is None or overlays is not None or info.calibration is not None:
-        _read(model, info, weights, segmenter, films, out, overlays)
+    if weights is None or overlays is not None or dicom_out is not None or info.calibration is not None:
+        _read(model, info, weights, segmenter, films, out, overlays, dicom_out)
         return
     guided = isinstance(model, AnatomyXNet)
     masked = films.masked and segmenter is None
@@ -102,6 +105,7 @@ def _read(
     films: Films,
     out: Path | None,
     overlays: Path | None,
+    dicom_out: Path | None,
 ) -> None:
     """Calls, cardiothoracic ratio and flags; masks by the segmenter named, that beside weights, or the shipped one."""
     from axnet.cli.reading import read, summary
@@ -110,12 +114,12 @@ def _read(
     from axnet.train.anatomy import SEGMENTER_NAME
 
     if not isinstance(films, _Files):
-        raise ValueError("images are packed films, expected image files for calls and overlays.")
+        raise ValueError("images are packed films, expected image files for calls, overlays and DICOM objects.")
     beside = None if weights is None else weights.parent / SEGMENTER_NAME
     drawer = segmenter or (beside if beside is not None and beside.is_file() else None)
     predictor = Predictor(model, info, None if drawer is None else Segmenter.load(drawer))
     with _opened(out) as stream:
-        failed = read(predictor, films.files, stream, out is not None, overlays)
+        failed = read(predictor, films.files, stream, out is not None, overlays, dicom_out)
     if out is not None:
         note = f", {len(failed)} failed" if failed else ""
         typer.echo(f"{len(films) - len(failed)} images scored{note}: {out}")

@@ -8,20 +8,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from axnet.cli.options import UNREADABLE
+from axnet.cli.options import UNREADABLE, places
 
 if TYPE_CHECKING:
     from axnet.data.folder import ImageFile
     from axnet.predictor import Prediction, Predictor
+    from axnet.segment import Anatomy
 
 _AT_A_TIME = 16
 
 
 def read(
-    predictor: Predictor, files: list[ImageFile], stream: IO[str], table: bool, overlays: Path | None
+    predictor: Predictor,
+    files: list[ImageFile],
+    stream: IO[str],
+    table: bool,
+    overlays: Path | None,
+    dicom_out: Path | None = None,
 ) -> list[tuple[Path, str]]:
     """Read films and write what is found, as a CSV table or in lines to look at; returns what failed, with why."""
-    pictures = {} if overlays is None else _pictures(files, overlays)
+    pictures = {} if overlays is None else places(files, overlays, "--overlays")
+    objects = {} if dicom_out is None else places(files, dicom_out, "--dicom-out")
     failed: list[tuple[Path, str]] = []
     writer = csv.writer(stream)
     if table:
@@ -34,25 +41,15 @@ def read(
             else:
                 stream.write(_text(file.id, predictor, found))
             if file.id in pictures:
-                _overlay(pictures[file.id], file.path, found)
+                picture = pictures[file.id]
+                _overlay(picture.with_name(f"{picture.name}.png"), file.path, found)
+            if file.id in objects:
+                try:
+                    write_dicom(objects[file.id], file.path, found.anatomy, found)
+                except UNREADABLE as error:
+                    failed.append((file.path, " ".join(str(error).split())))
         stream.flush()
     return failed
-
-
-def _pictures(files: list[ImageFile], folder: Path) -> dict[str, Path]:
-    """Where each film's picture goes, always inside the folder: below it as the film lies below its own."""
-    pictures: dict[str, Path] = {}
-    taken: set[Path] = set()
-    for file in files:
-        inside = Path(file.id)
-        if inside.is_absolute() or ".." in inside.parts:
-            inside = Path(file.path.name)
-        target = folder / inside.with_name(f"{inside.name}.png")
-        if target in taken:
-            raise ValueError(f"images holds two files named '{inside}', expected different names with --overlays.")
-        taken.add(target)
-        pictures[file.id] = target
-    return pictures
 
 
 def _read(
@@ -101,6 +98,26 @@ def _overlay(path: Path, film: Path, found: Prediction) -> None:
         likeliest = max(range(len(found.probabilities)), key=list(found.probabilities.values()).__getitem__)
         prob_map = maps[likeliest if len(maps) > 1 else 0]
     write_overlay(path, read_image(film), found.anatomy.masks, prob_map)
+
+
+def write_dicom(place: Path, film: Path, anatomy: Anatomy, found: Prediction | None = None) -> None:
+    """The organs of a film as a DICOM segmentation, and what a classifier found as a structured report beside it.
+
+    Raises ValueError and ImportError as axnet.report.dicom does; a film without organs gets a report alone.
+    """
+    from axnet.report.dicom import read_source, write_report, write_segmentation
+
+    source = read_source(film)
+    if found is not None:
+        report = place.with_name(f"{place.name}.sr.dcm")
+        write_report(report, source, found.probabilities, found.positive, anatomy.ctr, found.flags)
+    if found is None or anatomy.masks.any():
+        write_segmentation(segmentation_of(place), source, anatomy.masks)
+
+
+def segmentation_of(place: Path) -> Path:
+    """The file of a film's DICOM segmentation."""
+    return place.with_name(f"{place.name}.seg.dcm")
 
 
 def summary(predictor: Predictor) -> str:

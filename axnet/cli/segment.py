@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from axnet.cli.options import UNREADABLE, Quiet, Seed, report_failed, writable_file
+from axnet.cli.options import UNREADABLE, DicomOut, Quiet, Seed, places, report_failed, writable_file, writable_folder
 
 if TYPE_CHECKING:
     from axnet.data.folder import ImageFile
@@ -127,6 +127,7 @@ def predict(
         typer.Option(help="HTML file for a contact sheet of the --sheet-films films of the lowest quality."),
     ] = None,
     sheet_films: Annotated[int, typer.Option(min=1, help="Films on the contact sheet.")] = 40,
+    dicom_out: DicomOut = None,
 ) -> None:
     """Draw lungs and heart, and print the cardiothoracic ratio, the quality and what is implausible of every image.
 
@@ -137,6 +138,7 @@ def predict(
     """
     import torch
 
+    from axnet.cli.reading import segmentation_of, write_dicom
     from axnet.data.folder import image_files
     from axnet.segment import Segmenter, load_pretrained
     from axnet.segment.output import open_sink
@@ -144,6 +146,7 @@ def predict(
     files = image_files(images)
     if sheet is not None:
         writable_file(sheet, "--sheet")
+    objects = {} if dicom_out is None else places(files, writable_folder(dicom_out, "--dicom-out"), "--dicom-out")
     segmenter = load_pretrained() if weights is None else Segmenter.load(weights)
     try:
         segmenter = segmenter.to(torch.device(device))
@@ -152,11 +155,22 @@ def predict(
         raise typer.BadParameter(f"device is '{device}', which does not serve here ({reason}).") from error
     sink = open_sink(out, [file.id for file in files])
     waiting = [file for file in files if file.id not in sink]
+    bare = [name for name, place in objects.items() if name in sink and not segmentation_of(place).is_file()]
+    if bare:
+        raise ValueError(
+            f"--out holds '{bare[0]}' already, whose DICOM object is not in --dicom-out: give another --out."
+        )
     failed: list[tuple[Path, str]] = []
     worst: list[Thumbnail] = []
     flagged = 0
     for start in range(0, len(waiting), batch_size):
         for file, anatomy in _predicted(segmenter, waiting[start : start + batch_size], failed):
+            if file.id in objects:
+                try:
+                    write_dicom(objects[file.id], file.path, anatomy)
+                except UNREADABLE as error:
+                    failed.append((file.path, " ".join(str(error).split())))
+                    continue
             sink.add(file.id, anatomy)
             ctr = "unknown" if anatomy.ctr != anatomy.ctr else f"{anatomy.ctr:.4f}"
             note = f"  ({'; '.join(anatomy.flags)})" if anatomy.flags else ""
