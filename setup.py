@@ -193,7 +193,7 @@ setup(
         "axnet.kernels",
     ],
     package_dir={"axnet": "axnet", "axnet.kernels": "kernels"},
-    package_data={"axnet": ["py.typed", "models/weights/*", "segment/weights/*"]},
+    package_data={"axnet": ["py.typed", "models/weights/*", "report/templates/*", "segment/weights/*"]},
     ext_modules=extensions,
     cmdclass=commands,
     options=options,

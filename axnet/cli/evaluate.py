@@ -1,9 +1,10 @@
-"""`axnet evaluate`: measure classifiers on a test set."""
+"""`axnet evaluate`: measure classifiers on a test set, and choose operating points."""
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -21,19 +22,78 @@ from axnet.cli.options import (
 )
 from axnet.data.sets import DEFAULT
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from axnet.models import ClassifierInfo, Preprocessing
+    from axnet.train import Assessment, XraySet
+
+
+class Mean(str, Enum):
+    """What an ensemble averages."""
+
+    logits = "logits"
+    probabilities = "probabilities"
+    ranks = "ranks"
+
+
+class Temperature(str, Enum):
+    """What a temperature is chosen for."""
+
+    overall = "overall"
+    finding = "per-finding"
+
 
 def evaluate(
-    weights: Annotated[Path, typer.Option(help="Classifier written by axnet fit.")],
+    classifiers: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(
+            help="Classifiers written by axnet fit; several are evaluated as an ensemble, and each by itself. Without "
+            "one, the classifier that comes with axnet.",
+            metavar="[WEIGHTS...]",
+        ),
+    ] = None,
+    weights: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The same as the first of WEIGHTS."),
+    ] = None,
     baseline: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="A second classifier to compare with, image by image."),
+        typer.Option(help="Another classifier to compare with, image by image."),
     ] = None,
+    mean: Annotated[Mean, typer.Option("--ensemble", help="What is averaged over several classifiers.")] = Mean.logits,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Test-time augmentation: films also shifted and zoomed, logits averaged.")
+    ] = False,
+    tta_shifts: Annotated[str, typer.Option(help="Shifts of --tta as shares of the side, comma-separated.")] = "0.03",
+    tta_scales: Annotated[str, typer.Option(help="Scales of --tta, comma-separated.")] = "0.95,1.05",
+    tta_flip: Annotated[
+        bool, typer.Option("--tta-flip", help="Let --tta mirror films too, though the heart has a side.")
+    ] = False,
     data: Data = DEFAULT,
     root: Root = None,
     split: SplitName = None,
     uncertain: Uncertain = None,
     views: Views = None,
     segmenter: SegmenterFile = None,
+    adjudicated: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Labels of radiologists, a CSV file by film, or google2019 (NIH, out of the package torchxrayvision).",
+            metavar="FILE",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Choose temperature and thresholds on these films and store them in WEIGHTS: youden, sensitivity=S, "
+            "specificity=S, or prevalence (as many are called as are), prevalence=P.",
+            metavar="RULE",
+        ),
+    ] = None,
+    temperature: Annotated[
+        Temperature, typer.Option(help="Of --calibrate: one temperature, or one per finding.")
+    ] = Temperature.overall,
     out: Annotated[Path, typer.Option(help="Folder for report.html and metrics.json.")] = Path("axnet-report"),
     test_images: Annotated[int, typer.Option(min=2, help="Phantoms to test on (--data phantom).")] = 2000,
     cache: Cache = None,
@@ -42,15 +102,28 @@ def evaluate(
 ) -> None:
     """Evaluate on a test split, or on phantoms: AUC with 95 % intervals, one HTML report.
 
+    Several WEIGHTS are one model, their ensemble. The report has subgroups (sex, age, view) and the localisation of
+    boxes where the data set knows them. With --calibrate, RULE is applied to the films of --split, which must be kept
+    for that: those that axnet fit held out are listed in OUT/validation.txt. Stored calibrations are used.
+
     The anatomy masks come from --segmenter, from segmenter.safetensors beside the weights, or are the phantom's own.
     """
+    from axnet.data.adjudicated import read_adjudicated
     from axnet.data.uncertainty import read_policy
-    from axnet.models import AnatomyXNet, load_classifier
+    from axnet.models import AnatomyXNet
     from axnet.progress import Progress
-    from axnet.train import DataConfig, assess, open_part, optional_segmenter, table, with_blank_masks
+    from axnet.train import DataConfig, Facts, assess, optional_segmenter, prepared, table, with_blank_masks
+    from axnet.train import Views as Seen
+    from axnet.train.calibrating import parse_rule
 
     writable_folder(out, "--out")
-    model, info = load_classifier(weights)
+    rule = None if calibrate is None else parse_rule(calibrate)
+    files = _files(classifiers or [], weights)
+    if calibrate is not None:
+        _check_calibrate(files, split, data, tta)
+    augmentation = Seen(_numbers(tta_shifts, "--tta-shifts"), _numbers(tta_scales, "--tta-scales"), tta_flip)
+    models, infos, compared = _models(files, baseline)
+    info = next(iter(infos.values()))
     source = DataConfig(
         data=data,
         root=root,
@@ -63,16 +136,12 @@ def evaluate(
         uncertain=None if uncertain is None else read_policy(uncertain),
         views=None if views is None else tuple(views.split(",")),
     )
-    models = {weights.parent.name or weights.stem: (model, info.preprocessing)}
-    if baseline is not None:
-        other, other_info = load_classifier(baseline)
-        if other_info.classes != info.classes:
-            raise ValueError(f"baseline has classes {other_info.classes}, weights has {info.classes}.")
-        models[baseline.parent.name or baseline.stem] = (other, other_info.preprocessing)
+    readings = None if adjudicated is None else read_adjudicated(adjudicated)
     guided = any(isinstance(one, AnatomyXNet) for one, _ in models.values())
-    drawer = optional_segmenter(source, weights, segmenter, needed=guided)
+    drawer = optional_segmenter(source, files[0], segmenter, needed=guided)
     progress = Progress(typer.echo)
-    test = open_part(source, "test", info.preprocessing, segmenter=drawer, progress=progress)
+    films = source.source("test", size=info.preprocessing.size, with_masks=drawer is None)
+    test = prepared(source, films, "test", info.preprocessing, segmenter=drawer, progress=progress)
     if test.masks is None:
         test = with_blank_masks(test)
     assessment = assess(
@@ -82,14 +151,114 @@ def evaluate(
         title=f"Evaluation on {source.dataset.title}",
         description=f"{len(test)} test images of {len(set(test.patients))} patients.",
         run={
-            "weights": str(weights),
+            "weights": ", ".join(map(str, files)),
             "baseline": str(baseline or ""),
+            "ensemble": mean.value if len(files) > 1 else "",
+            "test-time augmentation": f"{len(augmentation)} views: {augmentation}" if tta else "",
             "data": data,
             "split name": test.split_name,
             "seed": seed,
         },
         seed=seed,
         progress=progress,
+        views=augmentation if tta else None,
+        mean=mean.value if len(files) > 1 else None,
+        baseline=compared,
+        calibrations={name: one.calibration for name, one in infos.items()},
+        facts=Facts.of(films),
+        adjudicated=readings,
     )
     typer.echo(table(assessment))
     typer.echo(str(assessment.report))
+    if rule is not None:
+        typer.echo(_calibrate(files[0], rule, temperature.value, assessment, test))
+
+
+def _files(classifiers: list[Path], weights: Path | None) -> list[Path]:
+    from axnet.predictor import shipped
+
+    files = [*([] if weights is None else [weights]), *classifiers]
+    resolved = [file.resolve() for file in files]
+    if len(set(resolved)) < len(files):
+        twice = next(file for file, one in zip(files, resolved, strict=True) if resolved.count(one) > 1)
+        raise ValueError(f"weights names '{twice}' twice, expected different files.")
+    return files or [shipped()]
+
+
+def _models(
+    files: list[Path], baseline: Path | None
+) -> tuple[dict[str, tuple[nn.Module, Preprocessing]], dict[str, ClassifierInfo], str | None]:
+    """The classifiers with their preprocessing and what their checkpoints say, by name; the baseline's name."""
+    from axnet.models import load_classifier
+
+    models: dict[str, tuple[nn.Module, Preprocessing]] = {}
+    infos: dict[str, ClassifierInfo] = {}
+    every = [*files, *([] if baseline is None else [baseline])]
+    for file, name in zip(every, _names(every), strict=True):
+        model, info = load_classifier(file)
+        first = next(iter(infos.values()), info)
+        if info.classes != first.classes:
+            raise ValueError(f"'{file}' has classes {info.classes}, '{every[0]}' has {first.classes}.")
+        models[name], infos[name] = (model, info.preprocessing), info
+    return models, infos, None if baseline is None else list(models)[-1]
+
+
+def _names(files: list[Path]) -> list[str]:
+    """A name per file: that of the run's folder, the file's own, or as much of the path as tells them apart."""
+    for name in (lambda f: f.parent.name or f.stem, lambda f: f.stem, lambda f: f"{f.parent.name}/{f.stem}", str):
+        found = [name(file) for file in files]
+        if len(set(found)) == len(found):
+            break
+    return ["frontal" if file.parent.name == "weights" else one for file, one in zip(files, found, strict=True)]
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ValueError(f"{option} is '{text}', expected numbers with commas between them.") from error
+
+
+def _check_calibrate(files: list[Path], split: str | None, data: str, tta: bool) -> None:
+    from axnet.predictor import WEIGHTS
+
+    if len(files) > 1:
+        raise ValueError(f"--calibrate was given with {len(files)} classifiers, expected one, in which to store it.")
+    if files[0].parent.resolve() == WEIGHTS.resolve():
+        raise ValueError("--calibrate would change the classifier that comes with axnet, expected a copy of its file.")
+    if tta:
+        raise ValueError("--calibrate was given with --tta, expected it without: axnet predict sees a film once.")
+    if split is None and data != DEFAULT:
+        raise ValueError(
+            "--calibrate needs --split, with films on which nothing is reported (OUT/validation.txt of axnet fit)."
+        )
+
+
+def _calibrate(
+    file: Path, rule: tuple[Any, float | None], temperature: Any, assessment: Assessment, test: XraySet
+) -> str:
+    """Store the calibration, and say what it does."""
+    from axnet.models import store_calibration
+    from axnet.train import calibrate
+
+    chosen = calibrate(
+        test.labels.numpy(),
+        next(iter(assessment.logits.values())),
+        *rule,
+        temperature=temperature,
+        films=f"the {len(test)} films of {test.split_name} ({test.split_hash[:12]})",
+    )
+    store_calibration(file, chosen)
+    shown = chosen.temperature if isinstance(chosen.temperature, tuple) else (chosen.temperature,)
+    lines = [f"temperature {', '.join(f'{value:.3f}' for value in shown)}; {chosen.rule}; stored in {file}"]
+    lines.append(f"{'':20}{'threshold':>10}{'sensitivity':>13}{'specificity':>13}{'called of 1,000':>17}")
+    columns = zip(
+        test.findings, chosen.thresholds, chosen.sensitivity, chosen.specificity, chosen.positives_per_1000, strict=True
+    )
+    for finding, *values in columns:
+        if values[0] is None:
+            lines.append(f"{finding:20}{'-':>10}  no call: too few films")
+        else:
+            threshold, sensitivity, specificity, called = values
+            lines.append(f"{finding:20}{threshold:10.4f}{sensitivity:13.2f}{specificity:13.2f}{called:17.0f}")
+    return "\n".join(lines)

@@ -162,8 +162,9 @@ def fit(
     """Train a classifier on the phantom or on the training split of a data set; its test split is never read.
 
     Writes OUT/model.safetensors (the weights that the other commands take), OUT/segmenter.safetensors where a segmenter
-    drew the masks, OUT/config.yaml with all settings (--config repeats the run), OUT/checkpoints for --resume, and logs
-    in OUT/logs. docs/training.md says what the options do and what they gained where they were tried.
+    drew the masks, OUT/validation.txt, the films of a real data set that were held out (axnet evaluate --calibrate),
+    OUT/config.yaml with all settings (--config repeats the run), OUT/checkpoints for --resume, and logs in OUT/logs.
+    docs/training.md says what the options do and what they gained where they were tried.
     """
     from contextlib import nullcontext
 
@@ -249,6 +250,8 @@ def fit(
         everything = with_blank_masks(everything)
     train, validation = everything.split_by_patient(val_fraction, seed)
     if first:
+        if source.dataset.real and not source.members:
+            (out / "validation.txt").write_text("".join(f"{name}\n" for name in validation.ids), encoding="utf-8")
         typer.echo(
             f"train: {len(train)} images, validation: {len(validation)}, split {everything.split_name} "
             f"{everything.split_hash[:12]}"

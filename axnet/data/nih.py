@@ -27,6 +27,7 @@ SPLITS = ("train_val", "test", "all")
 BOX_FRAME = 1024
 """Side in pixels of the frame in which BBox_List_2017.csv counts, whatever the size of the stored images."""
 
+BOXES = "BBox_List_2017.csv"
 _COLUMNS = {
     "Image Index": "image",
     "Finding Labels": "labels",
@@ -152,6 +153,11 @@ class NIHChestXray(Dataset[Item]):
             raise ValueError(f"image_id is '{image_id}', expected an image of split '{self.split}'.")
         return Path(self._paths[image_id])
 
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the download has BBox_List_2017.csv."""
+        return (self.root / BOXES).is_file()
+
     def boxes(self, image_id: str) -> list[Box]:
         """Boxes that radiologists drew on an image, in pixels of the stored image; empty where there are none.
 
@@ -159,7 +165,7 @@ class NIHChestXray(Dataset[Item]):
         """
         path = self.path(image_id)
         if self._boxes is None:
-            self._boxes = _read_boxes(self.root / "BBox_List_2017.csv")
+            self._boxes = _read_boxes(self.root / BOXES)
         found = self._boxes.get(image_id, [])
         if not found:
             return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import roc_curve
+from sklearn.metrics import brier_score_loss, roc_curve
 
 from axnet.metrics import checks
 
@@ -19,7 +19,7 @@ def brier(y_true: ArrayLike, y_prob: ArrayLike) -> float:
     y = checks.labels("y_true", y_true, 1)
     p = checks.scores("y_prob", y_prob, y, probability=True)
     known = ~np.isnan(y)
-    return float(np.mean((p[known] - y[known]) ** 2)) if known.any() else float("nan")
+    return float(brier_score_loss(y[known], p[known], pos_label=1)) if known.any() else float("nan")
 
 
 def calibration_error(y_true: ArrayLike, y_prob: ArrayLike, bins: int = 10) -> float:

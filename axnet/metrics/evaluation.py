@@ -16,6 +16,10 @@ from axnet.metrics.checks import Floats
 from axnet.metrics.interval import Interval, delong_interval, mean_auc_interval
 
 SPECIFICITY = 0.9
+LEAST_POSITIVES = 15
+"""With fewer positives the AUC of a class says little, and its interval is wide."""
+
+_UNDEFINED = Interval(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,18 @@ class Evaluation:
     samples: int
     groups: int | None
     """Number of groups (patients) that were taken as units; None where images were."""
+    mean_auc_of_common: Interval = _UNDEFINED
+    """Mean AUC over the classes with at least LEAST_POSITIVES positives, with its interval; NaN where none has."""
 
     @property
     def undefined(self) -> tuple[str, ...]:
         """Names of the classes with one label value; the mean AUC leaves them out."""
         return tuple(c.name for c in self.classes if not c.defined)
+
+    @property
+    def few(self) -> tuple[str, ...]:
+        """Names of the classes with fewer than LEAST_POSITIVES positives, or without a negative."""
+        return tuple(c.name for c in self.classes if c.positives < LEAST_POSITIVES or not c.defined)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One flat mapping per class, as for a table or a CSV file; floats may be NaN."""
@@ -83,9 +94,11 @@ class Evaluation:
             "samples": self.samples,
             "groups": self.groups,
             "level": self.level,
-            "mean_auc": {name: _json(value) for name, value in self.mean_auc._asdict().items()},
+            "mean_auc": {name: as_json(value) for name, value in self.mean_auc._asdict().items()},
+            "mean_auc_of_common": {name: as_json(value) for name, value in self.mean_auc_of_common._asdict().items()},
             "undefined": list(self.undefined),
-            "classes": [{name: _json(value) for name, value in row.items()} for row in self.to_rows()],
+            "fewer_than_15_positives": list(self.few),
+            "classes": [{name: as_json(value) for name, value in row.items()} for row in self.to_rows()],
         }
 
 
@@ -97,13 +110,14 @@ def evaluate(
     seed: int = 0,
     resamples: int = 1000,
     level: float = 0.95,
+    probabilities: bool = True,
 ) -> Evaluation:
     """Evaluate the scores of K classes on N images.
 
     y_true [N, K]: 0, 1, or NaN for unknown, which is left out of that class. y_score [N, K]: finite; Brier score and
     calibration error are given for the classes whose scores lie in [0, 1]. classes: K names. groups [N]: identifiers
     (patients) of any type, taken as the independent units of every interval. seed, resamples: of the bootstrap of the
-    mean AUC. level: coverage of the intervals.
+    mean AUC. level: coverage of the intervals. probabilities: whether scores in [0, 1] are any; those of ranks are not.
     A class with one label value is kept, with NaN for its AUC, and listed in Evaluation.undefined.
     Raises ValueError on another shape, other labels, scores that are not finite, nothing at all, a number of names
     other than K, names that repeat, or a level outside (0, 1).
@@ -115,19 +129,30 @@ def evaluate(
         raise ValueError(f"classes is {names}, expected {y.shape[1]} different names, one per column of y_true.")
     level = checks.fraction("level", level)
     units = checks.groups(groups, y.shape[0])
+    common = ((y == 1).sum(0) >= LEAST_POSITIVES) & (y == 0).any(0)
+    mean = mean_auc_interval(y, s, level, groups, seed, resamples)
+    of_common = _UNDEFINED
+    if common.any():
+        same = common.sum() == ((y == 1).any(0) & (y == 0).any(0)).sum()
+        of_common = mean if same else mean_auc_interval(y[:, common], s[:, common], level, groups, seed, resamples)
     return Evaluation(
-        classes=tuple(_evaluate_class(name, y[:, k], s[:, k], units, level) for k, name in enumerate(names)),
-        mean_auc=mean_auc_interval(y, s, level, groups, seed, resamples),
+        classes=tuple(
+            _evaluate_class(name, y[:, k], s[:, k], units, level, probabilities) for k, name in enumerate(names)
+        ),
+        mean_auc=mean,
+        mean_auc_of_common=of_common,
         level=level,
         samples=y.shape[0],
         groups=None if units is None else int(units.max()) + 1,
     )
 
 
-def _evaluate_class(name: str, y: Floats, s: Floats, units: NDArray[np.intp] | None, level: float) -> ClassEvaluation:
+def _evaluate_class(
+    name: str, y: Floats, s: Floats, units: NDArray[np.intp] | None, level: float, probabilities: bool
+) -> ClassEvaluation:
     known = ~np.isnan(y)
     positives, negatives = int((y == 1).sum()), int((y == 0).sum())
-    probabilities = s.min() >= 0 and s.max() <= 1
+    probabilities = probabilities and s.min() >= 0 and s.max() <= 1
     return ClassEvaluation(
         name=name,
         positives=positives,
@@ -140,5 +165,6 @@ def _evaluate_class(name: str, y: Floats, s: Floats, units: NDArray[np.intp] | N
     )
 
 
-def _json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """A value as JSON takes it: None for NaN."""
     return None if isinstance(value, float) and math.isnan(value) else value

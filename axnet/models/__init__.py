@@ -10,7 +10,14 @@ from axnet.models.preprocessing import Preprocessing
 from axnet.models.presets import BACKBONES, build_backbone, densenet121, tiny
 from axnet.models.pretrained import load_torchvision_densenet
 from axnet.models.staged import StagedBackbone, TimmBackbone
-from axnet.models.storage import ARCHITECTURES, ClassifierInfo, build_classifier, load_classifier, save_classifier
+from axnet.models.storage import (
+    ARCHITECTURES,
+    ClassifierInfo,
+    build_classifier,
+    load_classifier,
+    save_classifier,
+    store_calibration,
+)
 
 __all__ = [
     "ARCHITECTURES",
@@ -34,6 +41,7 @@ __all__ = [
     "load_pretrained",
     "load_torchvision_densenet",
     "save_classifier",
+    "store_calibration",
     "tiny",
 ]
 

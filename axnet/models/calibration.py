@@ -13,14 +13,15 @@ from torch import Tensor
 class Calibration:
     """How one classifier's logits are read.
 
-    temperature: the probability of a finding is sigmoid(logit / temperature). thresholds: per finding, in the order of
-    the logits: a calibrated probability of so much or more is called positive; None where too few validation films
-    have the finding, so that no call is made. sensitivity, specificity, positives_per_1000: of those calls on the
-    validation films; None with the threshold. rule: how the thresholds were chosen, in words; films: on what.
+    temperature: the probability of a finding is sigmoid(logit / temperature), with one temperature or one per finding.
+    thresholds: per finding, in the order of the logits: a calibrated probability of so much or more is called
+    positive; None where too few validation films have the finding, so that no call is made. sensitivity, specificity,
+    positives_per_1000: of those calls on the validation films; None with the threshold. rule: how the thresholds were
+    chosen, in words; films: on what.
     Raises ValueError for lists of different lengths, or a temperature or threshold out of range.
     """
 
-    temperature: float
+    temperature: float | tuple[float, ...]
     thresholds: tuple[float | None, ...]
     sensitivity: tuple[float | None, ...]
     specificity: tuple[float | None, ...]
@@ -30,8 +31,11 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if not self.temperature > 0:
+        each = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+        if not all(value > 0 for value in each):
             raise ValueError(f"temperature is {self.temperature}, expected a positive number.")
+        if isinstance(self.temperature, tuple) and len(each) != len(self.thresholds):
+            raise ValueError(f"temperature has {len(each)} numbers for {len(self.thresholds)} thresholds.")
         for name in ("sensitivity", "specificity", "positives_per_1000"):
             values = getattr(self, name)
             if [value is None for value in values] != [value is None for value in self.thresholds]:
@@ -41,7 +45,9 @@ class Calibration:
             raise ValueError(f"thresholds has {wrong[0]}, expected probabilities.")
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Calibrated probabilities of logits, of any shape."""
+        """Calibrated probabilities of logits [..., K]; of any shape under one temperature."""
+        if isinstance(self.temperature, tuple):
+            return (logits / torch.tensor(self.temperature, dtype=logits.dtype, device=logits.device)).sigmoid()
         return (logits / self.temperature).sigmoid()
 
     def calls(self, probabilities: Tensor) -> list[list[bool | None]]:

@@ -106,7 +106,7 @@ class AnatomyXNet(nn.Module):
         image: [N,in_channels,H,W], normalised as in training; mask: [N,num_anatomies,h,w] of any resolution, float in
         [0,1], bool or uint8 (255 = 1).
         """
-        maps = self.backbone(_resized(image, self.input_size))
+        maps = self.backbone(resized(image, self.input_size))
         pooled, prob_maps = [], []
         for x, attention, pooling in zip(maps, self.attention, self.pooling, strict=True):
             if isinstance(attention, AnatomyAwareAttention):
@@ -153,7 +153,7 @@ class DenseNetGAP(nn.Module):
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Output:
         """Classify images [N,in_channels,H,W], normalised as in training; mask is ignored."""
-        features = self.backbone(_resized(image, self.input_size))[-1].mean((2, 3))  # [N, C]
+        features = self.backbone(resized(image, self.input_size))[-1].mean((2, 3))  # [N, C]
         return Output(self.classifier(self.head_dropout(features)), (), features.unsqueeze(1))
 
 
@@ -167,7 +167,8 @@ def _input_size(size: int | None, config: dict[str, Any]) -> int | None:
     return size
 
 
-def _resized(image: Tensor, size: int | None) -> Tensor:
+def resized(image: Tensor, size: int | None) -> Tensor:
+    """Images at the side that a classifier wants; as they are for None."""
     if size is None or image.shape[-2:] == (size, size):
         return image
     return F.interpolate(image, size=(size, size), mode="bilinear", align_corners=False)

@@ -146,6 +146,19 @@ def load_classifier(path: StrPath, *, backbone: nn.Module | None = None) -> tupl
     return model.eval(), info
 
 
+def store_calibration(path: StrPath, calibration: Calibration) -> None:
+    """Put a calibration into the checkpoint of a classifier; its weights stay as they are, bit by bit.
+
+    Raises as load_classifier does for the file, ValueError for thresholds that are not one per finding.
+    """
+    state, metadata = checkpoint.load(path, KIND)
+    if len(calibration.thresholds) != len(metadata["classes"]):
+        raise ValueError(
+            f"calibration has {len(calibration.thresholds)} thresholds for {len(metadata['classes'])} classes."
+        )
+    checkpoint.save(path, state, {**metadata, "calibration": calibration.to_dict()})
+
+
 def _build(architecture: str, config: Mapping[str, Any], backbone: nn.Module | None) -> nn.Module:
     """build_classifier, in eval mode and float32 on the CPU, around the caller's backbone where there is one."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # the first weights are drawn, and then replaced

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import roc_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from axnet.metrics import Interval
 from axnet.metrics.checks import Floats
@@ -92,7 +92,73 @@ def _auc_labels(aucs: Sequence[float]) -> str:
 
 def _points(y: Floats, s: Floats) -> str:
     fpr, tpr, _ = roc_curve(y, s)
-    x = np.round((_LEFT + fpr * (_RIGHT - _LEFT)) * 4) / 4
-    v = np.round((_BOTTOM - tpr * (_BOTTOM - _TOP)) * 4) / 4
+    return _line(fpr, tpr)
+
+
+def precision_panel(y: Floats, scores: Sequence[Floats], finding: str, precisions: Sequence[float]) -> str:
+    """Precision-recall curves of all models for one finding, with their average precision; chance is its frequency."""
+    known = ~np.isnan(y)
+    share = _BOTTOM - float(y[known].mean()) * (_BOTTOM - _TOP)
+    chance = f'<line class="chance" x1="{_LEFT}" y1="{share:.1f}" x2="{_RIGHT}" y2="{share:.1f}"/>'
+    curves = []
+    for index, s in enumerate(scores):
+        precision, recall, _ = precision_recall_curve(y[known], s[known])
+        # the last point, a precision of 1 at no recall, is no threshold's
+        curves.append(f'<polyline points="{_line(recall[:-1], precision[:-1])}" stroke="{colour(index)}"/>')
+    return _panel(
+        finding,
+        f"Precision-recall curves for {finding}",
+        "1",
+        chance + "".join(reversed(curves)),
+        _top_labels(precisions),
+    )
+
+
+def reliability_panel(y: Floats, probabilities: Floats, title: str, error: float, bins: int = 10) -> str:
+    """Frequency against mean probability in bins of as many films each, with the expected calibration error.
+
+    The axes end at the next tenth above what there is to see.
+    """
+    known = ~np.isnan(y)
+    order = np.argsort(probabilities[known], kind="stable")
+    parts = [part for part in np.array_split(order, bins) if part.size]
+    mean = np.array([probabilities[known][part].mean() for part in parts])
+    frequency = np.array([y[known][part].mean() for part in parts])
+    top = min(1.0, math.ceil(10 * max(mean.max(), frequency.max()) + 1e-9) / 10)
+    points = _line(mean / top, frequency / top)
+    dots = "".join(
+        f'<circle cx="{point.split(",")[0]}" cy="{point.split(",")[1]}" r="2.5" fill="{colour(0)}"/>'
+        for point in points.split()
+    )
+    diagonal = f'<line class="chance" x1="{_LEFT}" y1="{_BOTTOM}" x2="{_RIGHT}" y2="{_TOP}"/>'
+    line = f'<polyline points="{points}" stroke="{colour(0)}"/>'
+    place = f'x="{_RIGHT - 5}" y="{_BOTTOM - 7}" text-anchor="end"'
+    label = f'<text class="auc" {place} style="fill:{colour(0)}">{number(error)}</text>'
+    return _panel(title, f"Reliability of {title}", f"{top:g}", diagonal + line + dots, label)
+
+
+def _panel(caption: str, described: str, end: str, drawing: str, label: str) -> str:
+    """A square with axes from 0 to `end`."""
+    frame = (
+        f'<rect class="frame" x="{_LEFT}" y="{_TOP}" width="{_RIGHT - _LEFT}" height="{_BOTTOM - _TOP}"/>'
+        f'<text x="{_LEFT}" y="147">0</text><text x="{_RIGHT}" y="147" text-anchor="end">{end}</text>'
+    )
+    return (
+        f'<figure class="roc"><figcaption>{escape(caption)}</figcaption><svg viewBox="0 0 {_SIDE} {_SIDE}" role="img" '
+        f'aria-label="{escape(described)}">{frame}{drawing}{label}</svg></figure>'
+    )
+
+
+def _top_labels(values: Sequence[float]) -> str:
+    return "".join(
+        f'<text class="auc" x="{_RIGHT - 5}" y="{_TOP + 14 + 14 * index}" text-anchor="end" '
+        f'style="fill:{colour(index)}">{number(value)}</text>'
+        for index, value in enumerate(values)
+    )
+
+
+def _line(across: Floats, up: Floats) -> str:
+    x = np.round((_LEFT + across * (_RIGHT - _LEFT)) * 4) / 4
+    v = np.round((_BOTTOM - up * (_BOTTOM - _TOP)) * 4) / 4
     moved = np.concatenate([[True], (np.diff(x) != 0) | (np.diff(v) != 0)])  # a quarter of a pixel is the finest step
     return " ".join(f"{a:g},{b:g}" for a, b in zip(x[moved], v[moved], strict=True))

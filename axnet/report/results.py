@@ -28,7 +28,7 @@ class Example:
     image [H, W]: uint8, or floating in [0, 1]. masks: name to [H, W], bool or numbers, drawn as the contour at half of
     255 (uint8) or of 1. prob_maps: finding to [h, w] in [0, 1], of any size, stretched over the image. truth: findings
     that are present. predicted: finding to probability. id: what the image is called. ctr: cardiothoracic ratio; taken
-    from the masks "heart" and "lungs" (or "left_lung" and "right_lung") where it is not given.
+    from the masks "heart" and "lungs" (or "left_lung" and "right_lung") where it is not given. note: said above it.
     Raises ValueError on other shapes or on values outside [0, 1].
     """
 
@@ -39,6 +39,7 @@ class Example:
     predicted: Mapping[str, float] = field(default_factory=dict)
     id: str = ""
     ctr: float | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         """Check shapes and ranges."""

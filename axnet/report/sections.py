@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from axnet.metrics import Interval
+from axnet.metrics import Interval, calibration_error
 from axnet.metrics.checks import Floats
+from axnet.metrics.evaluation import LEAST_POSITIVES
 from axnet.report import plots
 from axnet.report.pictures import colour_scale, example_figures
 from axnet.report.results import Example, ModelResult
@@ -32,6 +33,12 @@ def headline(models: Sequence[ModelResult], difference: Interval | None) -> str:
     if first.undefined:
         listed = ", ".join(escape(name) for name in first.undefined)
         sentences.append(f"Without an AUC, and left out of the mean, because all its labels are equal: {listed}.")
+    if first.few and not math.isnan(first.mean_auc_of_common.value):
+        common = first.mean_auc_of_common
+        sentences.append(
+            f"Over the {len(first.classes) - len(first.few)} findings with at least {LEAST_POSITIVES} positives: "
+            f"{number(common.value)} ({span(common)}). Fewer have {', '.join(escape(name) for name in first.few)}."
+        )
     said = f"<p><strong>{compared(models, difference, level)}</strong></p>" if difference is not None else ""
     return f'<div class="models">{cards}</div>{said}<p class="quiet">{" ".join(sentences)}</p>'
 
@@ -94,17 +101,41 @@ def forest(models: Sequence[ModelResult]) -> str:
     )
 
 
-def roc_curves(models: Sequence[ModelResult], y_true: Floats, scores: Sequence[Floats]) -> str:
-    """ROC curves of all models, one small panel per finding that has one."""
-    panels = []
+def curves(models: Sequence[ModelResult], y_true: Floats, scores: Sequence[Floats]) -> str:
+    """ROC and precision-recall curves of all models, small panels for each finding that has them."""
+    rocs, precisions = [], []
     for k, classes in enumerate(zip(*(m.evaluation.classes for m in models), strict=True)):
         if classes[0].defined:
-            aucs = [c.auc.value for c in classes]
-            panels.append(plots.roc_panel(y_true[:, k], [s[:, k] for s in scores], classes[0].name, aucs))
-    if not panels:
+            columns = [s[:, k] for s in scores]
+            rocs.append(plots.roc_panel(y_true[:, k], columns, classes[0].name, [c.auc.value for c in classes]))
+            averages = [c.average_precision for c in classes]
+            precisions.append(plots.precision_panel(y_true[:, k], columns, classes[0].name, averages))
+    if not rocs:
         return ""
-    note = '<p class="note">Sensitivity (upwards) against false positive rate; the number is the AUC.</p>'
-    return f'<h2>ROC curves</h2>{key(models)}{note}<div class="rocs">{"".join(panels)}</div>'
+    parts = (
+        ("ROC curves", "Sensitivity (upwards) against false positive rate; the number is the AUC.", rocs),
+        (
+            "Precision-recall curves",
+            "Share of those called that have the finding (upwards) against sensitivity; the number is the average "
+            "precision, the dashed line the frequency of the finding, which chance reaches.",
+            precisions,
+        ),
+    )
+    return "".join(
+        f'<h2>{title}</h2>{key(models)}<p class="note">{note}</p><div class="rocs">{"".join(panels)}</div>'
+        for title, note, panels in parts
+    )
+
+
+def reliability(model: ModelResult, y_true: Floats, probabilities: Floats) -> list[str]:
+    """Reliability of all labels together, and of each finding with enough positives."""
+    evaluation = model.evaluation
+    together = calibration_error(y_true.ravel(), probabilities.ravel())
+    panels = [plots.reliability_panel(y_true.ravel(), probabilities.ravel(), "all labels", together)]
+    for k, one in enumerate(evaluation.classes):
+        if one.name not in evaluation.few and not math.isnan(one.calibration_error):
+            panels.append(plots.reliability_panel(y_true[:, k], probabilities[:, k], one.name, one.calibration_error))
+    return panels
 
 
 def further_measures(models: Sequence[ModelResult]) -> str:
@@ -124,6 +155,18 @@ def further_measures(models: Sequence[ModelResult]) -> str:
         "finding is. Brier score and calibration error (10 bins) are of the probabilities; 0 is best.</p>"
     )
     return f"<h2>Further measures</h2>{note}{table(head, rows, 'measures', above)}"
+
+
+def hardest_errors(errors: Sequence[Example]) -> str:
+    """A card per film that the model got most wrong, with its map of the finding."""
+    if not errors:
+        return ""
+    note = (
+        f'<p class="note">Of the findings with at least {LEAST_POSITIVES} positives: films that have one and were '
+        "scored lowest, and films without it that were scored highest. The label may be wrong as well as the model.</p>"
+    )
+    cards = "".join(_card(example, f"error-{index}") for index, example in enumerate(errors))
+    return f"<h2>Hardest errors</h2>{note}{cards}"
 
 
 def example_cards(examples: Sequence[Example]) -> str:
@@ -150,8 +193,9 @@ def _card(example: Example, identifier: str) -> str:
         f"<span>{number(example.predicted[name], 2)}</span></li>"
         for name in listed
     )
+    note = f'<span class="wrong">{escape(example.note)}</span>' if example.note else ""
     return (
-        f'<article class="card"><header><h3>{escape(example.id)}</h3><span>Labels: {truth}</span></header>'
+        f'<article class="card"><header><h3>{escape(example.id)}</h3><span>Labels: {truth}</span>{note}</header>'
         f'{example_figures(example, identifier)}<ul class="bars">{bars}</ul></article>'
     )
 

@@ -45,6 +45,18 @@ figcaption { font-size: .8125rem; font-weight: 550; line-height: 1.35; }
 .roc .frame { fill: none; stroke: var(--line); }
 .roc polyline { fill: none; stroke-width: 1.75; stroke-linejoin: round; }
 .roc .auc { font-size: 12px; font-weight: 600; fill: currentColor; }
+.boxes th, .boxes td { padding: .35rem .25rem; }
+.boxes tbody th { white-space: nowrap; }
+.measures td { white-space: nowrap; }
+.scroll th:first-child { position: sticky; left: 0; background: #fff; }
+.few { color: #adb5bd; }
+.none { color: var(--quiet); text-align: left; }
+.warning { border-left: 3px solid #e67700; padding-left: .7rem; font-size: .875rem; margin-top: .75rem; }
+.wrong { color: #c2255c; font-weight: 600; }
+td small, small.block { display: block; color: inherit; opacity: .75; font-weight: 400; white-space: nowrap; }
+details { margin: .75rem 0; }
+summary { cursor: pointer; font-size: .875rem; font-weight: 550; }
+h2 + h3, p + h3, div + h3 { margin: 1.25rem 0 .35rem; }
 .card { border-top: 1px solid var(--line); padding: 1.1rem 0 1.6rem; break-inside: avoid; }
 .card header { display: flex; flex-wrap: wrap; gap: .1rem 1.25rem; align-items: baseline; margin-bottom: .7rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .75rem; }

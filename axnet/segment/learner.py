@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Sampler
 
 from axnet.data.findings import ORGANS
@@ -80,7 +81,8 @@ class Learner(lightning.LightningModule):
 
         super().__init__()
         self.segmenter = segmenter
-        self.teacher = copy.deepcopy(segmenter).requires_grad_(False).eval()
+        self.average = AveragedModel(segmenter, avg_fn=self._averaged, use_buffers=True).requires_grad_(False).eval()
+        self.average.n_averaged.fill_(1)  # of the weights it began with, which the first step does not forget
         self.consistency, self.ema = consistency, ema
         self.steps = steps
         self.lr = lr
@@ -95,6 +97,11 @@ class Learner(lightning.LightningModule):
         # Not MONAI's DiceCELoss: with more than one channel its cross-entropy is a softmax, and organs overlap.
         self.dice_loss = DiceLoss(sigmoid=True, batch=True, smooth_nr=1.0, smooth_dr=1.0)
         self._losses: list[Tensor] = []
+
+    @property
+    def teacher(self) -> Segmenter:
+        """The mean of the students."""
+        return cast(Segmenter, self.average.module)
 
     def on_train_epoch_start(self) -> None:
         """Draw the augmentation from a seed of this epoch, so that a resumed run repeats it."""
@@ -142,15 +149,14 @@ class Learner(lightning.LightningModule):
         progress = min(1.0, self.global_step / max(1, self.steps // 4))
         return self.consistency * math.exp(-5 * (1 - progress) ** 2)
 
-    @torch.no_grad()
     def on_train_batch_end(self, *_: Any) -> None:
         """Move the teacher towards the student."""
+        self.average.update_parameters(self.segmenter)
+
+    def _averaged(self, mean: Tensor, value: Tensor, _: Tensor | int) -> Tensor:
+        """The teacher's next value of a weight or buffer; counts are the student's."""
         decay = min(self.ema, (1 + self.global_step) / (10 + self.global_step))
-        for mean, value in zip(self.teacher.state_dict().values(), self.segmenter.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - decay)
-            else:
-                mean.copy_(value)
+        return mean.lerp(value, 1 - decay) if mean.is_floating_point() else value
 
     def on_train_epoch_end(self) -> None:
         """Record the epoch; look at the validation images now and then, and at the end."""

@@ -8,11 +8,14 @@ from axnet.train.augment import Augmentation
 from axnet.train.data import XraySet, collect, measured, with_blank_masks, with_predicted_masks
 from axnet.train.losses import asymmetric_loss, auc_margin_loss, focal_loss, positive_weights
 from axnet.train.scoring import predict
-from axnet.train.sources import DataConfig, open_part, read_images
+from axnet.train.sources import DataConfig, open_part, prepared, read_images
+from axnet.train.views import Views
 
 if TYPE_CHECKING:
     from axnet.train.assessment import Assessment, assess, table
+    from axnet.train.calibrating import calibrate
     from axnet.train.demo import DemoConfig, DemoResult, run_demo
+    from axnet.train.facts import Facts
     from axnet.train.fitting import FitConfig, FitResult, fit
     from axnet.train.module import ClassifierModule, MeanAUROC, XrayDataModule
 
@@ -21,12 +24,14 @@ _ON_FIRST_USE = {
     "Assessment": "assessment",
     "ClassifierModule": "module",
     "DemoConfig": "demo",
+    "Facts": "facts",
     "DemoResult": "demo",
     "FitConfig": "fitting",
     "FitResult": "fitting",
     "MeanAUROC": "module",
     "XrayDataModule": "module",
     "assess": "assessment",
+    "calibrate": "calibrating",
     "fit": "fitting",
     "run_demo": "demo",
     "table": "assessment",
@@ -39,14 +44,17 @@ __all__ = [
     "DataConfig",
     "DemoConfig",
     "DemoResult",
+    "Facts",
     "FitConfig",
     "FitResult",
     "MeanAUROC",
+    "Views",
     "XrayDataModule",
     "XraySet",
     "assess",
     "asymmetric_loss",
     "auc_margin_loss",
+    "calibrate",
     "collect",
     "find_segmenter",
     "fit",
@@ -56,6 +64,7 @@ __all__ = [
     "optional_segmenter",
     "positive_weights",
     "predict",
+    "prepared",
     "read_images",
     "run_demo",
     "segmenter_for",

@@ -8,6 +8,7 @@ from pathlib import Path
 from axnet.data import OrganMaskSet
 from axnet.data.files import replacing
 from axnet.data.image import StrPath
+from axnet.predictor import WEIGHTS as SHIPPED
 from axnet.segment import Segmenter
 from axnet.segment.pretrained import WEIGHTS
 from axnet.train.sources import DataConfig
@@ -68,10 +69,16 @@ def segmenter_for(weights: StrPath, segmenter: StrPath | None) -> Segmenter:
 
     Raises FileNotFoundError when neither is there.
     """
-    beside = Path(weights).parent / SEGMENTER_NAME
+    beside = _beside(weights)
     if segmenter is None and not beside.is_file():
         raise FileNotFoundError(f"segmenter is not given and '{beside}' does not exist.")
     return Segmenter.load(beside if segmenter is None else segmenter)
+
+
+def _beside(weights: StrPath) -> Path:
+    """Where the segmenter of a classifier is: in its folder, or that of the package for the one that comes with it."""
+    folder = Path(weights).resolve().parent
+    return WEIGHTS if folder == SHIPPED.resolve() else Path(weights).parent / SEGMENTER_NAME
 
 
 def optional_segmenter(
@@ -82,7 +89,7 @@ def optional_segmenter(
     Packed films with masks need none, nor does a set that is drawn, unless a segmenter lies beside the weights, which
     has drawn the masks that they were trained with. needed: whether the classifier takes masks.
     """
-    beside = Path(weights).parent / SEGMENTER_NAME
+    beside = _beside(weights)
     found = config.dataset
     if segmenter is None and found.masked and (found.real or not beside.is_file()):
         return None

@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from axnet.data import ANATOMIES
+from axnet.data.adjudicated import MADE_OF, aligned
 from axnet.data.files import replacing
 from axnet.data.image import StrPath
-from axnet.metrics import Evaluation, Interval, auc_difference, evaluate
-from axnet.models import Preprocessing
+from axnet.metrics import (
+    Evaluation,
+    Interval,
+    LabelQuality,
+    Subgroup,
+    auc_difference,
+    ensemble,
+    evaluate,
+    label_quality,
+    subgroups,
+)
+from axnet.metrics.ensemble import Mean
+from axnet.models import Calibration, Preprocessing
 from axnet.progress import SILENT, Progress
-from axnet.report import Example, ModelResult, environment, write_report
-from axnet.train.data import Batches, XraySet
-from axnet.train.inputs import to_input
+from axnet.report import ModelResult, environment, write_report
+from axnet.train.data import XraySet
+from axnet.train.examples import hardest, varied
+from axnet.train.facts import Facts
 from axnet.train.labels import checked_labels
-from axnet.train.scoring import evaluating, predict
+from axnet.train.localising import Localised, localise
+from axnet.train.scoring import predict_logits
+from axnet.train.views import Views
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REPORT_NAME = "report.html"
 METRICS_NAME = "metrics.json"
-_MAPS_SHOWN = 4
+ENSEMBLE = "ensemble"
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,8 @@ class Assessment:
     """Results on a test set.
 
     evaluations and scores (float32 [N,K]) by the name of the model; difference: mean AUC of the first model minus the
-    second, None for one model; report, metrics: the files written.
+    second, None for one model; subgroups: of the first model; localised: by the name of the model; label_quality: of
+    the first model; logits: of the models themselves; report, metrics: the files written.
     """
 
     evaluations: dict[str, Evaluation]
@@ -44,6 +60,10 @@ class Assessment:
     difference: Interval | None
     report: Path
     metrics: Path
+    subgroups: tuple[Subgroup, ...] = ()
+    localised: Mapping[str, Localised] = field(default_factory=dict)
+    label_quality: Sequence[LabelQuality] = ()
+    logits: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 def assess(
@@ -58,29 +78,66 @@ def assess(
     seed: int = 0,
     examples: int = 6,
     progress: Progress = SILENT,
+    views: Views | None = None,
+    mean: Mean | None = None,
+    baseline: str | None = None,
+    calibrations: Mapping[str, Calibration | None] | None = None,
+    facts: Facts | None = None,
+    adjudicated: pd.DataFrame | None = None,
 ) -> Assessment:
-    """Evaluate one model, or two against each other, with 95 % intervals that take patients as units.
+    """Evaluate one model, several, or their ensemble, with 95 % intervals that take patients as units.
 
     models: name to (classifier, its preprocessing), the one of interest first. test: with masks, labels and findings
     in the order of the logits. out: folder for report.html and metrics.json. title, description, run (what was done,
     plain values), segmentation (organ to Dice): for the report. seed: of the bootstrap.
     examples: images to show. progress: told of the scoring of each model.
+    views: test-time augmentation of every model. mean: makes one model of all but the baseline, which then comes first
+    (axnet.metrics.ensemble). baseline: the model that the ensemble is compared with; None for its first member.
+    calibrations: of the models, by name: their probabilities and operating points; sigmoids without.
+    facts: what is known of the films, for subgroups and localisation. adjudicated: labels of radiologists
+    (axnet.data.adjudicated).
     Raises ValueError for a test set that does not fit the models.
     """
     test = replace(test, labels=checked_labels(test.labels, test.findings, test.ids, "test"))
     truth = test.labels.numpy()
     patients = np.array(test.patients)
-    scores = {}
+    read = {name: (calibrations or {}).get(name) for name in models}
+    logits: dict[str, npt.NDArray[np.float32]] = {}
     for name, (model, preprocessing) in models.items():
         with progress.step(f"scoring by {name}", len(test)) as done:
-            scores[name] = predict(model, test, preprocessing, progress=done)
+            logits[name] = predict_logits(model, test, preprocessing, views=views, progress=done)
+    scores = {name: _probabilities(logits[name], read[name]) for name in models}
+    if mean is not None:
+        scores = _with_ensemble(scores, mean, baseline)
+        read[ENSEMBLE] = None
     evaluations = {
-        name: evaluate(truth, score, test.findings, groups=patients, seed=seed) for name, score in scores.items()
+        name: evaluate(
+            truth, score, test.findings, groups=patients, seed=seed, probabilities=name != ENSEMBLE or mean != "ranks"
+        )
+        for name, score in scores.items()
     }
-    names = list(models)
+    names = list(scores)
     difference = None
     if len(names) > 1:
         difference = auc_difference(truth, scores[names[0]], scores[names[1]], groups=patients, seed=seed)
+    facts = facts or Facts()
+    parts = subgroups(truth, scores[names[0]], test.findings, facts.attributes, groups=patients, seed=seed)
+    localised = {}
+    for name, (model, preprocessing) in models.items():
+        found = localise(model, preprocessing, test, facts.boxes)
+        if found is not None:
+            localised[name] = found
+    quality: tuple[LabelQuality, ...] = ()
+    if adjudicated is not None:
+        quality = label_quality(
+            truth,
+            scores[names[0]],
+            test.findings,
+            aligned(adjudicated, test.ids),
+            list(adjudicated.columns),
+            MADE_OF,
+            groups=patients,
+        )
     where = environment()
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,6 +145,9 @@ def assess(
         "models": {name: evaluation.to_dict() for name, evaluation in evaluations.items()},
         "difference": None if difference is None else difference._asdict(),
         "segmentation": None if segmentation is None else dict(segmentation),
+        "subgroups": [part.to_dict() for part in parts],
+        "localisation": {name: found.to_dict() for name, found in localised.items()},
+        "label_quality": [one.to_dict() for one in quality],
         "run": dict(run),
         "split_hash": test.split_hash,
         "environment": where,
@@ -95,7 +155,8 @@ def assess(
     metrics, report = folder / METRICS_NAME, folder / REPORT_NAME
     with replacing(metrics) as partial:
         partial.write_text(json.dumps(record, indent=2) + "\n")
-    model, preprocessing = models[names[0]]
+    shown = next(name for name in models if name != baseline or len(models) == 1)
+    drawn = (*models[shown], test, scores[names[0]])
     write_report(
         report,
         title=title,
@@ -103,14 +164,40 @@ def assess(
         models=[ModelResult(name, evaluations[name], scores[name]) for name in names],
         y_true=truth,
         findings=test.findings,
-        examples=_examples(model, preprocessing, test, scores[names[0]], examples),
+        examples=varied(*drawn, examples),
+        errors=hardest(*drawn, examples),
         segmentation=segmentation,
         environment=where,
         run={**run, "split": test.split_hash},
         difference=difference,
         groups=patients,
+        split_name=test.split_name,
+        calibration=read[names[0]],
+        subgroups=parts,
+        localisation={name: (found.maps, found.parts()) for name, found in localised.items()},
+        label_quality=quality,
     )
-    return Assessment(evaluations, scores, difference, report, metrics)
+    return Assessment(evaluations, scores, difference, report, metrics, parts, localised, quality, logits)
+
+
+def _probabilities(logits: npt.NDArray[np.float32], calibration: Calibration | None) -> npt.NDArray[np.float32]:
+    import torch
+
+    plain = torch.from_numpy(logits)
+    found = plain.sigmoid() if calibration is None else calibration.probabilities(plain)
+    return np.asarray(found.numpy(), dtype=np.float32)
+
+
+def _with_ensemble(
+    scores: Mapping[str, npt.NDArray[np.float32]], mean: Mean, baseline: str | None
+) -> dict[str, npt.NDArray[np.float32]]:
+    """The ensemble, the baseline, and then the members."""
+    members = [name for name in scores if name != baseline]
+    together = ensemble([scores[name] for name in members], mean).astype(np.float32)
+    found = {ENSEMBLE: together}
+    if baseline is not None:
+        found[baseline] = scores[baseline]
+    return found | {name: scores[name] for name in members}
 
 
 def table(assessment: Assessment) -> str:
@@ -131,56 +218,3 @@ def _cell(interval: Interval, sign: str = "") -> str:
     if np.isnan(interval.value):
         return "-"
     return f"{interval.value:{sign}.3f} ({interval.low:{sign}.3f} to {interval.high:{sign}.3f})"
-
-
-def _examples(
-    model: nn.Module, preprocessing: Preprocessing, test: XraySet, score: npt.NDArray[np.float32], count: int
-) -> list[Example]:
-    """Images with most findings first, no two with the same ones, and the maps that the model pooled them by."""
-    chosen = _varied(test.labels.numpy(), count)
-    batch = Batches(test).__getitems__(chosen)
-    ready = to_input(batch, preprocessing)
-    device = next(model.parameters()).device
-    with evaluating(model):
-        maps = [stage.cpu() for stage in model(ready["image"].to(device), ready["mask"].to(device)).prob_maps]
-    cards = []
-    for row, index in enumerate(chosen):
-        present = [k for k in range(len(test.findings)) if test.labels[index, k] == 1]
-        likely = [k for k in np.argsort(-score[index]).tolist() if k not in present]
-        shown = (present + likely)[:_MAPS_SHOWN]
-        cards.append(
-            Example(
-                image=batch["image"][row, 0].numpy(),
-                masks=dict(zip(ANATOMIES, batch["mask"][row].numpy(), strict=True)),
-                prob_maps=_attended([stage[row] for stage in maps], [test.findings[k] for k in shown], shown),
-                truth=[test.findings[k] for k in present],
-                predicted={finding: float(score[index, k]) for k, finding in enumerate(test.findings)},
-                id=test.ids[index],
-            )
-        )
-    return cards
-
-
-def _attended(stages: list[Tensor], names: list[str], columns: list[int]) -> dict[str, npt.NDArray[np.float32]]:
-    """Where each finding was pooled from: its maps averaged over the stages, over their largest value."""
-    if not stages:
-        return {}
-    fine = stages[0].shape[-2:]
-    resized = [F.interpolate(stage[None].float(), fine, mode="bilinear", align_corners=False)[0] for stage in stages]
-    mean = torch.stack([prob / prob.amax((1, 2), keepdim=True).clamp(min=1e-12) for prob in resized]).mean(0)
-    if len(mean) == 1:
-        return {"all findings": mean[0].numpy()}
-    return {name: mean[column].numpy() for name, column in zip(names, columns, strict=True)}
-
-
-def _varied(labels: npt.NDArray[np.float32], count: int) -> list[int]:
-    order: Sequence[int] = np.argsort(-np.nansum(labels, 1), kind="stable").tolist()
-    seen: set[bytes] = set()
-    chosen = []
-    for index in order:
-        key = labels[index].tobytes()
-        if key not in seen:
-            seen.add(key)
-            chosen.append(index)
-    step = max(1, len(chosen) // max(1, count))
-    return chosen[::step][:count]

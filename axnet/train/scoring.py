@@ -13,6 +13,7 @@ from torch import nn
 from axnet.models.preprocessing import Preprocessing
 from axnet.train.data import Batches, XraySet
 from axnet.train.inputs import to_input
+from axnet.train.views import Views
 
 
 @contextmanager
@@ -35,10 +36,25 @@ def predict(
     batch_size: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Probabilities float32 [N,K] of the findings of a set with masks, computed on the device and in the type of model.
+    """Probabilities float32 [N,K] of the findings of a set with masks: the sigmoid of predict_logits, which see."""
+    logits = predict_logits(model, data, preprocessing, batch_size=batch_size, progress=progress)
+    return np.asarray(torch.from_numpy(logits).sigmoid().numpy(), dtype=np.float32)
 
-    preprocessing: of the model; its mean and std are used, the rest must be that of the set. progress: called with
-    the number of films done so far.
+
+def predict_logits(
+    model: nn.Module,
+    data: XraySet,
+    preprocessing: Preprocessing,
+    *,
+    views: Views | None = None,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Logits float32 [N,K] of the findings of a set with masks, computed on the device and in the type of model.
+
+    preprocessing: of the model; its mean and std are used, the rest must be that of the set. views: test-time
+    augmentation, over which the logits are averaged; None for the films as they are. progress: called with the number
+    of films done so far.
     """
     if data.preprocessing.size != preprocessing.size:
         raise ValueError(
@@ -56,7 +72,10 @@ def predict(
         for start in range(0, len(data), batch_size):
             batch = batches.__getitems__(list(range(start, min(start + batch_size, len(data)))))
             ready = to_input({key: value.to(weights.device) for key, value in batch.items()}, preprocessing)
-            rows.append(model(ready["image"].to(weights.dtype), ready["mask"]).logits.float().sigmoid().cpu())
+            image, mask = ready["image"], ready["mask"]
+            seen = [(image, mask)] if views is None else views.of(image, mask)
+            logits = [model(one.to(weights.dtype), organs).logits.float() for one, organs in seen]
+            rows.append(torch.stack(logits).mean(0).cpu())
             if progress is not None:
                 progress(min(start + batch_size, len(data)))
     return np.asarray(torch.cat(rows).numpy(), dtype=np.float32)

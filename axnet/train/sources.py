@@ -172,6 +172,19 @@ def open_part(
     progress: told of the two steps, reading and drawing masks.
     """
     source = config.source(part, size=preprocessing.size, with_masks=segmenter is None)
+    return prepared(config, source, part, preprocessing, segmenter=segmenter, progress=progress)
+
+
+def prepared(
+    config: DataConfig,
+    source: XraySource,
+    part: Part,
+    preprocessing: Preprocessing,
+    *,
+    segmenter: SegmenterLike | None = None,
+    progress: Progress = SILENT,
+) -> XraySet:
+    """As open_part, of the data set that config.source gave for the part."""
     if isinstance(source, Joined):
         for (one, other), films in source.overlap().items():
             progress.say(f"{one} and {other} have {len(films)} films in common, by their names: {some(films)}")

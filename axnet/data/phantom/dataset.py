@@ -87,7 +87,7 @@ class PhantomXray(Dataset[Item]):
             image, masks = torch.from_numpy(sample.image)[None], torch.from_numpy(sample.masks)
         else:
             image, masks = self.images[index], self.organ_masks[index]
-        shot = self._study(index)
+        shot = self.study(index)
         item: Item = {
             "image": image.float() / 255,
             "label": torch.from_numpy(shot.label[self._columns].astype(np.float32)),
@@ -137,18 +137,18 @@ class PhantomXray(Dataset[Item]):
     @cached_property
     def labels(self) -> npt.NDArray[np.float32]:
         """float32 [N,K] in the order of findings."""
-        rows = [self._study(index).label[self._columns] for index in range(self.length)]
+        rows = [self.study(index).label[self._columns] for index in range(self.length)]
         return np.array(rows, dtype=np.float32).reshape(self.length, len(self.findings))
 
     @cached_property
     def ids(self) -> list[str]:
         """One unique name per image."""
-        return [self._id(self._study(index)) for index in range(self.length)]
+        return [self._id(self.study(index)) for index in range(self.length)]
 
     @cached_property
     def patients(self) -> list[str]:
         """The patient of each image."""
-        return [self._patient(self._study(index)) for index in range(self.length)]
+        return [self._patient(self.study(index)) for index in range(self.length)]
 
     @property
     def split_name(self) -> str:
@@ -164,7 +164,8 @@ class PhantomXray(Dataset[Item]):
     def _positions(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.ids)}
 
-    def _study(self, index: int) -> Study:
+    def study(self, index: int) -> Study:
+        """What the image of a position shows, before it is drawn."""
         return study(self.start + index, seed=self._split_seed, prevalence=self.prevalence)
 
     def _id(self, shot: Study) -> str:

@@ -114,6 +114,7 @@ def _rows(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
             "path": [str(folder / name) for name in names],
             "patient": [_patient(name) for name in names],
             "view": views,
+            **{name.lower(): table[name].tolist() for name in ("Sex", "Age") if name in table.columns},
         }
     )
 
