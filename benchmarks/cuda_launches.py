@@ -16,6 +16,8 @@ SHAPES = (SHAPE, (64, 1024, 32, 32), (64, 1024, 16, 16), (64, 2048, 16, 16), (25
 LAYOUTS = ("NCHW", "channels_last")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
+COPY = 4.23e12  # bytes a second of a copy, measured on an H200
+
 # X-sized maps that a pass reads and writes: its floor of bytes.
 MAPS = {
     **{"descriptors": 1, "moments": 1, "gate + norm": 2, "backward sums": 2, "backward input": 3},
@@ -36,11 +38,14 @@ BUDGETS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
     "pwap backward, 14": ((20, float("inf")), (60, 35)),
 }
 
-# Passes that were found within their budget at SHAPE, which a test holds
-# (benchmarks/results/cuda_model.json); the others are over it or were not looked at.
+# Passes whose instructions are within their budget at SHAPE, which a test holds; and their predicted share where it is,
+# else what it was when it was recorded (benchmarks/results/cuda_model.json).
 HELD = tuple(
     (name, "bfloat16", "NCHW")
-    for name in ("gate + norm", "backward input", "pwap, 1", "pwap backward, 1", "pwap, 14", "pwap backward, 14")
+    for name in (
+        *("descriptors", "gate + norm", "backward sums", "backward input", "pwap, 1", "pwap backward, 1", "pwap, 14"),
+        "pwap backward, 14",
+    )
 )
 
 

@@ -38,14 +38,15 @@ sys.path.append(str(ROOT))
 from benchmarks import cuda_launches  # noqa: E402
 from benchmarks.cuda_resources import find_nvcc  # noqa: E402
 from benchmarks.sass.launches import Recorder, buffers_of, find_nvdisasm, host_library, machine_code  # noqa: E402
-from benchmarks.sass.machine import Launch, Machine  # noqa: E402
+from benchmarks.sass.machine import SECTOR, SHORT, WRITE, Launch, Machine, TooLongError  # noqa: E402
 from benchmarks.sass.program import Program, parse  # noqa: E402
 
 MULTIPROCESSORS, CLOCK = 132, 1.75e9  # of an H200
-COPY = 4.23e12  # bytes a second, measured on it
+COPY = cuda_launches.COPY
 INSTRUCTIONS = 0.7 * 29.6e12  # thread instructions a second that good kernels reach
 REGISTERS, SHARED, WARPS, BLOCKS = 65536, 227 * 1024, 64, 32  # of a multiprocessor
-CACHE = 50e6  # a tensor of more bytes than this is in DRAM when a pass begins
+CACHE, FIRST_LEVEL = 50e6, 256 * 1024  # bytes of the second-level cache, of a multiprocessor's own with shared memory
+PRODUCT = 6.2  # cycles of a matrix unit for an mma.sync of 4096 (bfloat16) or 2048 (tf32) operations
 
 
 @dataclass
@@ -64,14 +65,31 @@ class Row:
     occupancy: float  # percent
     instructions: float  # executed thread instructions an element of X
     issued: float  # the same with the idle lanes of the warps
-    megabytes: float  # from and to DRAM
+    read_mb: float  # from DRAM
+    written_mb: float
+    short_pieces: float  # millions of pieces of less than 128 bytes that were read
+    cached_mb: float  # from the second-level cache
     in_flight_kb: float  # bytes asked for and not yet there, on a multiprocessor, on average
     sectors_per_request: float
     bank_conflicts: float  # wavefronts of shared memory beyond one, by request
     bytes_ms: float
     issue_ms: float
+    tensor_ms: float
     latency_ms: float
     predicted_ms: float
+
+
+@dataclass
+class Times:
+    """What bounds a kernel."""
+
+    bytes_ms: float
+    issue_ms: float
+    tensor_ms: float
+    latency_ms: float
+
+    def together(self) -> float:
+        return max(self.bytes_ms, self.issue_ms, self.tensor_ms, self.latency_ms)
 
 
 # -- what it costs
@@ -85,13 +103,73 @@ def resident(registers: int, shared_bytes: int, threads: int) -> int:
     return max(1, min(BLOCKS, WARPS // warps, by_registers, by_shared))
 
 
-def sample(grid: tuple[int, int], count: int) -> list[tuple[int, int]]:
+def sample(grid: tuple[int, int], count: int, first: int = 0) -> list[tuple[int, int]]:
     """Blocks from all over the grid, always the same, in runs of four neighbours: patterns of a grid are short."""
-    total = grid[0] * grid[1]
+    total = grid[0] * grid[1] - first
     run = min(4, total)
-    starts = range(0, total - run + 1, run)
+    starts = range(first, first + total - run + 1, run)
     chosen = sorted(random.Random(7).sample(starts, min(len(starts), max(1, count // run))))
     return [((start + k) % grid[0], (start + k) // grid[0]) for start in chosen for k in range(run)]
+
+
+class Part:
+    """Blocks of one kind: executed ones, which stand for `blocks` of the grid."""
+
+    def __init__(self, machine: Machine, blocks: int) -> None:
+        self.machine, self.blocks = machine, blocks
+        self.counts = [(i.threads, i.warps) for i in machine.code]  # the next machine counts anew
+        self.cycles = float(machine.clock.reshape(len(machine.blocks), -1).max(1).mean())  # of a block
+
+    @property
+    def share(self) -> float:
+        return self.blocks / len(self.machine.blocks)
+
+    def threads(self) -> float:
+        return self.share * sum(threads for threads, _ in self.counts)
+
+    def warps(self, op: str = "") -> float:
+        pairs = zip(self.machine.code, self.counts, strict=True)
+        return self.share * sum(warps for i, (_, warps) in pairs if op in ("", i.op))
+
+    def asked(self) -> float:
+        return self.share * sum(t.read + t.again + t.written for t in self.machine.memory.traffic.values())
+
+
+def parts(build: Any, grid: tuple[int, int], blocks: int) -> list[Part]:
+    """The grid's blocks by kind: a kernel may give its first blocks a task of their own, which is a short one."""
+    total = grid[0] * grid[1]
+
+    def run(count: int, first: int = 0) -> Part:
+        machine = build(sample(grid, count, first))
+        machine.run()
+        return Part(machine, total - first)
+
+    def short(block: int) -> Part | None:
+        machine = build([(block % grid[0], block // grid[0])])
+        try:
+            machine.run(limit=steps // 4)
+        except TooLongError:
+            return None
+        return Part(machine, 1)
+
+    most = run(blocks or 4)
+    steps = most.machine.steps
+    few = short(0) if steps > 2000 and total > len(most.machine.blocks) else None
+    if few is not None:
+        last = total  # between those that are known to be short and this one the others begin
+        while last - few.blocks > 1:
+            middle = (few.blocks + last) // 2
+            if short(middle) is None:
+                last = middle
+            else:
+                few.blocks = middle
+        few.blocks = last
+    count = blocks or (32 if steps < 5000 else 8 if steps < 40_000 else 4)
+    if few is not None or count > len(most.machine.blocks):
+        most = run(count, few.blocks if few else 0)
+    for instruction, (threads, warps) in zip(most.machine.code, most.counts, strict=True):
+        instruction.threads, instruction.warps = threads, warps
+    return [most, few] if few else [most]
 
 
 def judge(program: Program, used: list[int], launch: Launch, elements: int, blocks: int) -> tuple[dict[str, Any], Any]:
@@ -100,34 +178,34 @@ def judge(program: Program, used: list[int], launch: Launch, elements: int, bloc
     per = resident(registers, launch.shared_bytes + static, launch.threads)
     at_once = min(per, -(-total // MULTIPROCESSORS))
     rate = COPY / CLOCK / MULTIPROCESSORS / at_once
+    room = (FIRST_LEVEL - at_once * (launch.shared_bytes + static + 1024)) // at_once
+    caches = {"near": max(0, room), "far": int(CACHE / MULTIPROCESSORS / at_once)}
 
-    def run(count: int) -> Machine:
-        machine = Machine(
-            program, launch, sample(launch.grid, count), buffers_of(launch), bandwidth=rate, sharers=at_once
-        )
-        machine.run()
-        return machine
+    def build(chosen: list[tuple[int, int]]) -> Machine:
+        return Machine(program, launch, chosen, buffers_of(launch), bandwidth=rate, sharers=at_once, **caches)
 
-    machine = run(blocks or 4)
-    if not blocks and machine.steps < 40_000 and len(machine.blocks) < total:
-        machine = run(32 if machine.steps < 5000 else 8)
-    share = launch.grid[0] * launch.grid[1] / len(machine.blocks)
-    threads = sum(i.threads for i in program.code) * share
-    warps = sum(i.warps for i in program.code) * share
-    moved = 0.0
-    asked = 0.0
-    sizes = dict(machine.buffers)
-    for base, count in machine.memory.new_bytes.items():
-        asked += count
-        moved += min(count * share, sizes[base])
-    alone = float(machine.clock.reshape(len(machine.blocks), -1).max(1).mean())
-    waves = max(1.0, total / (at_once * MULTIPROCESSORS))
+    kinds = parts(build, launch.grid, blocks)
+    machine = kinds[0].machine
+    read = written = short = 0.0
+    for base, size in machine.buffers:
+        own = [(k.machine.memory.traffic[base], k.share) for k in kinds if base in k.machine.memory.traffic]
+        new = sum(t.read * share for t, share in own)
+        once = min(1.0, size / max(1.0, new))  # what blocks share comes once: no more than the tensor has
+        read += new * once + sum(t.again * share for t, share in own)
+        short += once * sum(t.short * share for t, share in own)
+        written += min(size, sum(t.written * share for t, share in own))
+    warps = sum(k.warps() for k in kinds)
+    slots = at_once * MULTIPROCESSORS
+    cycles = sum(k.cycles * k.blocks for k in kinds) / slots
     memory = machine.memory
-    bytes_s, issue_s = moved / COPY, warps * 32 / INSTRUCTIONS
-    latency_s = waves * alone / CLOCK
-    # few blocks leave multiprocessors idle
-    busy = min(1.0, total / MULTIPROCESSORS)
-    issue_s /= busy
+    busy = min(1.0, total / MULTIPROCESSORS)  # few blocks leave multiprocessors idle
+    times = Times(
+        bytes_ms=(read + short * SHORT + WRITE * written) / COPY * 1e3,
+        issue_ms=warps * 32 / INSTRUCTIONS / busy * 1e3,
+        tensor_ms=sum(k.warps("HMMA") for k in kinds) * PRODUCT / (4 * MULTIPROCESSORS * CLOCK) / busy * 1e3,
+        latency_ms=max(cycles, kinds[0].cycles) / CLOCK * 1e3,
+    )
+    in_flight = sum(k.asked() for k in kinds) / total * at_once / max(kinds[0].cycles, 1) * 800
     return {
         "kernel": program.name,
         "blocks": total,
@@ -135,16 +213,17 @@ def judge(program: Program, used: list[int], launch: Launch, elements: int, bloc
         "registers": registers,
         "shared_kb": round((launch.shared_bytes + static + 1024) / 1000, 1),
         "occupancy": round(100 * at_once * launch.threads / 32 / WARPS, 1),
-        "instructions": round(threads / elements, 2),
+        "instructions": round(sum(k.threads() for k in kinds) / elements, 2),
         "issued": round(warps * 32 / elements, 2),
-        "megabytes": round(moved / 1e6, 1),
-        "in_flight_kb": round(asked / len(machine.blocks) * at_once / max(alone, 1) * 800 / 1e3, 1),
+        "read_mb": round(read / 1e6, 1),
+        "written_mb": round(written / 1e6, 1),
+        "short_pieces": round(max(0.0, short) / 1e6, 2),
+        "cached_mb": round(sum(k.machine.memory.far * k.share for k in kinds) * SECTOR / 1e6, 1),
+        "in_flight_kb": round(in_flight / 1e3, 1),
         "sectors_per_request": round(memory.sectors / max(1, memory.requests), 1),
         "bank_conflicts": round(memory.shared_wavefronts / max(1, memory.shared_requests), 2),
-        "bytes_ms": round(bytes_s * 1e3, 4),
-        "issue_ms": round(issue_s * 1e3, 4),
-        "latency_ms": round(latency_s * 1e3, 4),
-        "predicted_ms": round(max(bytes_s, issue_s, latency_s) * 1e3, 4),
+        **{name: round(value, 4) for name, value in asdict(times).items()},
+        "predicted_ms": round(times.together(), 4),
     }, machine
 
 
@@ -314,10 +393,11 @@ def compare(rows: list[Row], record: Path) -> str:
 def line(r: Row) -> str:
     return (
         f"{r.name:<18} {r.dtype:<8} {r.layout:<13} {r.kernel:<46} {r.registers:>3} regs {r.shared_kb:>5} KB "
-        f"occ {r.occupancy:>4} %  {r.instructions:>6} ({r.issued:>6}) instr/el  {r.megabytes:>6} MB  "
-        f"flight {r.in_flight_kb:>5} KB  "
-        f"sectors {r.sectors_per_request:>4}  banks {r.bank_conflicts:>4}  "
-        f"bytes {r.bytes_ms:.3f} issue {r.issue_ms:.3f} latency {r.latency_ms:.3f} -> {r.predicted_ms:.3f} ms"
+        f"occ {r.occupancy:>4} %  {r.instructions:>6} ({r.issued:>6}) instr/el  MB read {r.read_mb:>6} "
+        f"written {r.written_mb:>6} cached {r.cached_mb:>6}, {r.short_pieces} M short pieces  "
+        f"flight {r.in_flight_kb:>5} KB  sectors {r.sectors_per_request:>4}  banks {r.bank_conflicts:>4}  "
+        f"bytes {r.bytes_ms:.3f} issue {r.issue_ms:.3f} tensor {r.tensor_ms:.3f} latency {r.latency_ms:.3f} "
+        f"-> {r.predicted_ms:.3f} ms"
     )
 
 

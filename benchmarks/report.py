@@ -13,10 +13,15 @@ import math
 import re
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+from benchmarks.cuda_launches import BUDGETS, COPY, MAPS  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 TASKS = {
     "a3": "A3 without its gate's matrices",
@@ -195,37 +200,66 @@ def gpu_short() -> str:
     return " ".join(lines) + "\n"
 
 
-def cuda_model(name: str, measured: bool) -> str:
-    """The judge's rows: against what Nsight Compute counted, or the passes against their budgets."""
-    record: Any = load(name)
-    if record is None:
-        return "Not yet recorded.\n"
-    if measured:
-        with (RESULTS / "h200_ncu.csv").open(newline="", encoding="utf-8") as file:
-            seen = {(m["pass"], m["dtype"], m["layout"], m["kernel"]): m for m in csv.DictReader(file)}
-        lines = ["| pass | kernel | layout | instructions an element: H200, judge | ms: H200, judge | ratio |"]
-        lines.append("|---|---|---|---|---|---|")
-        near = 0
-        for r in record:
-            m = seen.get((r["name"], r["dtype"], r["layout"], r["kernel"]))
-            if m:
-                ratio = r["predicted_ms"] / float(m["ms"])
-                near += abs(ratio - 1) <= 0.3
-                counts = f"{m['thread_instructions_per_element']}, {r['issued']:.1f}"
-                cells = (r["name"], f"`{r['kernel']}`", r["layout"], counts, f"{m['ms']}, {r['predicted_ms']:.3f}")
-                lines.append(f"| {' | '.join(cells)} | {ratio:.2f} |")
-        lines += ["", f"{near} of {len(lines) - 2} times within 30 %."]
-        return "\n".join(lines) + "\n"
-    maps, copy = {"gate + norm": 2, "backward sums": 2, "backward input": 3}, 4.23e12
-    lines = ["| pass | type | layout | instructions an element | predicted ms | predicted share of a copy |"]
+def judge_kernels() -> str:
+    """The judge's rows against what Nsight Compute counted and timed."""
+    record: Any = load("cuda_model_e58de9a.json")
+    with (RESULTS / "h200_ncu.csv").open(newline="", encoding="utf-8") as file:
+        seen = {(m["pass"], m["dtype"], m["layout"], m["kernel"]): m for m in csv.DictReader(file)}
+    lines = ["| pass | kernel | layout | instructions an element: H200, judge | ms: H200, judge | ratio |"]
     lines.append("|---|---|---|---|---|---|")
+    ratios, counted = [], 0
+    for r in record:
+        m = seen.get((r["name"], r["dtype"], r["layout"], r["kernel"]))
+        if m:
+            ratios.append(r["predicted_ms"] / float(m["ms"]))
+            count = float(m["thread_instructions_per_element"])
+            counted += abs(r["issued"] - count) <= max(0.15 * count, 0.05)  # the record has one decimal
+            counts = f"{m['thread_instructions_per_element']}, {r['issued']:.1f}"
+            cells = (r["name"], f"`{r['kernel']}`", r["layout"], counts, f"{m['ms']}, {r['predicted_ms']:.3f}")
+            lines.append(f"| {' | '.join(cells)} | {ratios[-1]:.2f} |")
+    lines += ["", f"{counted} of {len(ratios)} counts within 15 %; {scatter(ratios)}"]
+    return "\n".join(lines) + "\n"
+
+
+def scatter(ratios: list[float]) -> str:
+    """How the predicted times lie around the measured ones."""
+    edges = (0, 0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.3, 1.4, math.inf)
+    lines = ["", "| predicted / measured time | rows |", "|---|---|"]
+    for low, high in pairwise(edges):
+        count = sum(low <= v < high for v in ratios)
+        name = f"below {high}" if low == 0 else f"{low} and more" if high == math.inf else f"{low} to {high}"
+        lines.append(f"| {name} | {'*' * count} {count} |")
+    near = sum(abs(v - 1) <= 0.3 for v in ratios)
+    return "\n".join([f"{near} of {len(ratios)} times within 30 %.", *lines])
+
+
+def judge_passes() -> str:
+    """The present kernels by pass: what is asked of them, what the judge predicts, what a device measured."""
+    record: Any = load("cuda_model.json")
+    device = gpu_record() or {"passes": []}
+    native = [r for r in device["passes"] if r["backend"] == "native"]
+    measured = {(r["pass"], r["dtype"].removeprefix("torch."), r["layout"]): 100 * r["share of copy"] for r in native}
+    lines = ["| pass | type | layout | instructions an element: at most, predicted | predicted ms | bound by |"]
+    lines[0] += " share of a copy: asked, predicted, measured | misses |"
+    lines.append("|---|---|---|---|---|---|---|---|")
+    ratios = []
     for key in dict.fromkeys((r["name"], r["dtype"], r["layout"]) for r in record):
         mine = [r for r in record if (r["name"], r["dtype"], r["layout"]) == key]
-        ms = sum(r["predicted_ms"] for r in mine)
-        size = math.prod(mine[0]["shape"]) * (2 if key[1] == "bfloat16" else 4)
-        size *= maps.get(key[0], 2 if "backward" in key[0] else 1)
-        share = f"{size / copy / ms * 1e3:.0%}"
-        lines.append(f"| {' | '.join(key)} | {sum(r['issued'] for r in mine):.1f} | {ms:.3f} | {share} |")
+        most, least = (values[key[1] == "float32"] for values in BUDGETS[key[0]])
+        ms, count = sum(r["predicted_ms"] for r in mine), sum(r["issued"] for r in mine)
+        size = math.prod(mine[0]["shape"]) * (2 if key[1] == "bfloat16" else 4) * MAPS[key[0]]
+        share, seen = 100 * size / COPY / ms * 1e3, measured.get(key)
+        longest = max(mine, key=lambda r: r["predicted_ms"])
+        bound = max(("bytes", "issue", "tensor", "latency"), key=lambda b: longest[f"{b}_ms"])
+        misses = ["instructions"] * (count > most) + ["predicted share"] * (share < least)
+        misses += ["measured share"] * (seen is not None and seen < 0.9 * least)
+        if seen is not None:
+            ratios.append(seen / share)
+        shares = f"{least}, {share:.0f}, {'-' if seen is None else format(seen, '.0f')} %"
+        asked = "any" if most == math.inf else f"{most:g}"
+        cells = (*key, f"{asked}, {count:.1f}", f"{ms:.3f}", bound, shares, ", ".join(misses) or "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Of a device 0.9 times the share is asked.", "", scatter(ratios)]
     return "\n".join(lines) + "\n"
 
 
@@ -276,8 +310,8 @@ def main() -> None:
             "speed-xeon": partial(speed, "cpu_xeon.json"),
             "gpu": gpu,
             "registers": registers,
-            "judge": partial(cuda_model, "cuda_model_e58de9a.json", True),
-            "predicted": partial(cuda_model, "cuda_model.json", False),
+            "judge": judge_kernels,
+            "predicted": judge_passes,
         },
         "docs/segmentation.md": {"label-efficiency": label_efficiency},
     }

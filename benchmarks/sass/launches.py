@@ -79,7 +79,7 @@ def machine_code(source: Path, file: Path, nvcc: str, nvdisasm: str) -> dict[str
 
 def host_library(source: Path, files: list[Path]) -> Path:
     """The ops with the kernels' host code, which records launches (tests/cuda_host)."""
-    host = ROOT / "tests" / "cuda_host"
+    host = source / "tests" / "cuda_host"
     shared = headers(source / "csrc", host)
     objects = []
 

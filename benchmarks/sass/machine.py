@@ -20,6 +20,7 @@ from benchmarks.sass.program import Instruction, Program
 Lanes = NDArray[Any]
 WARP = 32
 SECTOR = 32
+LINE = 4  # sectors
 SHARED_WINDOW = 1024  # sm_90 keeps the first kilobyte of a block's shared memory
 PARAMETERS = 0x210  # where the arguments start in constant bank 0 (sm_90)
 
@@ -36,14 +37,29 @@ class Launch:
 
 
 @dataclass
+class Traffic:
+    """Bytes between DRAM and the caches."""
+
+    read: int = 0
+    again: int = 0  # read or written when the caches had dropped them
+    written: int = 0
+    short: int = 0  # pieces that were read without the rest of their line
+
+
+@dataclass
 class Memory:
     """What the sampled blocks asked of memory, by kind."""
 
     sectors: int = 0  # 32 bytes, of requests that left for the caches
     requests: int = 0  # of warps
-    new_bytes: dict[int, int] = field(default_factory=dict)  # bytes touched for the first time, by buffer
+    traffic: dict[int, Traffic] = field(default_factory=dict)  # with DRAM, by buffer
+    far: int = 0  # 32 bytes that the second-level cache had
     shared_wavefronts: int = 0
     shared_requests: int = 0
+
+
+class TooLongError(RuntimeError):
+    """A limit of steps was reached."""
 
 
 JUMPED: Any = object()  # an instruction that has set the address of its group
@@ -115,6 +131,8 @@ class Machine:
         exact: bool = False,
         bandwidth: float = 18.3,
         sharers: int = 1,
+        near: int = 1 << 17,
+        far: int = 1 << 18,
     ) -> None:
         from benchmarks.sass import control, floats, integers, memory  # noqa: F401 each registers its instructions
         from benchmarks.sass.operands import compiled
@@ -144,7 +162,13 @@ class Machine:
         self.host = HostMemory()
         self.buffers = sorted(buffers)
         self.bases = np.array([b for b, _ in self.buffers] or [0], np.uint64)
-        self.touched = {b: np.zeros(size // SECTOR + 2, bool) for b, size in self.buffers}
+        # what a block had asked for, in bytes, when a sector came to the first- and to the second-level cache
+        self.stamps = {b: np.full((2, (size // SECTOR // 8 + 2) * 8), -1, np.int64) for b, size in self.buffers}
+        self.when = {
+            b: np.full(size // 128 + 8, -np.inf, np.float32) for b, size in self.buffers
+        }  # a line was asked for
+        self.asked = np.zeros(len(blocks), np.int64)
+        self.near, self.far = near, far  # bytes of the two caches that a block may call its own
         self.memory = Memory()
         self.bandwidth = bandwidth  # bytes a cycle from DRAM for a block
         self.sharers = sharers  # blocks of a multiprocessor
@@ -196,7 +220,7 @@ class Machine:
                         groups.append(group)
                         break
                 if self.steps > limit:
-                    raise RuntimeError(f"{self.program.name}: more than {limit} steps")
+                    raise TooLongError(f"{self.program.name}: more than {limit} steps")
 
     def release(self, force: bool = False) -> list[Group]:
         """Lanes whose barrier is complete."""
@@ -235,36 +259,42 @@ class Machine:
         self.now = now
         self.clock[at] = now + max(ins.stall, 1)
         if ins.write_barrier < 6:
-            self.boards[ins.write_barrier][at] = now + LATENCY.get(ins.op, 30)
+            self.hold(ins.write_barrier, at, now + LATENCY.get(ins.op, 30))
         if ins.read_barrier < 6:
-            self.boards[ins.read_barrier][at] = now + 25
+            self.hold(ins.read_barrier, at, now + 25)
+
+    def hold(self, board: int, at: Any, until: Lanes) -> None:
+        """A scoreboard counts: it is free when the last of those that share it is there."""
+        self.boards[board][at] = np.maximum(self.boards[board][at], until)
 
     def arrive(self, ins: Instruction, group: Group, latency: Lanes | float) -> None:
         """The result of a memory access comes after `latency` cycles."""
         if ins.write_barrier < 6:
-            self.boards[ins.write_barrier][group.warp_at] = self.now + latency
+            self.hold(ins.write_barrier, group.warp_at, self.now + latency)
 
-    def memory_latency(self, address: Lanes, first: Lanes, group: Group) -> Lanes:
+    def memory_latency(self, level: Lanes, group: Group) -> Lanes:
         """Cycles until each warp of the group has what it asked for.
 
-        What was touched before comes from a cache. What was not comes from DRAM, which feeds a block no faster than
-        its share of the bandwidth.
+        DRAM feeds a block no faster than its share of the bandwidth.
         """
-        fresh = first.reshape(-1, WARP)
-        if not fresh.any():
-            return np.full(self.clock.size, L1_LATENCY)[group.warp_at]
-        key = np.sort(np.where(fresh, (address // SECTOR).astype(np.int64).reshape(-1, WARP), -1), axis=1)
-        count = (key[:, 1:] != key[:, :-1]).sum(1) + (key[:, 0] >= 0)
+        rows = level.reshape(-1, WARP)
+        self.occupy(group)
+        slowest = rows.max(1)
+        least = np.array([L1_LATENCY, L2_LATENCY, DRAM_LATENCY])[slowest]
+        queued = np.where(slowest == 2, self.served - self.issued, 0)
+        return np.maximum(least, queued)[group.warp_at]
+
+    def occupy(self, group: Group) -> None:
+        """Puts what the last access costs into the blocks' queues to memory."""
         per = self.T // WARP
-        cycles = (count * SECTOR / self.bandwidth).reshape(-1, per)
+        cycles = (self.cost / self.bandwidth).reshape(-1, per)
         now = np.full(self.clock.size, -np.inf)
         now[group.warp_at] = self.now
         start = np.maximum(self.queue, now.reshape(-1, per).min(1, initial=np.inf, where=cycles > 0))
         start = np.where(np.isfinite(start), start, self.queue)
         done = start[:, None] + np.cumsum(cycles, axis=1)
         self.queue = done[:, -1]
-        ready = np.maximum(DRAM_LATENCY, done.reshape(-1) - now)
-        return np.where(fresh.any(1), ready, L1_LATENCY)[group.warp_at]
+        self.issued, self.served = now, done.reshape(-1)
 
     def shared_latency(self, group: Group) -> Lanes:
         """Cycles until each warp of the group is served by shared memory: a wavefront a cycle for all of them."""
@@ -315,8 +345,13 @@ class Machine:
 
     # -- memory
 
-    def note(self, address: Lanes, active: Lanes, size: int) -> Lanes:
-        """Counts sectors of a global access; the first touches by warp."""
+    def note(self, address: Lanes, active: Lanes, size: int, kind: str = "read", fetch: int = 64) -> Lanes:
+        """Counts a global access, and says where each lane finds it: 0 first-level cache, 1 second, 2 DRAM.
+
+        kind: read, written, or past, which is read past the first-level cache. fetch: the bytes around it, aligned,
+        that the second-level cache asks of DRAM. A cache has a sector for as long as the block has not asked for more
+        than the cache holds.
+        """
         sector = (address // SECTOR).astype(np.int64)
         key = np.where(active, sector, -1).reshape(-1, WARP)
         ordered = np.sort(key, axis=1)
@@ -326,10 +361,12 @@ class Machine:
             unique = np.maximum(unique, (key >= 0).sum(1) * size // SECTOR)
         self.memory.sectors += int(unique.sum())
         self.memory.requests += int((unique > 0).sum())
-        first = np.zeros(self.L, bool)
+        self.asked += unique.reshape(len(self.blocks), -1).sum(1) * SECTOR
+        level = np.zeros(self.L, np.int8)
+        self.cost = np.zeros(self.clock.size)
         lanes = np.flatnonzero(active)
         if lanes.size == 0:
-            return first
+            return level
         where = np.searchsorted(self.bases, address[lanes], side="right") - 1
         for k in np.unique(where):
             if k < 0:
@@ -339,13 +376,57 @@ class Machine:
             offset = address[mine].astype(np.int64) - base
             inside = offset < length
             mine, offset = mine[inside], offset[inside] // SECTOR
-            seen = self.touched[base]
-            fresh = ~seen[offset]
-            first[mine[fresh]] = True
-            count = int(np.unique(offset[fresh]).size) * SECTOR
-            seen[offset] = True
-            self.memory.new_bytes[base] = self.memory.new_bytes.get(base, 0) + count
-        return first
+            if not mine.size:
+                continue
+            close, deep = self.stamps[base]
+            now = self.asked[self.block[mine]]
+            found = deep[offset]
+            new = found < 0
+            dram = new | (now - found > self.far)
+            past = (kind == "past") | (close[offset] < 0) | (now - close[offset] > self.near)
+            level[mine] = np.where(dram, 2, np.where(past, 1, 0))
+            self.memory.traffic.setdefault(base, Traffic())
+            if kind == "written":
+                fetch = SECTOR
+            if dram.any():
+                self.fetch(base, mine[dram], offset[dram], new[dram], fetch // SECTOR, kind)
+            if kind != "written" and (level[mine] == 1).any():
+                one = np.unique(mine[level[mine] == 1] // WARP << 40 | offset[level[mine] == 1])
+                self.memory.far += int(one.size)
+            deep[offset] = now
+            if kind != "past":
+                close[offset] = now
+        return level
+
+    def fetch(self, base: int, lanes: Lanes, offset: Lanes, new: Lanes, sectors: int, kind: str) -> None:
+        """Brings sectors from DRAM, `sectors` of them together, in pieces without a gap; the first warp pays."""
+        traffic, deep = self.memory.traffic[base], self.stamps[base][1]
+        together, first = np.unique(offset // sectors, return_index=True)
+        warp = lanes[first] // WARP
+        count = together.size * sectors * SECTOR
+        if kind == "written":
+            traffic.written += count
+            self.cost += np.bincount(warp, minlength=self.cost.size) * float(WRITE * SECTOR)
+        else:
+            fresh = int(new[first].sum()) * sectors * SECTOR
+            traffic.read += fresh
+            traffic.again += count - fresh
+            order = np.lexsort((together, warp))
+            at, owner = together[order], warp[order]
+            begins = np.flatnonzero(np.diff(at, prepend=-2) + np.diff(owner, prepend=-2) * (1 << 40) != 1)
+            bytes_of = np.diff(begins, append=at.size) * sectors * SECTOR
+            # the rest of the line comes at the same time, or is still under way
+            line = at * sectors // LINE
+            _, same, count_of = np.unique(line, return_inverse=True, return_counts=True)
+            before = self.when[base][line[begins]]
+            recent = np.abs(self.clock[owner[begins]] - before) <= DRAM_LATENCY
+            self.when[base][line] = self.clock[owner]
+            short = (bytes_of < 128) & (count_of[same][begins] * sectors < LINE)
+            more = short * np.where(recent, -1, 1)
+            traffic.short += int(more.sum())
+            self.cost += np.bincount(owner[begins], weights=bytes_of + more * SHORT, minlength=self.cost.size)
+        around = (together[:, None] * sectors + np.arange(sectors)).reshape(-1)
+        deep[around] = np.repeat(self.asked[self.block[lanes[first]]], sectors)
 
     def load(self, address: Lanes, active: Lanes, size: int) -> list[Lanes]:
         """The words (or one narrow number) at each active lane's address, from the host's memory."""
@@ -414,4 +495,7 @@ LATENCY = {
     },
     **{"VOTE": 12, "VOTEU": 12, "REDUX": 25, "STG": 25, "STS": 25, "LDGSTS": 25, "BAR": 20},
 }
-DRAM_LATENCY, L1_LATENCY, SHARED_LATENCY = 800.0, 40.0, 28.0
+DRAM_LATENCY, L2_LATENCY, L1_LATENCY, SHARED_LATENCY = 800.0, 300.0, 40.0, 28.0
+# A piece of DRAM shorter than a line of 128 bytes costs as much as this many bytes more, a byte written as much as this
+# many read ones (docs/performance.md, "The judge").
+SHORT, WRITE = 40, 1.4

@@ -117,14 +117,20 @@ def spread(m: Machine, ins: Instruction, g: Group, d: Operand, words: list[Lanes
         put(m, ins, g, Operand("R", d.index + k), v)
 
 
+def fetched(ins: Instruction) -> int:
+    """Bytes that the second-level cache asks of DRAM around an access: 64 where the instruction says nothing."""
+    said = next((t for t in ins.mods if t.startswith("LTC")), "LTC64B")
+    return int(said[3:-1])
+
+
 @op("LDG", "LD")  # LD: parameters of a kernel are not met, its tensors are
 def ldg(m: Machine, ins: Instruction, g: Group) -> None:
     active, size = m.guarded(ins, g), width(ins)
     target, place = [o for o in ins.operands if not is_pred(o)][:2]
     address = address_of(m, place).astype(U64)
-    first = m.note(address, active, size)
+    level = m.note(address, active, size, fetch=fetched(ins))
     spread(m, ins, g, target, m.load(address, active, size))
-    m.arrive(ins, g, m.memory_latency(address, first, g))
+    m.arrive(ins, g, m.memory_latency(level, g))
 
 
 @op("STG", "ST")
@@ -132,7 +138,8 @@ def stg(m: Machine, ins: Instruction, g: Group) -> None:
     active, size = m.guarded(ins, g), width(ins)
     place, source = ins.operands[:2]
     address = address_of(m, place).astype(U64)
-    m.note(address, active, size)
+    m.note(address, active, size, "written")
+    m.occupy(g)
     if m.exact:  # else what an op has freed again would be written
         words = [m.R[source.index + k if source.index != RZ else RZ] for k in range(max(1, size // 4))]
         m.store(address, active, words, size)
@@ -225,13 +232,13 @@ def ldgsts(m: Machine, ins: Instruction, g: Group) -> None:
     asked = active  # without the predicate a lane writes zeros
     if len(ins.operands) > 2 and is_pred(ins.operands[2]):
         asked = active & pred(m, ins.operands[2])
-    first = m.note(address, asked, size)
+    level = m.note(address, asked, size, "past" if "BYPASS" in ins.mods else "read", fetched(ins))
     index = m.shared_index(address_of(m, to), active, size)[active]
     words = m.load(address, asked, size)
     for k, v in enumerate(words):
         m.shared.view(U32)[(index >> 2) + k] = v[active]
     at = g.warp_at
-    m.copy_ready[at] = np.maximum(m.copy_ready[at], m.now + m.memory_latency(address, first, g))
+    m.copy_ready[at] = np.maximum(m.copy_ready[at], m.now + m.memory_latency(level, g))
 
 
 @op("LDGDEPBAR")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,7 +16,7 @@ sys.path.append(str(ROOT))
 
 from benchmarks import cuda_launches, cuda_model  # noqa: E402
 from benchmarks.cuda_resources import find_nvcc  # noqa: E402
-from benchmarks.sass import launches, program  # noqa: E402
+from benchmarks.sass import launches, machine, program  # noqa: E402
 
 needs_nvcc = pytest.mark.skipif(
     find_nvcc() is None or launches.find_nvdisasm() is None, reason="nvcc and nvdisasm give the machine code"
@@ -44,6 +46,68 @@ def test_resident_blocks():
     assert cuda_model.resident(registers=32, shared_bytes=72 * 1024, threads=256) == 3
 
 
+BASE, ROW = 1 << 20, 4096  # an address that nothing is read from, and the bytes between rows of a map
+
+
+def one_warp(near: int = 2048, far: int = 8192) -> machine.Machine:
+    launch = machine.Launch("k", (1, 1), 32, 0, b"")
+    return machine.Machine(program.Program("k", "k", []), launch, [(0, 0)], [(BASE, 64 * ROW)], near=near, far=far)
+
+
+def ask(m: machine.Machine, rows: int, offset: int, kind: str = "read") -> set[int]:
+    """16 bytes a lane, from `rows` rows alike; the caches that have them."""
+    lane = np.arange(32)
+    across = 32 // rows
+    address = (BASE + lane // across * ROW + offset + lane % across * 16).astype(np.uint64)
+    return set(m.note(address, np.ones(32, bool), 16, kind).tolist())
+
+
+def test_caches_forget():
+    m = one_warp()
+    assert ask(m, 1, 0) == {2}
+    assert ask(m, 1, 0) == {0}
+    assert ask(m, 1, 0, "past") == {1}
+    for offset in range(512, 4096, 512):  # more than the first-level cache, less than the second
+        ask(m, 1, offset)
+    assert ask(m, 1, 0) == {1}
+    for row in range(1, 20):
+        ask(m, 1, row * ROW)
+    assert m.memory.traffic[BASE].again == 0
+    assert ask(m, 1, 0) == {2}
+    assert m.memory.traffic[BASE].again == 512
+
+
+def test_a_piece_below_a_line_costs_more():
+    m = one_warp()
+    ask(m, 1, 0)
+    traffic = m.memory.traffic[BASE]
+    assert (traffic.read, traffic.short, m.cost[0]) == (512, 0, 512)
+    m = one_warp()
+    ask(m, 8, 0)  # eight rows, 64 bytes of each
+    traffic = m.memory.traffic[BASE]
+    assert (traffic.read, traffic.short, m.cost[0]) == (512, 8, 512 + 8 * machine.SHORT)
+    ask(m, 8, 64)  # at once the rest of each line
+    assert (traffic.read, traffic.short) == (1024, 0)
+    m = one_warp()
+    ask(m, 8, 0)
+    m.clock += machine.DRAM_LATENCY + 1  # later the rest of each line
+    ask(m, 8, 64)
+    assert m.memory.traffic[BASE].short == 16
+
+
+def test_dram_gives_64_bytes():
+    m = one_warp()
+    ask(m, 16, 0)  # 32 bytes of 16 rows
+    assert m.memory.traffic[BASE].read == 16 * 64
+    assert ask(m, 16, 32) == {1}  # which came with them, to the second-level cache
+
+
+def test_a_written_byte_costs_more():
+    m = one_warp()
+    ask(m, 1, 0, "written")
+    assert (m.memory.traffic[BASE].written, m.cost[0]) == (512, 512 * machine.WRITE)
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "benchmarks" / "cuda_model.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=1500)
@@ -59,14 +123,30 @@ def test_executed_kernels_give_the_ops_results(dtype):
     assert done.stdout.count("agrees") >= 2 * len(cuda_launches.MAPS)
 
 
+def rows_of(path: Path) -> list[cuda_model.Row]:
+    return [cuda_model.Row(**{**row, "shape": tuple(row["shape"])}) for row in json.loads(path.read_text())]
+
+
 @needs_nvcc
 @pytest.mark.slow
 @pytest.mark.parametrize("key", cuda_launches.HELD, ids=" ".join)
 def test_budgets(key, tmp_path):
     out = tmp_path / "rows.json"
     name, dtype, layout = key
-    done = run("--pass", name, "--dtype", dtype, "--layout", layout, "--out", str(out))
+    done = run("--pass", name, "--dtype", dtype, "--layout", layout, "--blocks", "4", "--out", str(out))
     assert done.returncode == 0, done.stderr[-4000:]
-    rows = [cuda_model.Row(**{**row, "shape": tuple(row["shape"])}) for row in json.loads(out.read_text())]
-    found = cuda_model.passes(rows)  # of every pass whose name contains this one
-    assert cuda_model.within(key, found[key], 48), f"{found[key]}, {cuda_launches.BUDGETS[name]}"
+    recorded = cuda_model.passes(rows_of(ROOT / "benchmarks" / "results" / "cuda_model.json"))[key]
+    found = cuda_model.passes(rows_of(out))[key]  # of every pass whose name contains this one
+    most, least = (values[dtype == "float32"] for values in cuda_launches.BUDGETS[name])
+    assert found[0] <= most
+    assert found[1] >= min(least, 0.95 * recorded[1])
+
+
+def test_the_record_of_the_judge_is_near_the_devices():
+    # counts within 15 %, times within 30 % of at least four rows of five
+    rows = rows_of(ROOT / "benchmarks" / "results" / "cuda_model_e58de9a.json")
+    said = cuda_model.compare(rows, ROOT / "benchmarks" / "results" / "h200_ncu.csv").splitlines()[-1]
+    found = [int(number) for number in re.findall(r"\d+(?= rows|, time|$)", said)]
+    assert found[0] == 45, said
+    assert found[1] == 45, said
+    assert found[2] >= 0.8 * 45, said
