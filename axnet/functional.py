@@ -113,8 +113,8 @@ def anatomy_attention(
     m = checks.prepared_mask(mask, x)
     channels = checks.normalisation(x, m, fusion, weight, bias, running_mean, running_var, training)
     batch_statistics = training or running_mean is None
-    group = process_group if batch_statistics else None
-    if batch_statistics and x.shape[0] * x.shape[2] * x.shape[3] == 1 and (group is None or group.size() == 1):
+    group = process_group if batch_statistics and _shared(process_group) else None
+    if batch_statistics and x.shape[0] * x.shape[2] * x.shape[3] == 1 and group is None:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)} for x.")
 
     recorded = torch.is_grad_enabled()
@@ -166,6 +166,11 @@ def anatomy_attention(
             running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
     assert z.shape[1] == channels
     return z
+
+
+def _shared(group: ProcessGroup | None) -> bool:
+    """Whether a group has other processes beside this one; one that this is not part of has none for it."""
+    return group is not None and torch.distributed.get_world_size(group) > 1
 
 
 def attention_blend(

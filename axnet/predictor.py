@@ -19,6 +19,7 @@ from axnet.data.image import StrPath, read_stored
 from axnet.imaging import resize
 from axnet.models.storage import ClassifierInfo, load_classifier
 from axnet.segment import Anatomy, Segmenter
+from axnet.segment.segmenter import check_list
 
 WEIGHTS = Path(__file__).parent / "models" / "weights"
 """Folder of the classifiers that come with axnet; the model cards stand beside them."""
@@ -72,8 +73,7 @@ class Predictor:
 
         Returns one Prediction per image. Raises as Segmenter.predict does.
         """
-        if isinstance(images, (str, bytes, PathLike)) or not hasattr(images, "__len__"):
-            raise TypeError(f"images is a {type(images).__name__}, expected a list of paths or arrays [H, W].")
+        check_list(images)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected 1 or more.")
         found: list[Prediction] = []

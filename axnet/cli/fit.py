@@ -144,7 +144,9 @@ def fit(
     precision: Annotated[
         str, typer.Option(help="Lightning's precision: 32-true, bf16-mixed ...; auto: bf16-mixed on a GPU that has it.")
     ] = "auto",
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the whole network (torch.compile).")] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the whole network (torch.compile), on one device.")
+    ] = False,
     accelerator: Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu ...")] = "auto",
     devices: Annotated[str, typer.Option(help="Lightning's devices: auto, or how many; one process each.")] = "auto",
     num_nodes: Annotated[int, typer.Option(min=1, help="Machines, each of which runs this command (torchrun).")] = 1,

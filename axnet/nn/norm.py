@@ -81,7 +81,7 @@ def _group(norm: BatchNorm) -> ProcessGroup | None:
     if not dist.is_available() or not dist.is_initialized():
         return None
     group: ProcessGroup | None = norm.process_group or dist.group.WORLD
-    return group if group is not None and group.size() > 1 else None
+    return group
 
 
 def gated_norm_average(

@@ -27,6 +27,15 @@ ATLAS_SIDE = 32
 _TURN, _SHRINK = -6.0, 1.1  # degrees and factor of predict's second look: well within what training shows
 
 
+def check_list(images: object) -> None:
+    """Raise TypeError for what is no list of films, such as one film's path or pixels."""
+    listed = hasattr(images, "__len__") and hasattr(images, "__getitem__")
+    if isinstance(images, (str, bytes, PathLike, dict)) or not listed:
+        raise TypeError(f"images is a {type(images).__name__}, expected a list of paths or arrays [H, W].")
+    if isinstance(images, np.ndarray) and images.ndim != 3:
+        raise TypeError(f"images is an array of shape {images.shape}, expected a list of paths or arrays [H, W].")
+
+
 @dataclass(frozen=True)
 class SegmenterConfig:
     """Architecture and input of a segmenter.
@@ -156,10 +165,7 @@ class Segmenter(nn.Module):
         files, ValueError for arrays of another shape or with values that are not finite, TypeError for another type,
         also for one image that is not in a list.
         """
-        if isinstance(images, (str, bytes, PathLike)) or not hasattr(images, "__len__"):
-            raise TypeError(f"images is a {type(images).__name__}, expected a list of paths or arrays [H, W].")
-        if isinstance(images, np.ndarray) and images.ndim != 3:
-            raise TypeError(f"images is an array of shape {images.shape}, expected a list of paths or arrays [H, W].")
+        check_list(images)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected 1 or more.")
         if device is not None:

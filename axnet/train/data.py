@@ -71,6 +71,7 @@ class XraySet:
     by batch (axnet.train.pixels); labels: float32 [N,K] in the order of findings,
     0, 1, NaN for unknown, or between 0 and 1 to train on; ids, patients: one per image; split_hash, split_name: name
     the split in reports; preprocessing: how the images were made.
+    Raises TypeError for images or masks of another type, ValueError where their numbers differ.
     """
 
     images: Pixels
@@ -82,6 +83,18 @@ class XraySet:
     split_hash: str
     preprocessing: Preprocessing
     split_name: str = ""
+
+    def __post_init__(self) -> None:
+        """Check types and numbers."""
+        for name, pixels in (("images", self.images), ("masks", self.masks)):
+            if isinstance(pixels, Tensor) and pixels.dtype != torch.uint8:
+                raise TypeError(f"{name} has dtype {pixels.dtype}, expected uint8 from 0 to 255.")
+        counts = {name: getattr(self, name) for name in ("masks", "labels", "ids", "patients")}
+        for name, values in counts.items():
+            if values is not None and len(values) != len(self.images):
+                raise ValueError(
+                    f"{name} has {len(values)} entries, expected one for each of {len(self.images)} images."
+                )
 
     def __len__(self) -> int:
         """Number of images."""

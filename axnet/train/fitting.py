@@ -63,7 +63,7 @@ class FitConfig:
     mean and deviation of the training films.
     select: "best" keeps the weights of the epoch with the best validation AUC, "last" the final ones.
     channels_last: memory layout of the convolutions, faster on CPUs and GPUs alike; the weights are the same.
-    compile: whether torch.compile compiles the whole network (fullgraph).
+    compile: whether torch.compile compiles the whole network (fullgraph), in one process.
     accelerator, devices, num_nodes: as Lightning's Trainer; devices "auto" under torchrun is all processes; precision
     too, "auto" is bf16-mixed on a GPU that has bfloat16, else 32-true. sync_batchnorm: with several devices, normalise
     over the batches of all of them. workers: processes that cut batches.
@@ -221,6 +221,8 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
         )
         keepers = _checkpoints(out, validation is not None) if config.logs else []
         trainer = _trainer(config, out, keepers)
+        if config.compile and trainer.world_size > 1:
+            raise ValueError(f"compile is on with {trainer.world_size} processes, expected one process with it.")
         if trainer.is_global_zero:
             write_record(out, record)
         tables = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]

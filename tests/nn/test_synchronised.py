@@ -70,8 +70,22 @@ def work(rank: int, folder: str) -> None:
             own = slice(0, parts[0]) if rank == 0 else slice(parts[0], 4)
             found[backend, case] = step(module, *(t[own] for t in inputs_of(case)))
         found[backend, "others"] = others(backend, slice(2 * rank, 2 * rank + 2), synchronised=True)
+    found["groups"] = groups(rank)
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def groups(rank: int) -> dict[str, Tensor]:
+    """Normalisations over a part of the processes: all of them by name, and the first alone."""
+    both, first = dist.new_group([0, 1]), dist.new_group([0])
+    own, out = slice(2 * rank, 2 * rank + 2), {}
+    x, mask, _ = inputs_of("mean")
+    for backend in BACKENDS:
+        for name, group in {"both": both, "first": first}.items():  # to the second process, first is no group at all
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module_of("mean", backend), group)
+            out[f"{backend} {name}"] = module(x[own], mask[own]).detach()
+            out[f"{backend} {name} mean"] = module.norm.running_mean
+    return out
 
 
 def others(backend: str, own: slice, *, synchronised: bool) -> dict[str, Tensor]:
@@ -135,6 +149,18 @@ def test_every_way_into_the_normalisation(parts, backend):
         torch.testing.assert_close(
             actual, expected, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_part_of_the_processes(parts, backend):
+    x, mask, _ = inputs_of("mean")
+    whole = module_of("mean", backend)
+    close("both", torch.cat([part["groups"][f"{backend} both"] for part in parts]), whole(x, mask).detach())
+    for rank, part in enumerate(parts):
+        close("mean", part["groups"][f"{backend} both mean"], whole.norm.running_mean)
+        alone, own = module_of("mean", backend), slice(2 * rank, 2 * rank + 2)
+        close("first", part["groups"][f"{backend} first"], alone(x[own], mask[own]).detach())
+        close("mean", part["groups"][f"{backend} first mean"], alone.norm.running_mean)
 
 
 def test_alone_it_is_a_batch_normalisation():

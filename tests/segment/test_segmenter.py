@@ -255,6 +255,8 @@ def test_weights_of_other_types_predict_and_are_saved(segmenter, tmp_path, kind)
         (np.zeros((8, 8)), r"images is an array of shape \(8, 8\)"),
         (iter([np.zeros((8, 8))]), "images is a list_iterator"),
         (None, "images is a NoneType"),
+        ({"film.png"}, "images is a set"),
+        ({"film": "film.png"}, "images is a dict"),
     ],
 )
 def test_one_image_is_no_list(segmenter, images, words):

@@ -290,6 +290,24 @@ def test_config_errors(tmp_path: Path, changes: dict[str, object], message: str)
         config(tmp_path, **changes)
 
 
+def test_several_processes_are_not_compiled(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
+    with pytest.raises(ValueError, match="compile is on with 2 processes, expected one process with it"):
+        fit(config(tmp_path / "out", compile=True, devices=2), *sets)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_set_is_checked_where_it_is_made(sets: tuple[XraySet, XraySet]) -> None:
+    """Masks in [0, 1] would be divided by 255 and count as nearly nothing."""
+    data = sets[0]
+    assert data.masks is not None
+    for name in ("images", "masks"):
+        with pytest.raises(TypeError, match=rf"{name} has dtype torch.float32, expected uint8 from 0 to 255"):
+            replace(data, **{name: getattr(data, name)[:].float() / 255})
+    for name in ("masks", "labels", "ids", "patients"):
+        with pytest.raises(ValueError, match=rf"{name} has 3 entries, expected one for each of {len(data)} images"):
+            replace(data, **{name: getattr(data, name)[:3]})
+
+
 def test_sets_that_do_not_fit(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
     train, validation = sets
     with pytest.raises(ValueError, match="patients are in both train and validation"):
