@@ -193,7 +193,9 @@ setup(
         "axnet.kernels",
     ],
     package_dir={"axnet": "axnet", "axnet.kernels": "kernels"},
-    package_data={"axnet": ["py.typed", "models/weights/*", "report/templates/*", "segment/weights/*"]},
+    package_data={
+        "axnet": ["py.typed", "models/weights/*", "report/templates/*", "segment/weights/*", "serve/page/*"],
+    },
     ext_modules=extensions,
     cmdclass=commands,
     options=options,

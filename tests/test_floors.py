@@ -15,6 +15,7 @@ FLOORS = (
     ("axnet.data", "axnet.metrics"),
     ("axnet.segment", "axnet.report"),
     ("axnet.train", "axnet.predictor", "axnet.export"),
+    ("axnet.serve",),
     ("axnet.cli",),
 )
 

@@ -1,4 +1,4 @@
-"""The command line: `axnet demo | prepare | fit | evaluate | predict | export | segment | bench | info`."""
+"""The command line: `axnet demo | prepare | fit | evaluate | predict | export | serve | segment | bench | info`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from axnet import __version__
-from axnet.cli import bench, demo, evaluate, export, fit, predict, prepare, segment
+from axnet.cli import bench, demo, evaluate, export, fit, predict, prepare, segment, serve
 from axnet.memory import keep_freed_memory
 
 USER_ERRORS = (ValueError, OSError, KeyError, ImportError)
@@ -29,6 +29,7 @@ app.command()(fit.fit)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(export.export)
+app.command()(serve.serve)
 app.command()(bench.bench)
 app.add_typer(segment.app, name="segment")
 

@@ -108,16 +108,12 @@ def _read(
     dicom_out: Path | None,
 ) -> None:
     """Calls, cardiothoracic ratio and flags; masks by the segmenter named, that beside weights, or the shipped one."""
-    from axnet.cli.reading import read, summary
+    from axnet.cli.reading import drawer_for, read, summary
     from axnet.predictor import Predictor
-    from axnet.segment import Segmenter
-    from axnet.train.anatomy import SEGMENTER_NAME
 
     if not isinstance(films, _Files):
         raise ValueError("images are packed films, expected image files for calls, overlays and DICOM objects.")
-    beside = None if weights is None else weights.parent / SEGMENTER_NAME
-    drawer = segmenter or (beside if beside is not None and beside.is_file() else None)
-    predictor = Predictor(model, info, None if drawer is None else Segmenter.load(drawer))
+    predictor = Predictor(model, info, drawer_for(weights, segmenter))
     with _opened(out) as stream:
         failed = read(predictor, films.files, stream, out is not None, overlays, dicom_out)
     if out is not None:

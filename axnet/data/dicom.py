@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Iterator
@@ -29,22 +30,24 @@ _FIRST_ELEMENT = re.compile(
 Pixels = npt.NDArray[Any]
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is named as a DICOM file or begins as one."""
-    return path.suffix.lower() in SUFFIXES or begins_as_dicom(path)
+def is_dicom(path: Path, content: bytes | None = None) -> bool:
+    """Whether a file is named as a DICOM file or begins as one; content: what is in it, where it lies in memory."""
+    return path.suffix.lower() in SUFFIXES or begins_as_dicom(path, content)
 
 
-def begins_as_dicom(path: Path) -> bool:
+def begins_as_dicom(path: Path, content: bytes | None = None) -> bool:
     """Whether a file has DICOM's mark after its first 128 bytes, or begins with the first elements of a data set.
 
     Those are of group 0002 or 0008, where a file without preamble begins.
     """
-    with path.open("rb") as file:
-        head = file.read(132)
+    if content is None:
+        with path.open("rb") as file:
+            content = file.read(132)
+    head = content[:132]
     return head[128:] == b"DICM" or _FIRST_ELEMENT.match(head) is not None
 
 
-def read_dicom(path: Path) -> npt.NDArray[np.float32]:
+def read_dicom(path: Path, content: bytes | None = None, most_pixels: int | None = None) -> npt.NDArray[np.float32]:
     """Grey values of a DICOM radiograph as a viewer shows them: float32 [H, W] in [0, 1], dense tissue bright.
 
     Modality LUT or rescale, then VOI LUT or window, of each the first that is usable: elements that are empty, not
@@ -53,6 +56,7 @@ def read_dicom(path: Path) -> npt.NDArray[np.float32]:
     part of the film and becomes 0. A file without the name of its transfer syntax is read as uncompressed.
     Raises ValueError for a file that is damaged, has no pixels, several frames or colour, ModuleNotFoundError without
     pydicom or without the decoder that a compressed file needs; all name the file, and the package to install.
+    content: what is in the file, where it lies in memory. most_pixels: ValueError for a film of more by its header.
     """
     try:
         import pydicom
@@ -61,9 +65,11 @@ def read_dicom(path: Path) -> npt.NDArray[np.float32]:
             f"image file '{path}' is DICOM, which needs pydicom: pip install 'axnet[dicom]'.", name="pydicom"
         ) from None
     try:
-        data = pydicom.dcmread(path, force=True)
+        data = pydicom.dcmread(path if content is None else io.BytesIO(content), force=True)
         _tidy(data)
         problem = _problem(data)
+        if problem is None and most_pixels is not None and data.Rows * data.Columns > most_pixels:
+            problem = f"has {data.Columns} x {data.Rows} pixels, expected at most {most_pixels}"
     except Exception as error:  # pydicom raises its own kinds for every element that may be wrong
         raise _unreadable(path, error) from error
     if problem is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from os import PathLike
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from axnet.data.dicom import is_dicom, read_dicom
 from axnet.imaging import Float32Array, percentile_normalize, resize
@@ -21,26 +22,34 @@ StrPath = str | PathLike[str]
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _PHOTOMETRIC = 262  # of TIFF
+_OF_STRANGERS = ("PNG", "JPEG")  # Pillow has readers for others that start programs
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
-def _load(path: StrPath) -> Image.Image:
+def _load(path: StrPath, content: bytes | None = None, most_pixels: int | None = None) -> Image.Image:
     """The decoded image, upright: turned or mirrored as its EXIF orientation says."""
     file = Path(path)
-    if not file.is_file():
+    if content is None and not file.is_file():
         raise FileNotFoundError(f"image file '{file}' does not exist.")
     try:
-        with Image.open(file) as image:
+        with Image.open(file) if content is None else Image.open(io.BytesIO(content), formats=_OF_STRANGERS) as image:
             # a JPEG file of a camera (MPO) has small copies of its picture behind it
             pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            image.filename = ""  # no memory map: through one, Pillow 13 exchanges the sides of a turned TIFF file
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
+            small = most_pixels is None or image.width * image.height <= most_pixels
+            if small:
+                image.filename = ""  # no memory map: through one, Pillow 13 exchanges the sides of a turned TIFF file
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
     except _DECODE_ERRORS as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        if content is not None and isinstance(error, UnidentifiedImageError):
+            reason = "it begins as none of these, nor as DICOM"
         raise ValueError(f"image file '{file}' is truncated or not a PNG/JPEG image ({reason}).") from error
     if pictures > 1:
         raise ValueError(f"image file '{file}' holds {pictures} pictures, expected one.")
+    if not small:
+        size = f"{image.width} x {image.height}"
+        raise ValueError(f"image file '{file}' has {size} pixels, expected at most {most_pixels}.")
     return image
 
 
@@ -63,7 +72,21 @@ def read_stored(path: StrPath) -> npt.NDArray[Any]:
     """As read_image, but the stored values: uint8 or uint16 [H,W]; of DICOM what read_image returns."""
     if Path(path).is_file() and is_dicom(Path(path)):
         return read_dicom(Path(path))
-    image = _load(path)
+    return _stored(_load(path), path)
+
+
+def decode_stored(content: bytes, name: str, most_pixels: int | None = None) -> npt.NDArray[Any]:
+    """As read_stored, of a file's content that lies in memory.
+
+    PNG, JPEG or DICOM. name: what the file is called; errors say it, and its ending tells DICOM too. most_pixels: how
+    many a film may have by its header, before any is decoded. Raises ValueError as read_image does, and for more.
+    """
+    if is_dicom(Path(name), content):
+        return read_dicom(Path(name), content, most_pixels)
+    return _stored(_load(name, content, most_pixels), name)
+
+
+def _stored(image: Image.Image, path: StrPath) -> npt.NDArray[Any]:
     if image.mode in _SIXTEEN_BIT:
         stored = np.asarray(image)
         if stored.min() < 0 or stored.max() > 65535:

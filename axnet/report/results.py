@@ -29,6 +29,7 @@ class Example:
     255 (uint8) or of 1. prob_maps: finding to [h, w] in [0, 1], of any size, stretched over the image. truth: findings
     that are present. predicted: finding to probability. id: what the image is called. ctr: cardiothoracic ratio; taken
     from the masks "heart" and "lungs" (or "left_lung" and "right_lung") where it is not given. note: said above it.
+    widths: lines (first column, last column, row) drawn over the masks: the widths that the ratio compares.
     Raises ValueError on other shapes or on values outside [0, 1].
     """
 
@@ -40,6 +41,7 @@ class Example:
     id: str = ""
     ctr: float | None = None
     note: str = ""
+    widths: Sequence[tuple[float, float, float]] = ()
 
     def __post_init__(self) -> None:
         """Check shapes and ranges."""
