@@ -20,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
+from benchmarks import evaluation  # noqa: E402
 from benchmarks.cuda_launches import BUDGETS, COPY, MAPS  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -314,6 +315,11 @@ def main() -> None:
             "predicted": judge_passes,
         },
         "docs/segmentation.md": {"label-efficiency": label_efficiency},
+        "docs/evaluation.md": {
+            "localisation": evaluation.localisation,
+            "label-quality": evaluation.label_quality,
+            "metrics-speed": evaluation.speed,
+        },
     }
     for name, blocks in pages.items():
         page = ROOT / name

@@ -46,7 +46,7 @@ figcaption { font-size: .8125rem; font-weight: 550; line-height: 1.35; }
 .roc polyline { fill: none; stroke-width: 1.75; stroke-linejoin: round; }
 .roc .auc { font-size: 12px; font-weight: 600; fill: currentColor; }
 .boxes th, .boxes td { padding: .35rem .25rem; }
-.boxes tbody th { white-space: nowrap; }
+.boxes tbody th, .measures tbody th { white-space: nowrap; }
 .measures td { white-space: nowrap; }
 .scroll th:first-child { position: sticky; left: 0; background: #fff; }
 .few { color: #adb5bd; }
@@ -93,6 +93,9 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 2px solid var(--ink)
   body { padding: 0; max-width: none; font-size: 10.5pt; }
   h2 { break-after: avoid; }
   tr, figure { break-inside: avoid; }
+  .scroll { overflow: visible; }
+  .scroll table { font-size: 7.5pt; }
+  .scroll th, .scroll td { padding: .2rem .25rem; position: static; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 import axnet.metrics
 from axnet.metrics import delong_test, mean_auc, roc_auc
-from axnet.metrics.bootstrap import Ranking
+from axnet.metrics.bootstrap import Ranking, resampled_aucs
 from axnet.metrics.delong import auc_covariance
 
 NAN = float("nan")
@@ -175,3 +175,20 @@ def test_the_package_imports_neither_torch_nor_matplotlib_itself() -> None:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & {"torch", "matplotlib", "pandas"}
+
+
+def test_resamples_of_groups_are_those_of_repeated_rows() -> None:
+    # the plain way: the rows of every group drawn, one after another, to scikit-learn
+    rng = np.random.default_rng(3)
+    y = (rng.random((120, 3)) < [0.5, 0.2, 0.05]).astype(float)
+    y[rng.random(y.shape) < 0.05] = NAN
+    s = np.round(y.clip(0) * 0.4 + rng.random(y.shape), 1)  # many ties
+    s[np.isnan(s)] = 0.5
+    groups = rng.integers(0, 40, 120)
+    number = np.unique(groups, return_inverse=True)[1]
+    found = resampled_aucs(y, [s], number, 7, 25)[0]
+    units = int(number.max()) + 1
+    for column, draw in enumerate(np.random.default_rng(7).integers(0, units, size=(25, units))):
+        rows = np.concatenate([np.flatnonzero(number == unit) for unit in draw])
+        for k in range(3):
+            assert found[k, column] == pytest.approx(roc_auc(y[rows, k], s[rows, k]), abs=1e-12, nan_ok=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from axnet.metrics import expert_points, mean_auc, mean_auc_interval, rads_below_curve
+from axnet.metrics import ensemble, expert_points, mean_auc, mean_auc_interval, rads_below_curve
 
 TASKS = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
 PUBLISHED = {
@@ -66,3 +66,11 @@ def test_the_points_of_the_radiologists_are_rates(truth: pd.DataFrame, radiologi
     first, edema = radiologists[0, :, 3], truth["Edema"].to_numpy()
     assert points[0, 3, 0] == pytest.approx(first[edema == 0].mean())
     assert points[0, 3, 1] == pytest.approx(first[edema == 1].mean())
+
+
+def test_the_mean_of_ranks_is_above_every_model(folder: Path, truth: pd.DataFrame, radiologists: np.ndarray) -> None:
+    files = [folder / "predictions" / f"{model}.csv" for model in PUBLISHED]
+    scores = [pd.read_csv(file, index_col="Study").loc[truth.index, TASKS].to_numpy() for file in files]
+    together = ensemble(scores, "ranks")
+    assert round(mean_auc(truth, together), 4) == 0.9345
+    assert rads_below_curve(truth, together, radiologists)[0] == 3.0
