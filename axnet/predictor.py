@@ -20,6 +20,7 @@ from axnet.imaging import resize
 from axnet.models.storage import ClassifierInfo, load_classifier
 from axnet.segment import Anatomy, Segmenter
 from axnet.segment.segmenter import check_list
+from axnet.segment.view import LATERAL, is_lateral
 
 WEIGHTS = Path(__file__).parent / "models" / "weights"
 """Folder of the classifiers that come with axnet; the model cards stand beside them."""
@@ -33,8 +34,9 @@ class Prediction:
     the stored operating point; empty where flags speak against the film, or without operating points. A finding
     for which too few films chose an operating point is in probabilities alone. prob_maps: per stage, fine to coarse,
     the maps float32 [K,h,w] that pooled the features, empty for a classifier without. anatomy: organs, cardiothoracic
-    ratio and quality. flags: why no call is made: the segmenter found no plausible chest (a lateral film, another
-    part of the body), or grey values that are inverted.
+    ratio and quality. flags: why no call is made: what the segmenter drew is no plausible chest (another part of the
+    body, a film turned or cut), its grey values are inverted, or it has no mediastinum between the lungs, as a lateral
+    film (axnet.segment.view).
     """
 
     probabilities: dict[str, float]
@@ -104,13 +106,14 @@ class Predictor:
         else:
             probabilities = calibration.probabilities(logits)
             calls = calibration.calls(probabilities)
+        flags = [_flags(film, anatomy) for film, anatomy in zip(stored, anatomies, strict=True)]
         return [
             Prediction(
                 probabilities=dict(zip(self.findings, probabilities[index].tolist(), strict=True)),
-                positive=self._called(calls[index]) if not anatomy.flags else {},
+                positive={} if flags[index] else self._called(calls[index]),
                 prob_maps=tuple(stage[index] for stage in maps),
                 anatomy=anatomy,
-                flags=anatomy.flags,
+                flags=flags[index],
             )
             for index, anatomy in enumerate(anatomies)
         ]
@@ -124,6 +127,15 @@ class Predictor:
         atlas = self.segmenter.atlas.float().cpu().numpy()
         planes = [atlas if a.flags or a.probabilities is None else a.probabilities for a in anatomies]
         return organs_to_anatomies(np.stack([resize(each, size) for each in planes]))
+
+
+def _flags(film: npt.NDArray[np.uint8], anatomy: Anatomy) -> tuple[str, ...]:
+    """Of a film [S, S] as the classifier sees it: the segmenter's, and that of a lateral film before them."""
+    rows, columns = (
+        np.arange(size) * full // size for size, full in zip(film.shape, anatomy.masks.shape[1:], strict=True)
+    )
+    masks = anatomy.masks[:, rows[:, None], columns]
+    return ((LATERAL,) if is_lateral(film, masks) else ()) + anatomy.flags
 
 
 def load_pretrained(name: str = "frontal") -> Predictor:

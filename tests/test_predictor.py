@@ -16,6 +16,7 @@ from axnet.data import PhantomXray
 from axnet.models import AnatomyXNet, Calibration, ClassifierInfo, DenseNetGAP, Prediction, Predictor, Preprocessing
 from axnet.models.classifier import Output
 from axnet.segment import Anatomy
+from axnet.segment.view import LATERAL
 
 FINDINGS = ("Effusion", "Mass")
 CALIBRATION = Calibration(2.0, (0.5, None), (0.5, None), (0.5, None), (500.0, None), "by hand", "none")
@@ -67,6 +68,26 @@ def test_what_a_film_gets() -> None:
     plain = Predictor(predictor.model, replace(predictor.info, calibration=None), Drawer()).predict([bright])[0]
     assert plain.probabilities["Effusion"] == pytest.approx(float(torch.sigmoid(torch.tensor(1.0))), abs=2e-3)
     assert plain.positive == {}
+
+
+def test_a_film_without_a_mediastinum_gets_no_call() -> None:
+    class Lungs(Drawer):
+        def predict(self, images: list[Any], batch_size: int, *, keep_probabilities: bool) -> list[Anatomy]:
+            masks = np.zeros((3, 96, 80), bool)
+            masks[1, 20:70, 8:32] = masks[0, 20:70, 48:72] = masks[2, 50:66, 36:60] = True
+            inside = np.ones((3, 8, 8), np.float32)
+            return [Anatomy(masks, 0.5, 1.0, ("the heart is large",), inside) for _ in images]
+
+    film = np.full((96, 80), 200, np.uint8)
+    film[20:70, 8:32] = film[20:70, 48:72] = 60
+    side = film.copy()
+    side[20:70, 32:48] = 60
+    predictor = Predictor(Reader(), INFO, Lungs())
+    frontal, lateral = predictor.predict([film, side])
+    assert frontal.flags == ("the heart is large",)
+    assert lateral.flags == (LATERAL, "the heart is large")
+    assert lateral.positive == {}
+    assert "Effusion" in lateral.probabilities
 
 
 def test_files_arrays_and_types_agree(tmp_path: Path) -> None:

@@ -88,13 +88,18 @@ def _row(name: str, predictor: Predictor, found: Prediction) -> list[str]:
 
 
 def _text(name: str, predictor: Predictor, found: Prediction) -> str:
+    calibration = predictor.info.calibration
+    limits = {} if calibration is None else dict(zip(predictor.findings, calibration.thresholds, strict=True))
     ratio = "unknown" if math.isnan(found.anatomy.ctr) else f"{found.anatomy.ctr:.3f}"
     lines = [f"{name}  CTR {ratio}"]
     if found.flags:
         lines.append(f"  no call is made: {'; '.join(found.flags)}")
+    width = max(len("finding"), *map(len, found.probabilities))
+    lines.append(f"  {'finding':{width}}  probability  call (operating point)")
     for finding, probability in sorted(found.probabilities.items(), key=lambda item: -item[1]):
         call = {True: "positive", False: "negative", None: "-"}[found.positive.get(finding)]
-        lines.append(f"  {finding:20} {probability:6.1%}  {call}")
+        point = f" ({limits[finding]:.3f})" if finding in found.positive else ""
+        lines.append(f"  {finding:{width}}  {probability:11.1%}  {call}{point}")
     return "\n".join(lines) + "\n"
 
 
@@ -104,7 +109,7 @@ def _overlay(path: Path, film: Path, found: Prediction) -> None:
 
     prob_map = None
     if found.prob_maps:
-        maps = found.prob_maps[-1]
+        maps = found.prob_maps[0]  # the finest: the last stage has a few cells a side
         likeliest = max(range(len(found.probabilities)), key=list(found.probabilities.values()).__getitem__)
         prob_map = maps[likeliest if len(maps) > 1 else 0]
     write_overlay(path, read_image(film), found.anatomy.masks, prob_map)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pydicom
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import axnet.cli
@@ -86,6 +88,25 @@ def test_fit_writes_a_run(trained: Path) -> None:
     assert settings["backbone"] == "tiny"
     assert settings["val_fraction"] == 0.3
     assert settings["lr"] == 3e-4
+
+
+def test_a_run_is_repeated_from_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "backbone: tiny\nsize: 32\nbatch-size: 8\nworkers: 0\naccelerator: cpu\ntrain-images: 24\nval-fraction: 0.3\n"
+        "epochs: 9\nloss: asymmetric\nlabel-smoothing: 0.1\nmixup: 0.3\nsampling: balanced\nlayer-decay: 0.8\n"
+        "gamma: 0.3\nblur: 0.5\nerase: 0.5\nlogger: csv\n"
+    )
+    run("fit", "--config", tmp_path / "recipe.yaml", "--epochs", 1, "--out", tmp_path / "a", "--quiet")
+    settings = tmp_path / "a" / "config.yaml"
+    assert yaml.safe_load(settings.read_text())["epochs"] == 1  # the flag, not the file
+    assert not list((tmp_path / "a" / "logs").glob("events*"))
+    run("fit", "--config", settings, "--out", tmp_path / "b", "--quiet")
+    first, again = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    before = settings.read_bytes()
+    with pytest.raises(ValueError, match=r"mixup is 0\.0, but the run in '.*' began with 0\.3"):
+        run("fit", "--config", settings, "--out", tmp_path / "a", "--quiet", "--resume", "--mixup", 0)
+    assert settings.read_bytes() == before
 
 
 def test_resume(trained: Path) -> None:
@@ -237,32 +258,3 @@ def plain_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("plain") / "model.safetensors"
     save_classifier(path, DenseNetGAP(2, backbone="tiny"), Preprocessing(size=48), ("Effusion", "Mass"))
     return path
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("demo", "--out"),
-        ("bench", "--out"),
-        ("segment", "fit", "--data", "phantom", "--out"),
-        ("segment", "predict", "IMAGE", "--out"),
-        ("fit", "--out"),
-        ("evaluate", "--weights", "IMAGE", "--out"),
-        ("prepare", "--data", "csv", "--root", "IMAGE", "--out"),
-        ("export", "IMAGE", "--format", "pt2", "--out"),
-    ],
-    ids=lambda command: " ".join(command[:2]),
-)
-def test_every_command_looks_at_its_output_before_the_work(command: tuple[str, ...], tmp_path: Path) -> None:
-    """A file where a folder belongs, and the other way round."""
-    image, folder = tmp_path / "film.png", tmp_path / "folder.png"
-    image.write_bytes(b"")
-    folder.mkdir()
-    for out in (image / "inside" / "out", image if command[0] in ("demo", "fit", "evaluate", "prepare") else folder):
-        if out == folder and command[1] == "predict":
-            continue  # which takes a folder
-        with pytest.raises(
-            ValueError, match=r"--out(: folder '.*film\.png.*' cannot be made|.*a folder, expected a file)"
-        ):
-            run(*(str(image) if word == "IMAGE" else word for word in command), out)
-    assert image.read_bytes() == b""

@@ -90,4 +90,5 @@ def test_text_on_the_terminal(weights: Path, films: Path) -> None:
     text = run("predict", films, "--weights", weights)
     assert text.startswith("p0/film.png  CTR ")
     assert text.count("%") == 4
-    assert "positive" in text or "no call is made" in text
+    assert "positive (0.000)" in text or "no call is made" in text
+    assert text.count("finding   probability  call (operating point)") == 2
