@@ -289,37 +289,43 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_one_kernel(const On
   lane.each_sum(sums, [&](int c, float sum) { partial[c] = sum; });
 }
 
-//   block   256 channels of one map of one image; shared: the shares of up to 256 of its parts
+constexpr int kTogether = 4;  // channels of a thread, which share what a map needs
+
+//   block   kTogether x 256 channels (blockIdx.y) of one map of one image; shared: the shares of up to 256 of its parts
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    pwap_combine_kernel(const PwapArgs args, int64_t C, int K, int64_t walks, int64_t channel_blocks) {
+__global__ void __launch_bounds__(kThreads) pwap_combine_kernel(const PwapArgs args, int64_t C, unsigned K, int walks) {
   using Acc = acc_t<T>;
   AXNET_SHARED(shared);
   Acc* shares = reinterpret_cast<Acc*>(shared);
-  const int64_t map = blockIdx.x / channel_blocks, n = map / K, k = map % K, size = (C + 2) * K;
-  const int64_t c = blockIdx.x % channel_blocks * kThreads + threadIdx.x;
-  const Acc* partial = static_cast<const Acc*>(args.partial) + n * walks * size;
+  const unsigned map = blockIdx.x, n = map / K, k = map - n * K;
+  const int64_t size = (C + 2) * K, c0 = static_cast<int64_t>(blockIdx.y) * kTogether * kThreads + threadIdx.x;
+  const Acc* partial = static_cast<const Acc*>(args.partial) + static_cast<int64_t>(n) * walks * size;
   const Acc *tops = partial + K * C + k, *masses = tops + K;
+  partial += k * C + c0;
   Acc top = tops[0];
-  for (int64_t i = 1; i < walks; ++i)
+  for (int i = 1; i < walks; ++i)
     top = tops[i * size] > top ? tops[i * size] : top;
-  const Acc reference = log_sigmoid(top);
   double mass = 0;
-  Acc total = 0;
-  for (int64_t first = 0; first < walks; first += kThreads) {
-    const int count = static_cast<int>(walks - first < kThreads ? walks - first : kThreads);
+  Acc total[kTogether] = {};
+  for (int first = 0; first < walks; first += kThreads) {
+    const int count = walks - first < kThreads ? walks - first : kThreads, own = threadIdx.x;
     __syncthreads();
-    if (threadIdx.x < count)
-      shares[threadIdx.x] = std::exp(log_sigmoid(tops[(first + threadIdx.x) * size]) - reference);
+    if (own < count) shares[own] = std::exp(log_sigmoid(tops[(first + own) * size]) - log_sigmoid(top));
     __syncthreads();
     for (int i = 0; i < count; ++i) {
+      const Acc* from = partial + (first + i) * size;
       mass += static_cast<double>(shares[i]) * masses[(first + i) * size];
-      if (c < C) total += shares[i] * partial[(first + i) * size + k * C + c];
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j)
+        if (c0 + j * kThreads < C) total[j] += shares[i] * from[j * kThreads];
     }
   }
-  if (c < C) static_cast<T*>(args.pooled)[map * C + c] = T(static_cast<Acc>(total / static_cast<Acc>(mass)));
-  if (c == 0) {
-    Acc* norm = static_cast<Acc*>(args.norm) + n * 2 * K;
+  T* pooled = static_cast<T*>(args.pooled) + static_cast<int64_t>(map) * C + c0;
+#pragma unroll
+  for (int j = 0; j < kTogether; ++j)
+    if (c0 + j * kThreads < C) pooled[j * kThreads] = T(static_cast<Acc>(total[j] / static_cast<Acc>(mass)));
+  if (c0 == 0) {
+    Acc* norm = static_cast<Acc*>(args.norm) + static_cast<int64_t>(n) * 2 * K;
     norm[k] = top, norm[K + k] = static_cast<Acc>(mass);
   }
 }
@@ -356,9 +362,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor
       partial = empty({N * walks, (C + 2) * K}, acc, device);
       args.partial = data(partial);
       launch_tiles();
-      const int64_t channel_blocks = ceil_div(C, kThreads);
-      launch(pwap_combine_kernel<T>, N * K * channel_blocks, 1, kThreads, kThreads * sizeof(acc_t<T>), queue.stream(),
-             args, C, static_cast<int>(K), walks, channel_blocks);
+      launch(pwap_combine_kernel<T>, N * K, static_cast<int>(ceil_div(C, kTogether * kThreads)), kThreads,
+             kThreads * sizeof(acc_t<T>), queue.stream(), args, C, static_cast<unsigned>(K), static_cast<int>(walks));
     };
     if (one) {
       const auto launch_tiles = [&] {
