@@ -53,6 +53,7 @@ def command(*arguments: str) -> str:
         ("evaluate", "--help"),
         ("demo", "--help"),
         ("export", "--help"),
+        ("serve", "--help"),
         ("bench", "--help"),
         ("segment", "--help"),
         ("segment", "predict", "--help"),
