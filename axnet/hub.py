@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -40,7 +40,7 @@ Nobody has written yet what it was trained on, what it reaches and what it misse
 """
 
 
-class HubClassifier(
+class HubClassifier(  # type: ignore[call-arg, unused-ignore]  # without huggingface_hub the bases are unknown
     nn.Module,
     PyTorchModelHubMixin,
     library_name="axnet",
@@ -90,7 +90,7 @@ class HubClassifier(
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card under the Hub's header; kwargs: entries of it, such as license="apache-2.0" (model_card_kwargs)."""
-        data = self._hub_mixin_info.model_card_data
+        data: Any = cast(Any, self._hub_mixin_info).model_card_data
         header = type(data)(**{**data.to_dict(), **kwargs})
         info = self.info
         text = self.card or _CARD.format(

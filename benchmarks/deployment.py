@@ -1,0 +1,79 @@
+"""What folding, channels_last and torch.compile gain: DenseNet-121 with A3 and PWAP at 224 px, against plain eager.
+
+`python benchmarks/deployment.py [--batch 4] [--out FILE]`: the whole network in inference on the CPU, float32, in turns, one
+thread. Plain eager is the network in PyTorch's own operations (backend="reference"), as it was trained. Times are of the
+processor, which other work on the machine slows less than the clock; outputs are compared first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import axnet
+from axnet.export import fold
+from axnet.models import AnatomyXNet
+from axnet.report.environment import environment
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--backbone", default="densenet121")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = AnatomyXNet(14, backbone=options.backbone).eval()
+    image = torch.rand(options.batch, 1, options.size, options.size)
+    mask = torch.rand(options.batch, 2, options.size, options.size)
+    last = image.to(memory_format=torch.channels_last)
+    folded = fold(model)
+    lean = folded.model.to(memory_format=torch.channels_last)
+    compiled = torch.compile(lean, options={"freezing": True})
+
+    def reference() -> Tensor:
+        with axnet.use_backend("reference"):
+            return model(image, mask).logits
+
+    forms = {
+        "plain eager": reference,
+        "axnet's kernels": lambda: model(image, mask).logits,
+        "folded, channels_last": lambda: lean(last, mask).logits,
+        "folded, channels_last, compiled": lambda: compiled(last, mask).logits,
+    }
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    with torch.inference_mode():
+        wanted = reference()
+        differences = {name: (call() - wanted).abs().max().item() for name, call in forms.items()}
+        assert max(differences.values()) <= 1e-4, differences
+        for _ in range(options.rounds):
+            for name, call in forms.items():
+                start = time.process_time()
+                call()
+                times[name].append(1e3 * (time.process_time() - start) / options.batch)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    result = {
+        "environment": environment(),
+        "network": f"AnatomyXNet, {options.backbone}, {options.size} px, batch {options.batch}, one thread",
+        "folded": str(folded).splitlines()[0],
+        "rounds": options.rounds,
+        "processor ms per image": {name: round(value, 2) for name, value in medians.items()},
+        "times faster": {name: round(medians["plain eager"] / value, 2) for name, value in medians.items()},
+        "largest difference of a logit": differences,
+    }
+    print(json.dumps(result, indent=1))
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
