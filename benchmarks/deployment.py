@@ -1,8 +1,8 @@
 """What folding, channels_last and torch.compile gain: DenseNet-121 with A3 and PWAP at 224 px, against plain eager.
 
 `python benchmarks/deployment.py [--batch 4] [--out FILE]`: the whole network in inference on the CPU, float32, in
-turns, one thread. Plain eager is the network in PyTorch's own operations (backend="reference"), as it was trained. Times
-are of the processor, which other work slows less than the clock; outputs are compared first.
+turns, one thread. Plain eager is the network in PyTorch's own operations (backend="reference"), as it was trained.
+Times are of the processor, which other work slows less than the clock; outputs are compared first.
 """
 
 from __future__ import annotations

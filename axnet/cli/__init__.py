@@ -19,7 +19,7 @@ app = typer.Typer(
     name="axnet",
     help="Anatomy-XNet for chest X-rays: segment the anatomy, train, evaluate and explain. Not a medical device.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

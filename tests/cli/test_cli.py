@@ -258,3 +258,9 @@ def plain_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("plain") / "model.safetensors"
     save_classifier(path, DenseNetGAP(2, backbone="tiny"), Preprocessing(size=48), ("Effusion", "Mass"))
     return path
+
+
+def test_the_shell_completes_commands():
+    asked = {"_AXNET_COMPLETE": "complete_bash", "COMP_WORDS": "axnet pre", "COMP_CWORD": "1"}
+    result = CliRunner().invoke(app, [], prog_name="axnet", env=asked)
+    assert result.output.split() == ["prepare", "predict"]
