@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from axnet.train import Assessment, XraySet
 
 
+ENSEMBLE = "ensemble"
+"""What the report calls several classifiers together (axnet.train.assessment.ENSEMBLE)."""
+
+
 class Mean(str, Enum):
     """What an ensemble averages."""
 
@@ -169,9 +173,24 @@ def evaluate(
         adjudicated=readings,
     )
     typer.echo(table(assessment))
+    typer.echo(_few(assessment))
     typer.echo(str(assessment.report))
     if rule is not None:
         typer.echo(_calibrate(files[0], rule, temperature.value, assessment, test))
+
+
+def _few(assessment: Assessment) -> str:
+    """What the mean is over the findings that occur often enough, and which do not."""
+    from axnet.metrics.evaluation import LEAST_POSITIVES
+
+    first = next(iter(assessment.evaluations.values()))
+    if not first.few:
+        return f"every finding has at least {LEAST_POSITIVES} positives"
+    value, low, high = first.mean_auc_of_common
+    few = f"fewer than {LEAST_POSITIVES} positives, so that the AUC says little: {', '.join(first.few)}"
+    if len(first.few) == len(first.classes):
+        return few
+    return f"mean AUC of the other {len(first.classes) - len(first.few)}: {value:.3f} ({low:.3f} to {high:.3f}); {few}"
 
 
 def _files(classifiers: list[Path], weights: Path | None) -> list[Path]:
@@ -199,17 +218,27 @@ def _models(
         first = next(iter(infos.values()), info)
         if info.classes != first.classes:
             raise ValueError(f"'{file}' has classes {info.classes}, '{every[0]}' has {first.classes}.")
+        for what in ("size", "percentiles"):  # of the films, which are read once for all
+            own, wanted = getattr(info.preprocessing, what), getattr(first.preprocessing, what)
+            if own != wanted:
+                raise ValueError(f"'{file}' takes films of {what} {own}, '{every[0]}' of {wanted}, expected the same.")
         models[name], infos[name] = (model, info.preprocessing), info
     return models, infos, None if baseline is None else list(models)[-1]
 
 
 def _names(files: list[Path]) -> list[str]:
     """A name per file: that of the run's folder, the file's own, or as much of the path as tells them apart."""
-    for name in (lambda f: f.parent.name or f.stem, lambda f: f.stem, lambda f: f"{f.parent.name}/{f.stem}", str):
+    from axnet.predictor import WEIGHTS
+
+    def folder(file: Path) -> str:
+        return file.stem if file.parent.resolve() == WEIGHTS.resolve() else file.parent.name or file.stem
+
+    found: list[str] = []
+    for name in (folder, lambda f: f.stem, lambda f: f"{f.parent.name}/{f.stem}", str):
         found = [name(file) for file in files]
-        if len(set(found)) == len(found):
+        if len({*found, ENSEMBLE}) > len(found):
             break
-    return ["frontal" if file.parent.name == "weights" else one for file, one in zip(files, found, strict=True)]
+    return found
 
 
 def _numbers(text: str, option: str) -> tuple[float, ...]:

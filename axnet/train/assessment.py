@@ -100,6 +100,10 @@ def assess(
     """
     test = replace(test, labels=checked_labels(test.labels, test.findings, test.ids, "test"))
     truth = test.labels.numpy()
+    if mean is not None and ENSEMBLE in models:
+        raise ValueError(f"models has one named '{ENSEMBLE}', expected another name beside mean {mean!r}.")
+    if baseline is not None and baseline not in models:
+        raise ValueError(f"baseline is '{baseline}', expected one of models {list(models)}.")
     patients = np.array(test.patients)
     read = {name: (calibrations or {}).get(name) for name in models}
     logits: dict[str, npt.NDArray[np.float32]] = {}

@@ -111,13 +111,14 @@ def finding_maps(
     over its largest value, of the findings in columns alone; the others' maps are 0.
     """
     batch = Batches(data).__getitems__(list(rows))
-    device = next(model.parameters()).device
-    ready = to_input({name: value.to(device) for name, value in batch.items()}, preprocessing)
+    weights = next(model.parameters())
+    ready = to_input({name: value.to(weights.device) for name, value in batch.items()}, preprocessing)
+    image = ready["image"].to(weights.dtype)
     findings = len(data.findings)
     if isinstance(model, DenseNetGAP):
-        return _grad_cam(model, ready["image"], columns, findings)
+        return _grad_cam(model, image, columns, findings)
     with evaluating(model):
-        stages = [stage.float().cpu() for stage in model(ready["image"], ready["mask"]).prob_maps]
+        stages = [stage.float().cpu() for stage in model(image, ready["mask"]).prob_maps]
     fine = stages[0].shape[-2:]
     scaled = [F.interpolate(stage, fine, mode="bilinear", align_corners=False) for stage in stages]
     mean = torch.stack([_over_largest(stage) for stage in scaled]).mean(0)

@@ -136,6 +136,9 @@ def test_evaluate_compares_two(trained: Path, tmp_path: Path) -> None:
 def test_nih_takes_the_segmenter_that_comes_with_axnet(nih: Path, tmp_path: Path) -> None:
     run("fit", "--data", "nih", "--root", nih, "--out", tmp_path, "--epochs", 1, *SMALL)
     assert (tmp_path / SEGMENTER_NAME).read_bytes() == WEIGHTS.read_bytes()
+    held_out = (tmp_path / "validation.txt").read_text().split()
+    assert 0 < len(held_out) < 40
+    assert not set(held_out) & set((nih / "test_list.txt").read_text().split())
     assert (tmp_path / "model.safetensors").is_file()
 
 

@@ -61,7 +61,30 @@ def test_an_ensemble_with_everything(nih: Path, weights: tuple[Path, Path], tmp_
     for title in ("Precision-recall", "Subgroups", "Label quality", "Localisation", "PriorNet"):
         assert title in page, title
     assert "Reliability" not in page
+    assert "fewer than 15 positives" in text
     assert "mean AUC" in text
+
+
+def test_names_tell_files_apart() -> None:
+    from axnet.cli.evaluate import _names
+    from axnet.predictor import shipped
+
+    runs = [Path("runs/a/model.safetensors"), Path("runs/b/model.safetensors")]
+    assert _names(runs) == ["a", "b"]
+    assert _names([Path("weights/a.safetensors"), Path("weights/b.safetensors")]) == ["a", "b"]
+    assert _names([shipped(), runs[0]]) == ["frontal", "a"]
+    assert _names([Path("ensemble/x.safetensors"), runs[0]]) == ["x", "model"]
+    assert len(set(_names([Path("1/a/m.safetensors"), Path("2/a/m.safetensors")]))) == 2
+
+
+def test_classifiers_of_other_films_are_refused(weights: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_classifier(other, DenseNetGAP(14, "tiny"), Preprocessing(size=48), NIH_FINDINGS)
+    with pytest.raises(ValueError, match=r"other.safetensors' takes films of size 48, '.*a.safetensors' of 32"):
+        run("evaluate", weights[0], other, "--out", tmp_path)
+    save_classifier(other, DenseNetGAP(2, "tiny"), Preprocessing(size=32), NIH_FINDINGS[:2])
+    with pytest.raises(ValueError, match=r"other.safetensors' has classes"):
+        run("evaluate", weights[0], "--baseline", other, "--out", tmp_path)
 
 
 def test_calibrate_is_stored_and_used(nih: Path, weights: tuple[Path, Path], tmp_path: Path) -> None:
