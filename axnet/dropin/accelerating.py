@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from axnet.dropin.checking import difference
 from axnet.dropin.examples import Seen, guessed, watched
@@ -56,6 +57,12 @@ def accelerate(
         raise ValueError("model is accelerated already, expected one that is not (axnet.restore undoes it).")
     if isinstance(example, Tensor):
         example = (example,)
+    _check_numbers(model, example or ())
+    with torch.inference_mode(False):
+        return _accelerated(model, example, Options(verify, time), inplace, quiet)
+
+
+def _accelerated(model: Model, example: Sequence[Tensor] | None, options: Options, inplace: bool, quiet: bool) -> Model:
     try:
         probe, target = copy.deepcopy(model), model if inplace else copy.deepcopy(model)
         exact = copy.deepcopy(model).double()
@@ -67,8 +74,8 @@ def accelerate(
         probe.eval()
         inputs = tuple(example) if example is not None else guessed(probe)
         seen = watched(probe, inputs)
-        plans, report = _plans(probe, exact, seen, Options(verify, time))
-        if verify and plans:
+        plans, report = _plans(probe, exact, seen, options)
+        if options.verify and plans:
             _compare(model, plans, inputs)
     for path, modes in plans.items():
         _swap(target.get_submodule(path), modes)
@@ -76,6 +83,19 @@ def accelerate(
     if not quiet:
         print(report)
     return target
+
+
+def _check_numbers(model: nn.Module, example: Sequence[Any]) -> None:
+    """Raise ValueError where there are no numbers to compare with: parameters without shape, or on the meta device."""
+    for name, t in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(t):
+            raise ValueError(
+                f"model has the parameter '{name}' without a shape, expected a model that was called once."
+            )
+        if t.is_meta:
+            raise ValueError(f"model has '{name}' on the meta device, expected a model with numbers (model.to_empty).")
+    if any(isinstance(t, Tensor) and t.is_meta for t in example):
+        raise ValueError("example lies on the meta device, expected tensors with numbers.")
 
 
 def restore(model: Model) -> Model:
@@ -87,7 +107,7 @@ def restore(model: Model) -> Model:
         raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module.")
     for module in model.modules():
         swap_back(module)
-    model.__dict__.pop("axnet_report", None)
+        module.__dict__.pop("axnet_report", None)  # torch.compile's wrapper hands it on to the module within
     return model
 
 
@@ -127,7 +147,7 @@ def _plans(
         if any(rewrite.plan for rewrite in modes.values()):
             plans[path] = modes
             done.append(module)
-    return plans, Report(replaced + kept)
+    return plans, Report(replaced + kept + _scripted(exact))
 
 
 def _is_known(module: nn.Module) -> bool:
@@ -135,6 +155,17 @@ def _is_known(module: nn.Module) -> bool:
     origin = type(module).__module__
     library = origin.startswith(("torch.nn", "axnet.nn", "torch.ao")) and not isinstance(module, nn.Sequential)
     return library or "forward" in module.__dict__ or isinstance(module, torch.jit.ScriptModule)
+
+
+def _scripted(model: nn.Module) -> list[Row]:
+    """A row for every module of TorchScript, which has no forward in Python; those within one are not named."""
+    found: list[Row] = []
+    for path, module in model.named_modules():
+        inside = any(not row.path or path.startswith(f"{row.path}.") for row in found)
+        if isinstance(module, torch.jit.ScriptModule) and not inside:
+            name = str(getattr(module, "original_name", type(module).__name__))
+            found.append(Row(path, name, "TorchScript", why="accelerate the model, then trace or script it"))
+    return found
 
 
 def _rows(path: str, module: nn.Module, modes: dict[bool, Rewritten], options: Options) -> list[Row]:
@@ -164,7 +195,7 @@ def _swap(module: nn.Module, modes: dict[bool, Rewritten]) -> None:
 
 def _compare(model: nn.Module, plans: dict[str, dict[bool, Rewritten]], inputs: Sequence[Tensor]) -> None:
     """Raise ValueError where the accelerated model as a whole deviates from the original in outputs or gradients."""
-    exact = [t.double() if t.is_floating_point() else t for t in inputs]
+    exact = [t.to(torch.float64, copy=True) if t.is_floating_point() else t.clone() for t in inputs]
     for training in _MODES:
         results: list[dict[str, Tensor]] = []
         for accelerated in (False, False, True):  # twice the original: what differs then is its own randomness

@@ -80,6 +80,8 @@ def watched(model: nn.Module, example: Sequence[Any]) -> dict[str, Seen]:
         return note
 
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # it takes no such hooks, and has no forward to rewrite
         handles.append(module.register_forward_pre_hook(hook(name), with_kwargs=True))
     try:
         with torch.no_grad():

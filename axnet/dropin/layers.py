@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from axnet import backends, functional, reference
 from axnet.checks import MAX_ANATOMIES, MAX_MAPS, beyond_one
+from axnet.dropin.pixels import of_one_pixel
 from axnet.dropin.probing import Template, shaped
 from axnet.nn.heads import normalised_averages
 from axnet.nn.norm import gated_norm
@@ -72,7 +73,8 @@ def averaged_heads(
 def _gate(gate: Callable[..., Tensor], entries: Sequence[Entry], more: Any) -> Callable[[MaskedPool], Tensor]:
     def function(pool: MaskedPool) -> Tensor:
         descriptors = (pool.avg, pool.max, pool.masked_avg[:, 0], pool.masked_max[:, 0])
-        return gate(*(shaped(descriptors[i], template) for i, template in entries), *more).flatten(1).unsqueeze(1)
+        with of_one_pixel(pool.avg):
+            return gate(*(shaped(descriptors[i], template) for i, template in entries), *more).flatten(1).unsqueeze(1)
 
     return function
 

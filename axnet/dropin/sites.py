@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,7 +165,15 @@ def _heads(attentions: Sequence[_Attention], values: Values) -> list[Site]:
         closed = all(u in between for n in between if n not in averages for u in n.users)
         if averages and closed and all(values.template(a, tuple(z.shape[:2])) is not None for a in averages):
             by_input.setdefault(one.x, []).append((one, averages))
-    return [_head_site(x, heads, values) for x, heads in by_input.items()]
+    fused = Counter(one.norm for heads in by_input.values() for one, _ in heads)
+    for x, heads in by_input.items():  # torch's own batch normalisation keeps its statistics for the backward pass
+        by_input[x] = [h for h in heads if fused[h[0].norm] == _calls(h[0].result)]
+    return [_head_site(x, heads, values) for x, heads in by_input.items() if heads]
+
+
+def _calls(node: fx.Node) -> int:
+    """How often the graph calls the module that a node calls."""
+    return sum(n.op == "call_module" and n.target == node.target for n in node.graph.nodes)
 
 
 def _head_site(x: fx.Node, heads: list[tuple[_Attention, list[fx.Node]]], values: Values) -> Site:

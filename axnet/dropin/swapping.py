@@ -47,15 +47,27 @@ def swap(module: nn.Module, plans: Mapping[bool, Plan], gates: Mapping[str, Call
         return base.forward(self, *args, **kwargs)
 
     def deepcopied(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
-        new = base.__new__(base)
-        memo[id(self)] = new
-        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        new.__class__ = type(self)
+        """As its own class copies it, and accelerated again."""
+        own = type(self)
+        self.__class__ = cast(Any, base)
+        try:
+            new = copy.deepcopy(self, memo)
+        finally:
+            self.__class__ = cast(Any, own)
+        new.__class__ = cast(Any, own)
         return new
 
     def reduced(self: nn.Module, protocol: Any) -> Any:
         """As a module of its own class: files made of it need no axnet."""
-        return copyreg._reconstructor, (base, object, None), self.__dict__  # type: ignore[attr-defined]
+        own = type(self)
+        self.__class__ = cast(Any, base)
+        try:
+            parts = cast("tuple[Any, ...]", self.__reduce_ex__(protocol))
+        finally:
+            self.__class__ = cast(Any, own)
+        if parts[0] is copyreg.__newobj__:  # type: ignore[attr-defined]  # pickle wants the class that the module has
+            return copyreg._reconstructor, (base, object, None), *parts[2:]  # type: ignore[attr-defined]
+        return parts
 
     own = {
         "forward": forward,
