@@ -84,14 +84,18 @@ class Predictor:
             stored = [read_stored(image) if isinstance(image, (str, PathLike)) else image for image in part]
             read = [isinstance(image, (str, PathLike)) for image in part]
             pixels = [_unit(image) if file else image for image, file in zip(stored, read, strict=True)]
-            found += self._batch(pixels, stored)
+            # films of 8 and 16 bits are quicker to store than numbers in [0, 1]
+            quick = [film if film.dtype in (np.uint8, np.uint16) else _unit(film) for film in stored]
+            found += self.read(pixels, np.stack([self.info.preprocessing.store(film) for film in quick]))
         return found
 
-    def _batch(self, pixels: list[npt.NDArray[Any]], films: list[npt.NDArray[Any]]) -> list[Prediction]:
-        """pixels: as the segmenter takes them. films: the same as they are stored, where 8 and 16 bits are quicker."""
+    def read(self, pixels: Sequence[npt.NDArray[Any]], stored: npt.NDArray[np.uint8]) -> list[Prediction]:
+        """The same for films that are prepared already, as packed ones are.
+
+        pixels: arrays [H, W] of any real type, for the segmenter; stored: the same films uint8 [N,S,S], as
+        Preprocessing.store makes them, for the classifier.
+        """
         anatomies = self.segmenter.predict(pixels, batch_size=len(pixels), keep_probabilities=True)
-        store = self.info.preprocessing.store
-        stored = np.stack([store(film if film.dtype in (np.uint8, np.uint16) else _unit(film)) for film in films])
         device = next(self.model.parameters()).device
         image = torch.from_numpy(stored)[:, None].to(device, torch.float32) / 255
         with torch.inference_mode():

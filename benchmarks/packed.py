@@ -239,23 +239,55 @@ def memory(folder: Path, count: int) -> dict[str, Any]:
     limits = ["--batch-size", "512", "--workers", "1", "--accelerator", "cpu"]
     return {
         "films": count,
-        "prepare, 2 workers": peak([*pack, "--workers", "2", "--out", out, "--quiet"]),
+        "prepare, 1 worker": peak([*pack, "--workers", "1", "--out", out, "--quiet"]),
         "fit, 1 worker": peak(["fit", "--root", out, *small, *limits, "--out", run, "--quiet"]),
     }
 
 
 def peak(arguments: list[str]) -> dict[str, Any]:
-    """The largest memory of a command and of its largest process besides it, in MiB."""
-    code = (
-        "import sys, resource; from axnet.cli import app; sys.argv[0] = 'axnet'; app(standalone_mode=False)\n"
-        "print('peak', *(resource.getrusage(who).ru_maxrss // 1024 for who in (0, -1)), file=sys.stderr)"
-    )
+    """The largest memory of a command and the processes that it starts, in MiB.
+
+    Together: their PSS, which counts a page that several have mapped once; largest process: its resident set.
+    """
+    code = "import sys; from axnet.cli import app; sys.argv[0] = 'axnet'; app(standalone_mode=False)"
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    own, child = done.stderr.strip().splitlines()[-1].split()[1:]
-    return {"MiB": int(own), "MiB of a worker": int(child), "seconds": round(time.perf_counter() - started)}
+    together = largest = 0
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=errors, text=True
+        )
+        while process.poll() is None:
+            used = [pages(number) for number in family(process.pid)]
+            together = max(together, sum(shared for _, shared in used))
+            largest = max([largest, *(own for own, _ in used)])
+            time.sleep(0.5)
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(errors.read()[-2000:])
+    seconds = round(time.perf_counter() - started)
+    return {"MiB together (PSS)": together // 1024, "MiB of the largest (RSS)": largest // 1024, "seconds": seconds}
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it started, that are alive."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            below = [int(each) for each in task.read_text().split()]
+        except OSError:
+            continue
+        found += [each for child in below for each in family(child)]
+    return found
+
+
+def pages(pid: int) -> tuple[int, int]:
+    """Resident set and PSS in KiB; zeros for a process that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    values = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
+    return values.get("Rss", 0), values.get("Pss", 0)
 
 
 def main() -> None:

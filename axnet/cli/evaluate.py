@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -111,72 +112,90 @@ def evaluate(
     for that: those that axnet fit held out are listed in OUT/validation.txt. Stored calibrations are used.
 
     The anatomy masks come from --segmenter, from segmenter.safetensors beside the weights, or are the phantom's own.
+    Processes that torchrun starts share the films out, and give the numbers of one alone.
     """
     from axnet.data.adjudicated import read_adjudicated
+    from axnet.data.labelled import some
     from axnet.data.uncertainty import read_policy
     from axnet.models import AnatomyXNet
-    from axnet.progress import Progress
+    from axnet.progress import SILENT, Progress
     from axnet.train import DataConfig, Facts, assess, optional_segmenter, prepared, table, with_blank_masks
     from axnet.train import Views as Seen
     from axnet.train.calibrating import parse_rule
+    from axnet.train.scoring import predict_logits
+    from axnet.train.shares import shared_out
 
-    writable_folder(out, "--out")
-    rule = None if calibrate is None else parse_rule(calibrate)
-    files = _files(classifiers or [], weights)
-    if calibrate is not None:
-        _check_calibrate(files, split, data, tta)
-    augmentation = Seen(_numbers(tta_shifts, "--tta-shifts"), _numbers(tta_scales, "--tta-scales"), tta_flip)
-    models, infos, compared = _models(files, baseline)
-    info = next(iter(infos.values()))
-    source = DataConfig(
-        data=data,
-        root=root,
-        seed=seed,
-        test_images=test_images,
-        findings=info.classes,
-        workers=workers,
-        cache=None if cache is None else str(cache),
-        split=split,
-        uncertain=None if uncertain is None else read_policy(uncertain),
-        views=None if views is None else tuple(views.split(",")),
-    )
-    readings = None if adjudicated is None else read_adjudicated(adjudicated)
-    guided = any(isinstance(one, AnatomyXNet) for one, _ in models.values())
-    drawer = optional_segmenter(source, files[0], segmenter, needed=guided)
-    progress = Progress(typer.echo)
-    films = source.source("test", size=info.preprocessing.size, with_masks=drawer is None)
-    test = prepared(source, films, "test", info.preprocessing, segmenter=drawer, progress=progress)
-    if test.masks is None:
-        test = with_blank_masks(test)
-    assessment = assess(
-        models,
-        test,
-        out,
-        title=f"Evaluation on {source.dataset.title}",
-        description=f"{len(test)} test images of {len(set(test.patients))} patients.",
-        run={
-            "weights": ", ".join(map(str, files)),
-            "baseline": str(baseline or ""),
-            "ensemble": mean.value if len(files) > 1 else "",
-            "test-time augmentation": f"{len(augmentation)} views: {augmentation}" if tta else "",
-            "data": data,
-            "split name": test.split_name,
-            "seed": seed,
-        },
-        seed=seed,
-        progress=progress,
-        views=augmentation if tta else None,
-        mean=mean.value if len(files) > 1 else None,
-        baseline=compared,
-        calibrations={name: one.calibration for name, one in infos.items()},
-        facts=Facts.of(films),
-        adjudicated=readings,
-    )
-    typer.echo(table(assessment))
-    typer.echo(_few(assessment))
-    typer.echo(str(assessment.report))
-    if rule is not None:
-        typer.echo(_calibrate(files[0], rule, temperature.value, assessment, test))
+    with shared_out() as share:
+        writable_folder(out, "--out")
+        rule = None if calibrate is None else parse_rule(calibrate)
+        files = _files(classifiers or [], weights)
+        if calibrate is not None:
+            _check_calibrate(files, split, data, tta)
+        augmentation = Seen(_numbers(tta_shifts, "--tta-shifts"), _numbers(tta_scales, "--tta-scales"), tta_flip)
+        models, infos, compared = _models(files, baseline)
+        info = next(iter(infos.values()))
+        source = DataConfig(
+            data=data,
+            root=root,
+            seed=seed,
+            test_images=test_images,
+            findings=info.classes,
+            workers=workers,
+            cache=None if cache is None else str(cache),
+            split=split,
+            uncertain=None if uncertain is None else read_policy(uncertain),
+            views=None if views is None else tuple(views.split(",")),
+        )
+        readings = None if adjudicated is None else read_adjudicated(adjudicated)
+        guided = any(isinstance(one, AnatomyXNet) for one, _ in models.values())
+        drawer = optional_segmenter(source, files[0], segmenter, needed=guided)
+        progress = Progress(typer.echo) if share.rank == 0 else SILENT
+        several = share.count > 1
+        films = source.source("test", size=info.preprocessing.size, with_masks=drawer is None)
+        test = prepared(
+            source, films, "test", info.preprocessing, segmenter=drawer, on_demand=several, progress=progress
+        )
+        if test.masks is None:
+            test = with_blank_masks(test)
+        seen_by = augmentation if tta else None
+        if share.rank:
+            for each, preprocessing in models.values():
+                predict_logits(each, test, preprocessing, views=seen_by, share=share)
+            return
+        known = _trained_on(files, test.ids)
+        if known:
+            typer.echo(f"{len(known)} of the {len(test)} test films were trained on, by their names: {some(known)}")
+        assessment = assess(
+            models,
+            test,
+            out,
+            title=f"Evaluation on {source.dataset.title}",
+            description=f"{len(test)} test images of {len(set(test.patients))} patients.",
+            run={
+                "weights": ", ".join(map(str, files)),
+                "baseline": str(baseline or ""),
+                "ensemble": mean.value if len(files) > 1 else "",
+                "test-time augmentation": f"{len(augmentation)} views: {augmentation}" if tta else "",
+                "data": data,
+                "split name": test.split_name,
+                "test films seen in training": len(known),
+                "seed": seed,
+            },
+            seed=seed,
+            progress=progress,
+            views=seen_by,
+            share=share,
+            mean=mean.value if len(files) > 1 else None,
+            baseline=compared,
+            calibrations={name: one.calibration for name, one in infos.items()},
+            facts=Facts.of(films),
+            adjudicated=readings,
+        )
+        typer.echo(table(assessment))
+        typer.echo(_few(assessment))
+        typer.echo(str(assessment.report))
+        if rule is not None:
+            typer.echo(_calibrate(files[0], rule, temperature.value, assessment, test))
 
 
 def _few(assessment: Assessment) -> str:
@@ -239,6 +258,16 @@ def _names(files: list[Path]) -> list[str]:
         if len({*found, ENSEMBLE}) > len(found):
             break
     return found
+
+
+def _trained_on(files: Sequence[Path], films: Sequence[str]) -> list[str]:
+    """Which films are among those of the runs that left these weights, where their lists are beside them."""
+    from axnet.cli.fit import FILMS_NAME
+    from axnet.data.joined import in_common
+
+    listed = {file.parent / FILMS_NAME for file in files}
+    found = [in_common(one.read_text(encoding="utf-8").splitlines(), films) for one in listed if one.is_file()]
+    return sorted({film for each in found for film in each})
 
 
 def _numbers(text: str, option: str) -> tuple[float, ...]:

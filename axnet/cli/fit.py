@@ -32,6 +32,9 @@ from axnet.data.sets import DEFAULT
 CACHE_VARIABLE = "AXNET_FIT_CACHE"
 """Names the folder of images and masks to the processes of one run."""
 
+FILMS_NAME = "films.txt"
+"""In a run's folder: the ids of the films that it trained on or chose by, one per line."""
+
 
 class Architecture(str, Enum):
     """Classifiers that can be trained."""
@@ -165,6 +168,7 @@ def fit(
 
     Writes OUT/model.safetensors (the weights that the other commands take), OUT/segmenter.safetensors where a segmenter
     drew the masks, OUT/validation.txt, the films of a real data set that were held out (axnet evaluate --calibrate),
+    OUT/films.txt, all that it saw (axnet evaluate says which test films are among them),
     OUT/config.yaml with all settings (--config repeats the run), OUT/checkpoints for --resume, and logs in OUT/logs.
     docs/training.md says what the options do and what they gained where they were tried.
     """
@@ -254,6 +258,8 @@ def fit(
     if first:
         if source.dataset.real and not source.members:
             (out / "validation.txt").write_text("".join(f"{name}\n" for name in validation.ids), encoding="utf-8")
+        if source.dataset.real:  # drawn ones have no names of their own
+            (out / FILMS_NAME).write_text("".join(f"{name}\n" for name in everything.ids), encoding="utf-8")
         typer.echo(
             f"train: {len(train)} images, validation: {len(validation)}, split {everything.split_name} "
             f"{everything.split_hash[:12]}"

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Optional, Protocol
+from typing import IO, TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from axnet.cli.options import UNREADABLE, DicomOut, SegmenterFile, report_failed, writable_file, writable_folder
+from axnet.cli.films import Films, Part, named, parts
+from axnet.cli.options import DicomOut, SegmenterFile, report_failed, writable_file, writable_folder
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from axnet.data.folder import ImageFile
-    from axnet.models import ClassifierInfo, Preprocessing
-    from axnet.train import XraySet
+    from axnet.models import ClassifierInfo
+    from axnet.train.shares import Share
 
 _AT_A_TIME = 64  # images read, drawn and scored together
 
@@ -53,8 +54,26 @@ def predict(
 
     Folders are searched with all below them, and an image is known by its path there. Files that cannot be read are
     listed at the end, and the exit code is then 1. The anatomy masks come from --segmenter, or from
-    segmenter.safetensors beside the weights; packed films may bring theirs. Not for medical use.
+    segmenter.safetensors beside the weights; packed films may bring theirs. Processes that torchrun starts share the
+    films out, and the first writes what one alone would. Not for medical use.
     """
+    from axnet.train.shares import shared_out
+
+    with shared_out() as share:
+        failed = _predict(share, images, weights, segmenter, out, overlays, dicom_out)
+    report_failed(failed)
+
+
+def _predict(
+    share: Share,
+    images: list[str],
+    weights: Path | None,
+    segmenter: Path | None,
+    out: Path | None,
+    overlays: Path | None,
+    dicom_out: Path | None,
+) -> list[tuple[Path, str]]:
+    """Returns the films that failed, for the first process."""
     import csv
 
     from axnet.models import AnatomyXNet, load_classifier
@@ -62,7 +81,7 @@ def predict(
     from axnet.train import predict as score
     from axnet.train import segmenter_for, with_blank_masks, with_predicted_masks
 
-    films = _films(images)
+    films = named(images)
     if out is not None:
         writable_file(out, "--out")
     if overlays is not None:
@@ -71,33 +90,44 @@ def predict(
         writable_folder(dicom_out, "--dicom-out")
     model, info = load_classifier(shipped() if weights is None else weights)
     if weights is None or overlays is not None or dicom_out is not None or info.calibration is not None:
-        _read(model, info, weights, segmenter, films, out, overlays, dicom_out)
-        return
+        return _read(share, model, info, weights, segmenter, films, out, overlays, dicom_out)
     guided = isinstance(model, AnatomyXNet)
     masked = films.masked and segmenter is None
     drawer = segmenter_for(weights, segmenter) if guided and not masked else None
     failed: list[tuple[Path, str]] = []
-    with _opened(out) as stream:
+
+    def rows(indices: Sequence[int]) -> Part:
+        lost: list[tuple[Path, str]] = []
+        data = films.read(indices[0], indices[-1] + 1, info.preprocessing, lost)
+        if data is None:
+            return [], lost
+        if not guided:
+            data = with_blank_masks(data)
+        elif drawer is not None:
+            data = with_predicted_masks(data, drawer)
+        scores = score(model, data, info.preprocessing)
+        return [(name, *(f"{value:.6f}" for value in row)) for name, row in zip(data.ids, scores, strict=True)], lost
+
+    with _opened(out, share) as stream:
         writer = csv.writer(stream)
         writer.writerow(("image", *info.classes))
-        for start in range(0, len(films), _AT_A_TIME):
-            data = films.read(start, min(start + _AT_A_TIME, len(films)), info.preprocessing, failed)
-            if data is None:
-                continue
-            if not guided:
-                data = with_blank_masks(data)
-            elif drawer is not None:
-                data = with_predicted_masks(data, drawer)
-            for name, row in zip(data.ids, score(model, data, info.preprocessing), strict=True):
-                writer.writerow((name, *(f"{value:.6f}" for value in row)))
+        for found, lost in parts(share, len(films.files), _AT_A_TIME, rows):
+            writer.writerows(found)
+            failed += lost
             stream.flush()
+    if share.rank == 0:
+        _say(films, failed, out)
+    return failed
+
+
+def _say(films: Films, failed: list[tuple[Path, str]], out: Path | None) -> None:
     if out is not None:
         note = f", {len(failed)} failed" if failed else ""
-        typer.echo(f"{len(films) - len(failed)} images scored{note}: {out}")
-    report_failed(failed)
+        typer.echo(f"{len(films.files) - len(failed)} images scored{note}: {out}")
 
 
 def _read(
+    share: Share,
     model: nn.Module,
     info: ClassifierInfo,
     weights: Path | None,
@@ -106,115 +136,29 @@ def _read(
     out: Path | None,
     overlays: Path | None,
     dicom_out: Path | None,
-) -> None:
+) -> list[tuple[Path, str]]:
     """Calls, cardiothoracic ratio and flags; masks by the segmenter named, that beside weights, or the shipped one."""
     from axnet.cli.reading import drawer_for, read, summary
     from axnet.predictor import Predictor
 
-    if not isinstance(films, _Files):
-        raise ValueError("images are packed films, expected image files for calls, overlays and DICOM objects.")
+    if films.packed and dicom_out is not None:
+        raise ValueError("images are packed films, expected DICOM files for --dicom-out.")
     predictor = Predictor(model, info, drawer_for(weights, segmenter))
-    with _opened(out) as stream:
-        failed = read(predictor, films.files, stream, out is not None, overlays, dicom_out)
-    if out is not None:
-        note = f", {len(failed)} failed" if failed else ""
-        typer.echo(f"{len(films) - len(failed)} images scored{note}: {out}")
-    if expected := summary(predictor):
-        typer.echo(expected)
-    report_failed(failed)
-
-
-def _films(images: list[str]) -> Films:
-    """What the user named: files and folders, or packed films."""
-    from axnet.data.folder import image_files
-    from axnet.data.packed.manifest import is_packed
-
-    if not all(images):
-        raise ValueError("images holds an empty name, expected files or folders.")
-    if not any(is_packed(image) for image in images):
-        return _Files(image_files(map(Path, images), file_id=str))
-    if len(images) > 1:
-        raise ValueError(f"images has {len(images)} entries with packed films among them, expected these alone.")
-    return _Packed(images[0])
-
-
-class Films(Protocol):
-    """Films to be scored. masked: whether they bring masks."""
-
-    masked: bool
-
-    def __len__(self) -> int:
-        """How many."""
-        ...
-
-    def read(
-        self, start: int, stop: int, preprocessing: Preprocessing, failed: list[tuple[Path, str]]
-    ) -> XraySet | None:
-        """Those of these positions that can be read, None where none can; the others are added to failed."""
-        ...
-
-
-class _Files:
-    masked = False
-
-    def __init__(self, files: list[ImageFile]) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(
-        self, start: int, stop: int, preprocessing: Preprocessing, failed: list[tuple[Path, str]]
-    ) -> XraySet | None:
-        from axnet.data.image import read_stored
-        from axnet.train.sources import unlabelled
-
-        stored, ids = [], []
-        for file in self.files[start:stop]:
-            try:
-                stored.append(preprocessing.store(read_stored(file.path)))
-                ids.append(file.id)
-            except UNREADABLE as error:
-                failed.append((file.path, " ".join(str(error).split())))
-        return unlabelled(stored, ids, preprocessing) if ids else None
-
-
-class _Packed:
-    def __init__(self, root: str) -> None:
-        from axnet.data.packed.films import PackedFilms
-
-        self.films = PackedFilms(root)
-        self.set: XraySet | None = None
-        self.masked = self.films.manifest.masks is not None
-
-    def __len__(self) -> int:
-        return len(self.films)
-
-    def read(
-        self, start: int, stop: int, preprocessing: Preprocessing, failed: list[tuple[Path, str]]
-    ) -> XraySet | None:
-        from axnet.train import collect
-
-        if self.set is None:
-            self.set = collect(self.films, preprocessing)
-        try:
-            part = self.set.subset(range(start, stop))
-            part.images[:]  # read now, and kept for what follows
-            return part
-        except UNREADABLE:
-            whole = []
-        for index in range(start, stop):
-            try:
-                self.films.film(index)
-                whole.append(index)
-            except UNREADABLE as error:
-                failed.append((Path(self.films.ids[index]), str(error)))
-        return self.set.subset(whole) if whole else None
+    with _opened(out, share) as stream:
+        failed = read(predictor, films, stream, out is not None, overlays, dicom_out, share)
+    if share.rank == 0:
+        _say(films, failed, out)
+        if expected := summary(predictor):
+            typer.echo(expected)
+    return failed
 
 
 @contextmanager
-def _opened(out: Path | None) -> Iterator[IO[str]]:
-    """The terminal, or a file that takes the name of out when it is whole."""
+def _opened(out: Path | None, share: Share) -> Iterator[IO[str]]:
+    """The terminal, or a file that takes the name of out when it is whole; of several processes the first writes."""
+    if share.rank:
+        yield StringIO()
+        return
     if out is None:
         yield sys.stdout
         return

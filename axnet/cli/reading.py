@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
+from axnet.cli.films import Part, parts
 from axnet.cli.options import UNREADABLE, places
 
 if TYPE_CHECKING:
-    from axnet.data.folder import ImageFile
+    from numpy.typing import NDArray
+
+    from axnet.cli.films import Films
     from axnet.predictor import Prediction, Predictor
     from axnet.segment import Anatomy, Segmenter
+    from axnet.train.shares import Share
 
 _AT_A_TIME = 16
 
@@ -30,13 +35,15 @@ def drawer_for(weights: Path | None, segmenter: Path | None) -> Segmenter | None
 
 def read(
     predictor: Predictor,
-    files: list[ImageFile],
+    films: Films,
     stream: IO[str],
     table: bool,
     overlays: Path | None,
-    dicom_out: Path | None = None,
+    dicom_out: Path | None,
+    share: Share,
 ) -> list[tuple[Path, str]]:
     """Read films and write what is found, as a CSV table or in lines to look at; returns what failed, with why."""
+    files = films.files
     pictures = {} if overlays is None else places(files, overlays, "--overlays")
     objects = {} if dicom_out is None else places(files, dicom_out, "--dicom-out")
     failed: list[tuple[Path, str]] = []
@@ -44,40 +51,50 @@ def read(
     if table:
         calls = [f"{finding} call" for finding in predictor.findings]
         writer.writerow(("image", *predictor.findings, *calls, "CTR", "flags"))
-    for start in range(0, len(files), _AT_A_TIME):
-        for file, found in _read(predictor, files[start : start + _AT_A_TIME], failed):
-            if table:
-                writer.writerow(_row(file.id, predictor, found))
-            else:
-                stream.write(_text(file.id, predictor, found))
+
+    def work(indices: Sequence[int]) -> Part:
+        rows: list[Any] = []
+        lost: list[tuple[Path, str]] = []
+        for index, found in _read(predictor, films, indices, lost):
+            file = files[index]
+            rows.append((_row if table else _text)(file.id, predictor, found))
             if file.id in pictures:
                 picture = pictures[file.id]
-                _overlay(picture.with_name(f"{picture.name}.png"), file.path, found)
+                _overlay(picture.with_name(f"{picture.name}.png"), films.pixels(index), found)
             if file.id in objects:
                 try:
                     write_dicom(objects[file.id], file.path, found.anatomy, found)
                 except UNREADABLE as error:
-                    failed.append((file.path, " ".join(str(error).split())))
+                    lost.append((file.path, " ".join(str(error).split())))
+        return rows, lost
+
+    for rows, lost in parts(share, len(files), _AT_A_TIME, work):
+        if table:
+            writer.writerows(rows)
+        else:
+            stream.writelines(rows)
+        failed += lost
         stream.flush()
     return failed
 
 
 def _read(
-    predictor: Predictor, files: list[ImageFile], failed: list[tuple[Path, str]]
-) -> Iterator[tuple[ImageFile, Prediction]]:
-    """Pairs of file and Prediction; a file that fails does not take its batch with it."""
-    try:
-        yield from zip(files, predictor.predict([file.path for file in files], len(files)), strict=True)
+    predictor: Predictor, films: Films, indices: Sequence[int], failed: list[tuple[Path, str]]
+) -> Iterator[tuple[int, Prediction]]:
+    """Pairs of position and Prediction; a film that fails does not take its batch with it."""
+    together: list[Prediction] = []
+    with suppress(*UNREADABLE):
+        together = films.found(predictor, indices)
+    if together:
+        yield from zip(indices, together, strict=True)
         return
-    except UNREADABLE:
-        pass
-    for file in files:
+    for index in indices:
         try:
-            found = predictor.predict([file.path])[0]
+            found = films.found(predictor, [index])[0]
         except UNREADABLE as error:
-            failed.append((file.path, " ".join(str(error).split())))
+            failed.append((films.files[index].path, " ".join(str(error).split())))
         else:
-            yield file, found
+            yield index, found
 
 
 def _row(name: str, predictor: Predictor, found: Prediction) -> list[str]:
@@ -103,8 +120,7 @@ def _text(name: str, predictor: Predictor, found: Prediction) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _overlay(path: Path, film: Path, found: Prediction) -> None:
-    from axnet.data import read_image
+def _overlay(path: Path, film: NDArray[Any], found: Prediction) -> None:
     from axnet.report.overlay import write_overlay
 
     prob_map = None
@@ -112,7 +128,7 @@ def _overlay(path: Path, film: Path, found: Prediction) -> None:
         maps = found.prob_maps[0]  # the finest: the last stage has a few cells a side
         likeliest = max(range(len(found.probabilities)), key=list(found.probabilities.values()).__getitem__)
         prob_map = maps[likeliest if len(maps) > 1 else 0]
-    write_overlay(path, read_image(film), found.anatomy.masks, prob_map)
+    write_overlay(path, film, found.anatomy.masks, prob_map)
 
 
 def write_dicom(place: Path, film: Path, anatomy: Anatomy, found: Prediction | None = None) -> None:

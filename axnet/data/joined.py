@@ -90,12 +90,10 @@ class Joined(Dataset[Item]):
     def overlap(self) -> dict[tuple[str, str], list[str]]:
         """Films that two of the sets have both, as far as their names tell, by the names of the sets.
 
-        A film's name is that of its file, without folder and ending, where no two of its set have the same; else its
-        id. So NIH's films are found in tables that others made of them (RSNA's, Google's) where those keep the names.
+        in_common says how they are told.
         """
-        names = {name: _names(one.ids) for name, one in self.sets.items()}
-        pairs = itertools.combinations(names, 2)
-        found = {(one, other): sorted(names[one] & names[other]) for one, other in pairs}
+        pairs = itertools.combinations(self.sets, 2)
+        found = {(one, other): in_common(self.sets[one].ids, self.sets[other].ids) for one, other in pairs}
         return {pair: films for pair, films in found.items() if films}
 
     def fingerprint(self) -> str | None:
@@ -103,6 +101,15 @@ class Joined(Dataset[Item]):
         unknown: Callable[[], None] = lambda: None  # noqa: E731
         found = [getattr(one, "fingerprint", unknown)() for one in self.sets.values()]
         return None if None in found else hashlib.sha256("|".join(map(str, found)).encode()).hexdigest()[:24]
+
+
+def in_common(ids: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Films that are in both, as far as their names tell.
+
+    A film's name is that of its file, without folder and ending, where no two of its set have the same; else its
+    id. So NIH's films are found in tables that others made of them (RSNA's, Google's) where those keep the names.
+    """
+    return sorted(_names(ids) & _names(others))
 
 
 def _names(ids: Sequence[str]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ class LabelledFilms(Dataset[Item]):
             raise ValueError(f"split '{split}' of table '{films.table}' holds no film.")
         shown = in_view(films.rows["view"], views)
         if not shown.any():
-            there = ", ".join(sorted(set(films.rows["view"].astype(str)))[:8])
+            there = ", ".join(sorted({str(view) or "(blank)" for view in films.rows["view"]})[:8])
             raise ValueError(
                 f"views {views!r} leaves none of the {len(shown)} films of split '{split}', whose views are: {there}."
             )
@@ -184,10 +185,20 @@ def _of_list(films: Films, only: Sequence[str], split: str) -> Films:
 
 def read_table(path: StrPath) -> pd.DataFrame:
     """A CSV file, also compressed, as text; header lines that come again, as in files put together, are left out."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    table = read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
     table.columns = [str(name).strip() for name in table.columns]
     first = table.columns[0]
     return table[table[first] != first].reset_index(drop=True)
+
+
+def read_csv(path: StrPath, **options: Any) -> pd.DataFrame:
+    """pandas.read_csv, whose complaints name no file. Raises ValueError for a file that is no table, or damaged."""
+    try:
+        return pd.read_csv(path, **options)
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"table '{path}' cannot be read as CSV ({' '.join(str(error).split())}).") from error
 
 
 def raw_labels(table: pd.DataFrame, columns: Sequence[str], path: Path) -> npt.NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -17,13 +18,16 @@ from torch.utils.data import Dataset
 from axnet.data.files import file_fingerprint
 from axnet.data.findings import NIH_FINDINGS, NO_FINDING, Box
 from axnet.data.image import StrPath, read_image
-from axnet.data.labelled import in_view
+from axnet.data.labelled import in_view, read_csv
 from axnet.data.sets import absent
 from axnet.data.splits import listed, split_hash
 from axnet.data.uncertainty import Policy, resolved
 from axnet.imaging import mask_values, resize
 
-SPLITS = ("train_val", "test", "all")
+SPLITS = ("train_val", "test", "all", "chexnet-train", "chexnet-val", "chexnet-test")
+CHEXNET = "chexnet"
+"""Folder below the set's for the lists of the random split that circulates with CheXNet's reproductions."""
+
 BOX_FRAME = 1024
 """Side in pixels of the frame in which BBox_List_2017.csv counts, whatever the size of the stored images."""
 
@@ -48,7 +52,9 @@ class NIHChestXray(Dataset[Item]):
 
     root: holds Data_Entry_2017*.csv (the v2020 table is preferred), images/ or images_001/images/ ...,
         train_val_list.txt and test_list.txt, and optionally BBox_List_2017.csv.
-    split: "train_val" or "test", the official lists, "all", every row of the table, or a .txt file of image names.
+    split: "train_val" or "test", the official lists, "all", every row of the table, "chexnet-train", "chexnet-val" or
+        "chexnet-test", the random split of CheXNet's reproductions, whose lists train_list.txt, val_list.txt and
+        test_list.txt lie in root/chexnet; all of these also with "nih-" before them; or a .txt file of image names.
     size: side in pixels to which images (and masks) are resized, None for the stored size.
     findings: the labels to return and their order; with allow_absent, those that are not NIH's are NaN instead of an
         error.
@@ -80,8 +86,10 @@ class NIHChestXray(Dataset[Item]):
     ) -> None:
         """Read table and lists, and look for the images; the class describes the arguments."""
         own = listed(split)
-        if split not in SPLITS and own is None:
+        name = split if own else split.removeprefix("nih-").removeprefix("official-")
+        if name not in SPLITS and own is None:
             raise ValueError(f"split is {split!r}, expected one of {SPLITS}.")
+        split = name
         unknown = [finding for finding in findings if finding not in NIH_FINDINGS]
         if unknown and not (allow_absent and len(unknown) < len(findings)):
             raise ValueError(f"findings has {unknown[0]!r}, expected labels out of {NIH_FINDINGS}.")
@@ -94,13 +102,19 @@ class NIHChestXray(Dataset[Item]):
         self.transform = transform
 
         table = _read_table(self.root)
-        lists = _read_lists(self.root, split) if own is None else {split: own}
+        if own is not None:
+            lists = {split: own}
+        else:
+            lists = _chexnet_lists(self.root, split) if split.startswith(CHEXNET) else _read_lists(self.root, split)
         _check_lists(table, lists)
         if split != "all":
             table = table[table["image"].isin(lists[split])]
         shown = in_view(table["view"], views)
         if len(table) and not shown.any():
-            raise ValueError(f"views {views!r} leaves none of the {len(table)} films of split '{split}'.")
+            raise ValueError(
+                f"views {views!r} leaves none of the {len(table)} films of split '{split}', whose views are: "
+                f"{', '.join(sorted(set(table['view'])))}."
+            )
         table = table[shown]
         known = [finding for finding in self.findings if finding in NIH_FINDINGS]
         self.table: pd.DataFrame = table[[*_HEAD, *known]].reset_index(drop=True)
@@ -187,11 +201,13 @@ def _read_table(root: Path) -> pd.DataFrame:
         raise absent(root, "Data_Entry_2017*.csv", "nih")
     path = candidates[-1]  # "..._v2020.csv" sorts after the older "....csv"
     text = dict.fromkeys(("Image Index", "Finding Labels", "Patient ID", "Patient Age"), str)
-    raw = pd.read_csv(path, dtype=text, index_col=False)
+    raw = read_csv(path, dtype=text, index_col=False)
     raw = raw.rename(columns={"Patient Sex": "Patient Gender"})
     missing = [column for column in _COLUMNS if column not in raw.columns]
     if missing:
-        raise ValueError(f"table '{path}' lacks column '{missing[0]}', expected {list(_COLUMNS)}.")
+        raise ValueError(
+            f"table '{path}' lacks column '{missing[0]}', expected {list(_COLUMNS)}; it has {list(raw.columns)}."
+        )
     table = raw[list(_COLUMNS)].rename(columns=_COLUMNS)
     incomplete = table.index[table.isna().any(axis=1)]
     if len(incomplete):
@@ -241,6 +257,21 @@ def _read_lists(root: Path, split: str) -> dict[str, list[str]]:
     return lists
 
 
+def _chexnet_lists(root: Path, split: str) -> dict[str, list[str]]:
+    folder, lists = root / CHEXNET, {}
+    for name in ("train", "val", "test"):
+        path = folder / f"{name}_list.txt"
+        if path.is_file():
+            lists[f"{CHEXNET}-{name}"] = listed(str(path)) or []
+    if split not in lists:
+        raise FileNotFoundError(
+            f"split 'nih-{split}' needs '{folder / (split.rpartition('-')[2] + '_list.txt')}', which does not exist: "
+            "the random lists of CheXNet's reproductions (train_list.txt, val_list.txt, test_list.txt) do not come "
+            f"with axnet nor with the download; put them into '{folder}'."
+        )
+    return lists
+
+
 def _check_lists(table: pd.DataFrame, lists: dict[str, list[str]]) -> None:
     patient_of = pd.Series(table["patient"].to_numpy(), index=table["image"])
     patients = {}
@@ -248,15 +279,14 @@ def _check_lists(table: pd.DataFrame, lists: dict[str, list[str]]) -> None:
         listed = pd.Index(images)
         absent = listed[~listed.isin(patient_of.index)].tolist()
         if absent:
-            file = name if name.endswith(".txt") else f"{name}_list.txt"
+            file = name if name.endswith(".txt") else f"{name.replace('-', '/')}_list.txt"
             raise ValueError(f"{file} names {len(absent)} images that the table lacks: {_some(absent)}.")
         patients[name] = set(patient_of.loc[listed])
-    if len(patients) == 2:
-        shared = sorted(patients["train_val"] & patients["test"])
+    for one, other in itertools.combinations(patients, 2):
+        shared = sorted(patients[one] & patients[other])
         if shared:
-            raise ValueError(
-                f"{len(shared)} patients are in both train_val_list.txt and test_list.txt: {_some(shared)}."
-            )
+            files = [f"{name.replace('-', '/')}_list.txt" for name in (one, other)]
+            raise ValueError(f"{len(shared)} patients are in both {files[0]} and {files[1]}: {_some(shared)}.")
 
 
 def _find_images(root: Path, ids: Sequence[str]) -> dict[str, str]:
@@ -278,7 +308,7 @@ def _read_boxes(path: Path) -> dict[str, list[Box]]:
     if not path.is_file():
         raise FileNotFoundError(f"boxes need '{path}', which does not exist.")
     # The header "Bbox [x,y,w,h],,," spells more columns than rows have: take the first six by position.
-    raw = pd.read_csv(path, header=None, skiprows=1, usecols=range(6), names=["image", "finding", "x", "y", "w", "h"])
+    raw = read_csv(path, header=None, skiprows=1, usecols=range(6), names=["image", "finding", "x", "y", "w", "h"])
     boxes: dict[str, list[Box]] = {}
     for row in raw.itertuples(index=False):
         finding = _BOX_FINDINGS.get(row.finding, row.finding)

@@ -36,6 +36,7 @@ from axnet.train.facts import Facts
 from axnet.train.labels import checked_labels
 from axnet.train.localising import Localised, localise
 from axnet.train.scoring import predict_logits
+from axnet.train.shares import ALONE, Share
 from axnet.train.views import Views
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def assess(
     segmentation: Mapping[str, Any] | None = None,
     seed: int = 0,
     examples: int = 6,
+    share: Share = ALONE,
     progress: Progress = SILENT,
     views: Views | None = None,
     mean: Mean | None = None,
@@ -90,7 +92,8 @@ def assess(
     models: name to (classifier, its preprocessing), the one of interest first. test: with masks, labels and findings
     in the order of the logits. out: folder for report.html and metrics.json. title, description, run (what was done,
     plain values), segmentation (organ to Dice): for the report. seed: of the bootstrap.
-    examples: images to show. progress: told of the scoring of each model.
+    examples: images to show. share: of several processes that score together, of which the first calls this, the others
+    axnet.train.scoring.predict_logits for each model in this order. progress: told of the scoring of each model.
     views: test-time augmentation of every model. mean: makes one model of all but the baseline, which then comes first
     (axnet.metrics.ensemble). baseline: the model that the ensemble is compared with; None for its first member.
     calibrations: of the models, by name: their probabilities and operating points; sigmoids without.
@@ -109,7 +112,7 @@ def assess(
     logits: dict[str, npt.NDArray[np.float32]] = {}
     for name, (model, preprocessing) in models.items():
         with progress.step(f"scoring by {name}", len(test)) as done:
-            logits[name] = predict_logits(model, test, preprocessing, views=views, progress=done)
+            logits[name] = predict_logits(model, test, preprocessing, views=views, share=share, progress=done)
     scores = {name: _probabilities(logits[name], read[name]) for name in models}
     if mean is not None:
         scores = _with_ensemble(scores, mean, baseline)

@@ -24,7 +24,7 @@ from axnet.models.preprocessing import Preprocessing
 from axnet.train.cache import kept, key_of
 from axnet.train.handing import Batch
 from axnet.train.labels import checked_labels
-from axnet.train.pixels import Pixels, chained, packed_pixels, subset
+from axnet.train.pixels import Drawn, Items, Pixels, PixelsOnDemand, chained, packed_pixels, subset
 
 _CHUNK = 32
 _MEMORY_SHARE = 0.5
@@ -135,13 +135,15 @@ def collect(
     *,
     workers: int = 0,
     folder: StrPath | None = None,
+    on_demand: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> XraySet:
     """Read a data set once into 8-bit tensors.
 
     workers: processes that read or render. folder: a folder for memory-mapped files, for sets larger than the memory,
     which later runs find again by source.fingerprint() and preprocessing; several runs may share it. None holds the
-    set in memory. progress: called with the number of images done so far.
+    set in memory. on_demand: read no film now, but each when it is asked for, as for one pass over a part of the set;
+    folder then is not used. progress: called with the number of images done so far.
     Packed films stay where they are, and each batch is read when it is asked for; folder then is not used.
     Masks are kept where the items carry them. Raises ValueError when the set is empty, or too large for the memory.
     """
@@ -150,7 +152,7 @@ def collect(
         raise ValueError("source has no images, expected one or more.")
     if isinstance(source, Joined) and any(isinstance(one, PackedFilms) for one in source.sets.values()):
         sets = [cast(XraySource, one) for one in source.sets.values()]
-        parts = [collect(one, preprocessing, workers=workers, folder=folder) for one in sets]
+        parts = [collect(one, preprocessing, workers=workers, folder=folder, on_demand=on_demand) for one in sets]
         drawn = [part.masks for part in parts if part.masks is not None]
         together = chained(drawn) if len(drawn) == len(parts) else None
         return _set(source, preprocessing, chained([part.images for part in parts]), together)
@@ -159,6 +161,10 @@ def collect(
             raise ValueError("source is PackedFilms with size, masks or transform, expected it without.")
         return _set(source, preprocessing, *packed_pixels(source, preprocessing))
     items = _Stored(source, preprocessing)
+    if on_demand:
+        read, order = Items(items, preprocessing), np.arange(count)
+        masked = PixelsOnDemand(read, order, masks=True) if read.channels else None
+        return _set(source, preprocessing, PixelsOnDemand(read, order, masks=False), masked)
     first = items[0]
     shapes: dict[str, tuple[int, ...]] = {"images": (count, *first[0].shape)}
     if first[1] is not None:
@@ -209,17 +215,31 @@ def with_predicted_masks(
     fallback: whether films on which they are implausible get the segmenter's mean anatomy. progress: called with the
     number of films done so far.
     """
-    predict = segmenter.plausible_batch if fallback else segmenter.predict_batch
+    draw = _drawing(segmenter, fallback)
     shape = (len(data), 2, *data.images.shape[-2:])
     _check_memory(math.prod(shape), "the masks take", "pack them with the films (axnet prepare)")
     masks = torch.empty(shape, dtype=torch.uint8)
     for start in range(0, len(data), batch_size):
-        batch = data.images[start : start + batch_size].to(torch.float32).div_(255)
-        prob = organs_to_anatomies(predict(batch).float().cpu())
-        masks[start : start + batch_size] = prob.mul(255).round_().to(torch.uint8)
+        masks[start : start + batch_size] = draw(data.images[start : start + batch_size])
         if progress is not None:
             progress(min(start + batch_size, len(data)))
     return replace(data, masks=masks)
+
+
+def with_masks_on_demand(data: XraySet, segmenter: SegmenterLike, *, fallback: bool = True) -> XraySet:
+    """The same as with_predicted_masks, but each batch is drawn when it is asked for, and not kept."""
+    drawn = Drawn(data.images, data.preprocessing, _drawing(segmenter, fallback))
+    return replace(data, masks=PixelsOnDemand(drawn, np.arange(len(data)), masks=True))
+
+
+def _drawing(segmenter: SegmenterLike, fallback: bool) -> Callable[[Tensor], Tensor]:
+    predict = segmenter.plausible_batch if fallback else segmenter.predict_batch
+
+    def draw(images: Tensor) -> Tensor:
+        prob = organs_to_anatomies(predict(images.to(torch.float32).div_(255)).float().cpu())
+        return prob.mul(255).round_().to(torch.uint8)
+
+    return draw
 
 
 def with_blank_masks(data: XraySet) -> XraySet:
@@ -273,6 +293,8 @@ def _largest(masks: Pixels) -> int:
     """The largest value, or the first that is above 1: a set's masks are read only as far as they are empty."""
     if 0 in masks.shape:
         return 0
+    if isinstance(masks, PixelsOnDemand):
+        return 255  # made so
     if _one_for_all(masks):
         masks = masks[:1]
     largest = 0

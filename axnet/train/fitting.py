@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -38,6 +37,7 @@ from axnet.train.module import (
 )
 from axnet.train.resuming import check_same_run, keep_rows, record_of, write_record
 from axnet.train.sampling import SAMPLINGS, SamplingName
+from axnet.train.shares import ended_with_a_sentence
 from axnet.train.synchronised import separate
 
 WEIGHTS_NAME = "model.safetensors"
@@ -68,7 +68,8 @@ class FitConfig:
     too, "auto" is bf16-mixed on a GPU that has bfloat16, else 32-true. sync_batchnorm: with several devices, normalise
     over the batches of all of them. workers: processes that cut batches.
     resume: continue from out/checkpoints/last.ckpt, with the settings and sets that the run began with; only its length
-    (epochs, max_steps), what it writes and shows, accelerator, devices and workers may be others. progress: a bar on a
+    (epochs, max_steps), what it writes and shows, accelerator, devices and workers may be others, and batch_size by as
+    much as the number of processes. progress: a bar on a
     terminal, else a line now and then.
     logger: where numbers are logged to: "csv", "tensorboard", "wandb", "mlflow", or several. logs: whether to log at
     all and to write checkpoints.
@@ -184,9 +185,6 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
     resume_from = out / "checkpoints" / "last.ckpt"
     if config.resume and not resume_from.is_file():
         raise FileNotFoundError(f"resume needs '{resume_from}', which does not exist.")
-    record = record_of(asdict(config), train, validation)
-    if config.resume:
-        check_same_run(out, record, FitConfig)
     out.mkdir(parents=True, exist_ok=True)
     pos_weight = positive_weights(train.labels) if config.pos_weight else None
     with _quiet(), float32_by_default(), torch.random.fork_rng():
@@ -223,6 +221,9 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
         trainer = _trainer(config, out, keepers)
         if config.compile and trainer.world_size > 1:
             raise ValueError(f"compile is on with {trainer.world_size} processes, expected one process with it.")
+        record = record_of(asdict(config), train, validation, trainer.world_size)
+        if config.resume:
+            check_same_run(out, record, FitConfig)
         if trainer.is_global_zero:
             write_record(out, record)
         tables = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
@@ -230,7 +231,7 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
             state = torch.load(resume_from, map_location="cpu", weights_only=True, mmap=True)
             keep_rows(tables[0], int(state["global_step"]))
         started = time.perf_counter()
-        with _lost_processes(trainer):
+        with ended_with_a_sentence(trainer.world_size, "--resume continues it from its last epoch."):
             trainer.fit(module, datamodule=data, ckpt_path=resume_from if config.resume else None, weights_only=True)
         separate(model)
         seconds = time.perf_counter() - started
@@ -334,21 +335,6 @@ def _precision(config: FitConfig) -> str:
         return config.precision
     on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-
-
-@contextmanager
-def _lost_processes(trainer: L.Trainer) -> Iterator[None]:
-    """One sentence where a run of several processes lost one."""
-    try:
-        yield
-    except RuntimeError as error:
-        if trainer.world_size < 2 or not re.search(r"gloo|nccl|[Cc]onnection (closed|reset)", str(error)):
-            raise
-        reason = " ".join(str(error).split())
-        raise ConnectionError(
-            f"another of the {trainer.world_size} processes of this run has ended; the run can be continued with "
-            f"resume from its last epoch ({reason[:200]})."
-        ) from error
 
 
 @contextmanager

@@ -153,7 +153,8 @@ class ClassifierModule(L.LightningModule):
         if self.mixup:
             ready = mixed(ready, self.mixup)
         loss = self.loss(self._logits(ready), smoothed(ready["label"], self.label_smoothing))
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch["label"]))
+        count = len(batch["label"])
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, prog_bar=True, batch_size=count)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

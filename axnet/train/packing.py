@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -73,7 +74,11 @@ def prepare(
     if data.packed:
         raise ValueError(f"root '{data.root}' is packed already, expected a data set as it is downloaded.")
     found = data.dataset
-    names = tuple(dict.fromkeys(found.splits.values() if splits is None else splits))
+    roles = {**found.splits}
+    for name in splits or ():
+        roles.update(found.named.get(name, {}))
+    asked = [[*found.named.get(name, {"": name}).values()] for name in splits or ()]
+    names = tuple(dict.fromkeys(found.splits.values() if splits is None else itertools.chain(*asked)))
     sources = {name: _source(data, name, packer.size) for name in names}
     check_disjoint({name: source.patients for name, source in sources.items()}, "splits")
     tasks = _tasks(sources, packer)
@@ -107,7 +112,7 @@ def prepare(
             real=found.real,
             findings=tuple(first.findings),
             blank=getattr(first, "blank", "ignore"),
-            roles={role: name for role, name in found.splits.items() if name in names},
+            roles={role: name for role, name in roles.items() if name in names},
             splits={name: _split(name, source, table) for name, source in sources.items()},
             masks=masks,
             shards=tuple(made[task.number].record() for task in shards),

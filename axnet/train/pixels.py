@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,7 +30,17 @@ class Pixels(Protocol):
         ...
 
 
-class _Reading:
+class Reading(Protocol):
+    """Where images and masks of a batch come from. channels: of the masks."""
+
+    preprocessing: Preprocessing
+    channels: int
+
+    def images(self, index: npt.NDArray[np.int64]) -> Tensor: ...  # noqa: D102
+    def masks(self, index: npt.NDArray[np.int64]) -> Tensor: ...  # noqa: D102
+
+
+class _Packed:
     """Films as they are stored to what a classifier takes; images and masks of one batch are read together."""
 
     def __init__(self, films: PackedFilms, preprocessing: Preprocessing) -> None:
@@ -46,6 +56,7 @@ class _Reading:
                 f"{preprocessing.percentiles}."
             )
         self.films = films
+        self.channels = 2
         self.preprocessing = preprocessing
         self.masked = packed.masks is not None
         self._last: tuple[bytes, Tensor, Tensor | None] | None = None
@@ -94,13 +105,54 @@ class _Reading:
         return np.rint(resize(masks, self.preprocessing.size) * 255).astype(np.uint8)
 
 
-class PackedPixels:
-    """Images uint8 [N,1,S,S] or masks uint8 [N,2,S,S] of packed films, read when they are asked for; never all at once.
+class Items:
+    """Images and masks of items (image [1,S,S], mask [A,S,S] or None; uint8), each read when it is asked for."""
+
+    def __init__(self, items: Any, preprocessing: Preprocessing) -> None:
+        """Read the first item, which tells whether there are masks."""
+        self.items, self.preprocessing = items, preprocessing
+        mask = items[0][1]
+        self.channels = 0 if mask is None else len(mask)
+        self._last: tuple[bytes, list[Any]] | None = None
+
+    def images(self, index: npt.NDArray[np.int64]) -> Tensor:
+        """uint8 [N,1,S,S]."""
+        return torch.from_numpy(np.stack([image for image, _ in self._batch(index)]))
+
+    def masks(self, index: npt.NDArray[np.int64]) -> Tensor:
+        """uint8 [N,A,S,S]."""
+        return torch.from_numpy(np.stack([mask for _, mask in self._batch(index)]))
+
+    def _batch(self, index: npt.NDArray[np.int64]) -> list[Any]:
+        if self._last is None or self._last[0] != index.tobytes():
+            self._last = (index.tobytes(), [self.items[place] for place in index.tolist()])
+        return self._last[1]
+
+
+class Drawn:
+    """Masks that are drawn on images when they are asked for. draw: images uint8 to masks uint8 [N,2,S,S]."""
+
+    def __init__(self, pixels: Pixels, preprocessing: Preprocessing, draw: Callable[[Tensor], Tensor]) -> None:
+        """Nothing is drawn yet."""
+        self.pixels, self.preprocessing, self.draw = pixels, preprocessing, draw
+        self.channels = 2
+
+    def images(self, index: npt.NDArray[np.int64]) -> Tensor:
+        """uint8 [N,1,S,S]."""
+        return self.pixels[index]
+
+    def masks(self, index: npt.NDArray[np.int64]) -> Tensor:
+        """uint8 [N,2,S,S]."""
+        return self.draw(self.pixels[index])
+
+
+class PixelsOnDemand:
+    """Images uint8 [N,1,S,S] or masks uint8 [N,A,S,S], read when they are asked for; never all at once.
 
     index: positions in the set that the rows are of.
     """
 
-    def __init__(self, reading: _Reading, index: npt.NDArray[np.int64], *, masks: bool) -> None:
+    def __init__(self, reading: Reading, index: npt.NDArray[np.int64], *, masks: bool) -> None:
         """Nothing is read yet."""
         self._reading, self._index, self._masks = reading, index, masks
 
@@ -108,7 +160,7 @@ class PackedPixels:
     def shape(self) -> tuple[int, int, int, int]:
         """[N, C, S, S]."""
         size = self._reading.preprocessing.size
-        return (len(self._index), 2 if self._masks else 1, size, size)
+        return (len(self._index), self._reading.channels if self._masks else 1, size, size)
 
     def __len__(self) -> int:
         """Number of films."""
@@ -126,9 +178,9 @@ class PackedPixels:
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
-    def subset(self, indices: Sequence[int]) -> PackedPixels:
+    def subset(self, indices: Sequence[int]) -> PixelsOnDemand:
         """The films of these positions; none is read."""
-        return PackedPixels(self._reading, self._index[np.asarray(indices, dtype=np.int64)], masks=self._masks)
+        return PixelsOnDemand(self._reading, self._index[np.asarray(indices, dtype=np.int64)], masks=self._masks)
 
 
 class ChainedPixels:
@@ -172,15 +224,15 @@ class ChainedPixels:
         return ChainedPixels(self._parts, self._index[np.asarray(indices, dtype=np.int64)])
 
 
-def packed_pixels(films: PackedFilms, preprocessing: Preprocessing) -> tuple[PackedPixels, PackedPixels | None]:
+def packed_pixels(films: PackedFilms, preprocessing: Preprocessing) -> tuple[PixelsOnDemand, PixelsOnDemand | None]:
     """Images and masks of packed films, None where they have no masks.
 
     Raises ValueError for films that are packed smaller, or with other percentiles, than preprocessing asks for.
     """
-    reading = _Reading(films, preprocessing)
+    reading = _Packed(films, preprocessing)
     index = np.arange(len(films), dtype=np.int64)
-    masks = PackedPixels(reading, index, masks=True) if reading.masked else None
-    return PackedPixels(reading, index, masks=False), masks
+    masks = PixelsOnDemand(reading, index, masks=True) if reading.masked else None
+    return PixelsOnDemand(reading, index, masks=False), masks
 
 
 def chained(parts: Sequence[Pixels]) -> Pixels:
@@ -191,6 +243,6 @@ def chained(parts: Sequence[Pixels]) -> Pixels:
 
 def subset(pixels: Pixels, indices: Sequence[int]) -> Pixels:
     """The images of these positions, in their order."""
-    if isinstance(pixels, PackedPixels | ChainedPixels):
+    if isinstance(pixels, PixelsOnDemand | ChainedPixels):
         return pixels.subset(indices)
     return pixels[torch.as_tensor(indices, dtype=torch.long)]

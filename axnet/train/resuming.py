@@ -23,12 +23,15 @@ _MAY_CHANGE = frozenset(
     | {"progress", "resume", "select", "workers"}
 )
 _MASKS_SEEN = 64
+PROCESSES = "processes"
 
 
-def record_of(settings: Mapping[str, Any], train: XraySet, validation: XraySet | None) -> dict[str, Any]:
-    """What config.json says of a run: its settings, and a digest of each set."""
+def record_of(
+    settings: Mapping[str, Any], train: XraySet, validation: XraySet | None, processes: int
+) -> dict[str, Any]:
+    """What config.json says of a run: its settings, a digest of each set, and how many processes share its steps."""
     sets = {"train": _digest(train), "validation": None if validation is None else _digest(validation)}
-    plain: dict[str, Any] = json.loads(json.dumps({**settings, "sets": sets}))
+    plain: dict[str, Any] = json.loads(json.dumps({**settings, "sets": sets, PROCESSES: processes}))
     return plain
 
 
@@ -36,7 +39,8 @@ def check_same_run(folder: Path, record: Mapping[str, Any], config_type: type) -
     """Check that a run may go on in a folder: with the settings and sets that it began with.
 
     record: of the run as it is asked for; config_type: whose defaults stand for settings that an older axnet did not
-    write. Another length, output or number of workers is no other run.
+    write. Another length, output or number of workers is no other run, nor is another number of processes, whose
+    batches may be larger or smaller by as much.
     Raises ValueError that names the first difference, FileNotFoundError without config.json.
     """
     file = folder / CONFIG_NAME
@@ -47,11 +51,13 @@ def check_same_run(folder: Path, record: Mapping[str, Any], config_type: type) -
     except ValueError as error:
         raise ValueError(f"resume needs '{file}', which is damaged: {error}.") from error
     for name, asked in record.items():
-        if name in _MAY_CHANGE or name == "sets":
+        if name in _MAY_CHANGE or name in ("sets", PROCESSES):
             continue
         before = begun.get(name, _default(config_type, name))
         if name == "augmentation" and isinstance(before, dict):
             before = {**asdict(Augmentation()), **before}  # what an older axnet did not have was off
+        if name == "batch_size" and asked * record[PROCESSES] == before * begun.get(PROCESSES, 1):
+            continue  # as many images a step, on another number of processes
         if before != asked:
             raise ValueError(
                 f"{name} is {asked!r}, but the run in '{folder}' began with {before!r}: resume takes its settings, "

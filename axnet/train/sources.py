@@ -24,7 +24,14 @@ from axnet.data.packed.manifest import Place, is_packed
 from axnet.data.sets import DEFAULT, DataSet, Request, find
 from axnet.models.preprocessing import Preprocessing
 from axnet.progress import SILENT, Progress
-from axnet.train.data import SegmenterLike, XraySet, XraySource, collect, with_predicted_masks
+from axnet.train.data import (
+    SegmenterLike,
+    XraySet,
+    XraySource,
+    collect,
+    with_masks_on_demand,
+    with_predicted_masks,
+)
 
 Part = Literal["train", "test"]
 
@@ -145,7 +152,7 @@ class DataConfig:
         if part == "test" and "allow_absent" in found.options:
             options["allow_absent"] = True  # a classifier of another set is measured on the findings that both have
         request = Request(
-            split=found.splits[part] if self.split is None else self.split,
+            split=found.split(part, self.split),
             options=options,
             root=self.root,
             findings=self.findings,
@@ -164,15 +171,17 @@ def open_part(
     preprocessing: Preprocessing,
     *,
     segmenter: SegmenterLike | None = None,
+    on_demand: bool = False,
     progress: Progress = SILENT,
 ) -> XraySet:
     """Read one part into memory, with the segmenter's masks when one is given, else with those of the set.
 
     The segmenter's masks are computed once and, with a cache folder, kept there for the same images and segmenter.
+    on_demand: read and draw nothing now, but each batch when it is asked for, as processes do that share the films out.
     progress: told of the two steps, reading and drawing masks.
     """
     source = config.source(part, size=preprocessing.size, with_masks=segmenter is None)
-    return prepared(config, source, part, preprocessing, segmenter=segmenter, progress=progress)
+    return prepared(config, source, part, preprocessing, segmenter=segmenter, on_demand=on_demand, progress=progress)
 
 
 def prepared(
@@ -182,12 +191,16 @@ def prepared(
     preprocessing: Preprocessing,
     *,
     segmenter: SegmenterLike | None = None,
+    on_demand: bool = False,
     progress: Progress = SILENT,
 ) -> XraySet:
     """As open_part, of the data set that config.source gave for the part."""
     if isinstance(source, Joined):
         for (one, other), films in source.overlap().items():
             progress.say(f"{one} and {other} have {len(films)} films in common, by their names: {some(films)}")
+    if on_demand:
+        data = collect(source, preprocessing, on_demand=True)
+        return data if segmenter is None else with_masks_on_demand(data, segmenter, fallback=config.dataset.real)
     with progress.step(f"reading the {part} images", len(source)) as done:
         data = collect(source, preprocessing, workers=config.workers, folder=config.cache, progress=done)
     if segmenter is None:

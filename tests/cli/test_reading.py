@@ -92,3 +92,32 @@ def test_text_on_the_terminal(weights: Path, films: Path) -> None:
     assert text.count("%") == 4
     assert "positive (0.000)" in text or "no call is made" in text
     assert text.count("finding   probability  call (operating point)") == 2
+
+
+def test_packed_films_get_the_same_calls(weights: Path, films: Path, tmp_path: Path) -> None:
+    """Packed as they are, films give what their files give; a damaged one does not take the others with it."""
+    table = films / "table.csv"
+    table.write_text("path,Effusion,Mass\np0/film.png,1,0\np1/film.png,0,1\n")
+    packed = tmp_path / "packed"
+    try:
+        run("prepare", "--data", "csv", "--root", table, "--split", "all", "--keep", "--masks", "none", "--out", packed)
+    finally:
+        table.unlink()
+    for name, named in (("files", films), ("packed", packed)):
+        run("predict", named, "--weights", weights, "--out", tmp_path / f"{name}.csv", "--overlays", tmp_path / name)
+    assert (tmp_path / "packed.csv").read_text() == (tmp_path / "files.csv").read_text()
+    with (tmp_path / "packed.csv").open() as stream:
+        assert {row["Effusion call"] for row in csv.DictReader(stream)} <= {"1", ""}
+    pictures = [
+        sorted(path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*.png"))
+        for name in ("files", "packed")
+    ]
+    assert pictures[0] == pictures[1] != []
+    (shard,) = packed.glob("*.arrow")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 4] ^= 255
+    shard.write_bytes(content)
+    text = run("predict", packed, "--weights", weights, "--out", tmp_path / "again.csv", code=1)
+    assert "1 images scored, 1 failed" in text
+    (good,) = (tmp_path / "again.csv").read_text().splitlines()[1:]
+    assert good in (tmp_path / "files.csv").read_text()

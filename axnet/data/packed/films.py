@@ -16,7 +16,7 @@ from axnet.data.image import StrPath
 from axnet.data.labelled import Films, Item, LabelledFilms
 from axnet.data.packed.manifest import FILMS, Manifest, Place, sha256
 from axnet.data.packed.shards import Film, Shards
-from axnet.data.sets import DataSet, Request
+from axnet.data.sets import DataSet, Request, load, names
 from axnet.data.splits import listed
 from axnet.data.uncertainty import Policy
 
@@ -59,7 +59,10 @@ class PackedFilms(LabelledFilms):
             raise FileNotFoundError(f"root '{root}' holds no manifest.json, expected a folder of axnet prepare.")
         self.manifest: Manifest = place.manifest()
         own = listed(split) is not None
-        name = split if own or split in self.manifest.splits else self.manifest.roles.get(split, split)
+        reported = {said["name"]: name for name, said in self.manifest.splits.items()}
+        name = split
+        if not own and split not in self.manifest.splits:
+            name = self.manifest.roles.get(split, reported.get(split, split))
         there = (*self.manifest.splits, "all")
         if not own and name not in there:
             raise ValueError(f"split is {split!r}, expected one of {there}, which '{root}' holds.")
@@ -127,11 +130,13 @@ def dataset(root: str, cache: str | None = None) -> DataSet:
         options = {"cache": cache, **request.options}
         return PackedFilms(request.root or "", request.split, findings=request.findings, **options)
 
+    named = load(found.data).named if found.data in names() else {}
     return DataSet(
         title=found.title,
         root="a folder of axnet prepare",
         open=opened,
         splits=found.roles,
+        named={name: parts for name, parts in named.items() if set(parts.values()) <= set(found.splits)},
         options=("allow_absent", "views", "uncertain", "blank"),
         real=found.real,
         masked=found.masks is not None,

@@ -44,7 +44,8 @@ class DataSet:
     """One data set.
 
     title: in reports. root: what --root is to it, for help and errors; None where it needs none. splits: the parts of
-    a run, "train" and "test", to its own splits. open: the films of a request with their labels, an
+    a run, "train" and "test", to its own splits. named: names of whole splits, such as "nih-official", each to what
+    splits says of it. open: the films of a request with their labels, an
     axnet.data.XraySource; None where it has no labels. open_organs: the films of a request with organ masks (splits
     "train", "val", "test"); None where it has none. options: names that Request.options may have. marks: patterns of
     files that together tell a folder of this set.
@@ -56,10 +57,17 @@ class DataSet:
     open: Callable[[Request], Any] | None = None
     open_organs: Callable[[Request], Any] | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
+    named: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
     real: bool = True
     masked: bool = False
+
+    def split(self, part: str, asked: str | None) -> str:
+        """The set's own split for a part of a run, "train" or "test", of the split that a user names, if any."""
+        if asked is None:
+            return self.splits[part]
+        return self.named.get(asked, {}).get(part, asked)
 
 
 def names() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import pandas as pd
 from axnet.data.findings import CHEXPERT_FINDINGS, canonical
 from axnet.data.folder import find_images
 from axnet.data.image import StrPath
-from axnet.data.labelled import Films, Item, LabelledFilms, need_columns, raw_labels, read_table
+from axnet.data.labelled import Films, Item, LabelledFilms, need_columns, raw_labels, read_csv, read_table
 from axnet.data.sets import DataSet, Request, absent
 from axnet.data.splits import check_disjoint, listed
 from axnet.data.uncertainty import Policy
@@ -145,7 +145,7 @@ def _check_patients(folder: Path, split: str, patients: pd.Series) -> None:
     other = {"train": "valid", "valid": "train"}.get(split)
     if other is None or not (folder / f"{other}.csv").is_file():
         return
-    paths = pd.read_csv(folder / f"{other}.csv", usecols=["Path"], dtype=str, encoding="utf-8-sig")["Path"]
+    paths = read_csv(folder / f"{other}.csv", usecols=["Path"], dtype=str, encoding="utf-8-sig")["Path"]
     found = paths.str.extract(r"(patient\d+)", expand=False).dropna()
     check_disjoint({split: patients, other: found}, f"tables of '{folder}'")
 
@@ -159,6 +159,7 @@ DATASET = DataSet(
     root="the folder of the CheXpert download (train.csv, valid.csv, train/, valid/)",
     open=_open,
     splits={"train": "train", "test": "valid"},
+    named={f"chexpert-{name}": {"train": "train", "test": name} for name in ("valid", "test")},
     options=("allow_absent", "views", "uncertain", "blank"),
     marks=("train.csv", "valid.csv"),
 )

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from axnet.data.findings import canonical
+from axnet.data.findings import CHEXPERT_FINDINGS, NIH_FINDINGS, canonical
 from axnet.data.image import StrPath
 from axnet.data.labelled import Films, Item, LabelledFilms, need_columns, raw_labels, read_table
 from axnet.data.sets import DataSet, Request, absent, looks_like
@@ -27,7 +27,8 @@ class Columns:
     """What the columns of a table are; a file TABLE.json beside TABLE.csv may say it, with these names.
 
     path: of the images, relative to images (a folder, itself relative to the table's); without it the first of the
-    usual names. labels: without it all further columns that hold 0, 1, -1 and blanks alone. patient: without it every
+    usual names. labels: without it all further columns that hold 0, 1, -1 and blanks alone, and those that are named
+    as findings. patient: without it every
     film is a patient's own. split: which split a film is of; without it patients are shared out at random into train
     and test. view: PA, AP, lateral and so on.
     """
@@ -165,6 +166,8 @@ def _label_columns(table: pd.DataFrame, known: Columns, named: Sequence[str], pa
             if np.isfinite(raw_labels(table, [column], path)).any():
                 found.append(str(column))
         except ValueError:
+            if canonical(str(column)) in (*NIH_FINDINGS, *CHEXPERT_FINDINGS):
+                raise  # what is named like a finding is not left out in silence
             continue
     if not found:
         raise ValueError(

@@ -124,6 +124,7 @@ DATASET = DataSet(
     root="the folder of the MIMIC-CXR-JPG download (mimic-cxr-2.*-metadata.csv, -split.csv, -chexpert.csv, files/)",
     open=_open,
     splits={"train": "train", "test": "test"},
+    named={"mimic-official": {"train": "train", "test": "test"}},
     options=("allow_absent", "views", "uncertain", "blank", "labeller"),
     marks=("mimic-cxr-2.*-metadata.csv*",),
 )

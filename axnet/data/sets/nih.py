@@ -20,6 +20,10 @@ DATASET = DataSet(
     root="the folder of the NIH download (Data_Entry_2017*.csv, images*/, the split lists)",
     open=_open,
     splits={"train": "train_val", "test": "test"},
+    named={
+        "nih-official": {"train": "train_val", "test": "test"},
+        "nih-chexnet": {"train": "chexnet-train", "test": "chexnet-test"},
+    },
     options=("allow_absent", "views", "uncertain"),
     marks=("Data_Entry_2017*.csv",),
 )
