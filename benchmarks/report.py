@@ -293,6 +293,22 @@ def registers() -> str:
     return "\n".join(lines) + "\n"
 
 
+def dropin() -> str:
+    record = load("dropin.json")
+    if record is None:
+        return "Not yet measured.\n"
+    lines = [
+        "| head | images | evaluation | training step | kept for backward | peak of a step |",
+        "|---|" + "---|" * 5,
+    ]
+    for row in record["rows"]:
+        memory = " | ".join("{} to {} MB".format(*row[f"{n}, MB"]) for n in ("kept for backward", "peak of a step"))
+        lines.append(f"| {row['case']} | {row['batch']} | {row['eval']}x | {row['training']}x | {memory} |")
+    clock = "processor time of the process" if record["clock"] == "process" else "wall time"
+    lines += ["", f"float32, {record['threads']} thread, {clock}; {origin(record['environment'])}."]
+    return "\n".join(lines) + "\n"
+
+
 def label_efficiency() -> str:
     record = load("label_efficiency.json")
     if record is None:
@@ -332,6 +348,7 @@ def main() -> None:
             "judge": judge_kernels,
             "predicted": judge_passes,
         },
+        "docs/dropin.md": {"dropin": dropin},
         "docs/segmentation.md": {"label-efficiency": label_efficiency},
         "docs/evaluation.md": {
             "localisation": evaluation.localisation,
