@@ -170,7 +170,7 @@ def fit(
     drew the masks, OUT/validation.txt, the films of a real data set that were held out (axnet evaluate --calibrate),
     OUT/films.txt, all that it saw (axnet evaluate says which test films are among them),
     OUT/config.yaml with all settings (--config repeats the run), OUT/checkpoints for --resume, and logs in OUT/logs.
-    docs/training.md says what the options do and what they gained where they were tried.
+    docs/training.md says what the options do and where they come from.
     """
     from contextlib import nullcontext
 
