@@ -10,6 +10,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from axnet.cli.options import writable_file
+
 
 class Device(str, Enum):
     """Where to measure."""
@@ -54,6 +56,8 @@ def bench(
     freed memory for its next tensors (docs/performance.md, "Memory"), and --passes measures in fresh memory too; on a
     GPU device events take the time, and the calls go around so many copies of X that no cache holds it.
     """
+    if out is not None:
+        writable_file(out, "--out")
     import torch
 
     from axnet.bench import FORMS, SHAPES, TASKS, Record, copy_bandwidth, run_all, summary

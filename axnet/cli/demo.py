@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from axnet.cli.options import Data, OrganRoot, Quiet, Root, Seed, SegmenterFile, Workers
+from axnet.cli.options import Data, OrganRoot, Quiet, Root, Seed, SegmenterFile, Workers, writable_folder
 from axnet.data.sets import DEFAULT
 
 
@@ -39,6 +39,7 @@ def demo(
     import time
 
     started = time.perf_counter()
+    writable_folder(out, "--out")
     from axnet.train import DataConfig, DemoConfig, run_demo, table
 
     config = DemoConfig(

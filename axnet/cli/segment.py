@@ -73,6 +73,7 @@ def fit(
     from axnet.data.sets import Request, find
     from axnet.segment import PRESETS, evaluate_segmenter, fit_segmenter
 
+    writable_file(out, "--out")
     if method is Method.mean_teacher and unlabelled is None:
         raise ValueError("unlabelled is missing, expected a folder of radiographs for --method mean-teacher.")
     config = PRESETS[preset.value]
@@ -144,6 +145,7 @@ def predict(
     from axnet.segment.output import open_sink
 
     files = image_files(images)
+    (writable_file if out.suffix == ".parquet" else writable_folder)(out, "--out")
     if sheet is not None:
         writable_file(sheet, "--sheet")
     objects = {} if dicom_out is None else places(files, writable_folder(dicom_out, "--dicom-out"), "--dicom-out")

@@ -30,16 +30,17 @@ def _load(path: StrPath, content: bytes | None = None, most_pixels: int | None =
     """The decoded image, upright: turned or mirrored as its EXIF orientation says."""
     file = Path(path)
     if content is None and not file.is_file():
-        raise FileNotFoundError(f"image file '{file}' does not exist.")
+        raise FileNotFoundError(f"image file '{file}' {'is no file' if file.exists() else 'does not exist'}.")
     try:
         with Image.open(file) if content is None else Image.open(io.BytesIO(content), formats=_OF_STRANGERS) as image:
             # a JPEG file of a camera (MPO) has small copies of its picture behind it
             pictures = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             small = most_pixels is None or image.width * image.height <= most_pixels
-            if small:
+            if small and pictures == 1:
                 image.filename = ""  # no memory map: through one, Pillow 13 exchanges the sides of a turned TIFF file
                 image.load()
-                ImageOps.exif_transpose(image, in_place=True)
+                if image.format != "TIFF":  # which Pillow turns while it loads; 10.0 would turn it twice here
+                    ImageOps.exif_transpose(image, in_place=True)
     except _DECODE_ERRORS as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         if content is not None and isinstance(error, UnidentifiedImageError):

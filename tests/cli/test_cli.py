@@ -267,3 +267,32 @@ def test_the_shell_completes_commands():
     asked = {"_AXNET_COMPLETE": "complete_bash", "COMP_WORDS": "axnet pre", "COMP_CWORD": "1"}
     result = CliRunner().invoke(app, [], prog_name="axnet", env=asked)
     assert result.output.split() == ["prepare", "predict"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("demo", "--out"),
+        ("bench", "--out"),
+        ("segment", "fit", "--data", "phantom", "--out"),
+        ("segment", "predict", "IMAGE", "--out"),
+        ("fit", "--out"),
+        ("evaluate", "--weights", "IMAGE", "--out"),
+        ("prepare", "--data", "csv", "--root", "IMAGE", "--out"),
+        ("export", "IMAGE", "--format", "pt2", "--out"),
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_every_command_looks_at_its_output_before_the_work(command: tuple[str, ...], tmp_path: Path) -> None:
+    """A file where a folder belongs, and the other way round."""
+    image, folder = tmp_path / "film.png", tmp_path / "folder.png"
+    image.write_bytes(b"")
+    folder.mkdir()
+    for out in (image / "inside" / "out", image if command[0] in ("demo", "fit", "evaluate", "prepare") else folder):
+        if out == folder and command[1] == "predict":
+            continue  # which takes a folder
+        with pytest.raises(
+            ValueError, match=r"--out(: folder '.*film\.png.*' cannot be made|.*a folder, expected a file)"
+        ):
+            run(*(str(image) if word == "IMAGE" else word for word in command), out)
+    assert image.read_bytes() == b""

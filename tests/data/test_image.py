@@ -251,3 +251,9 @@ def test_a_mask_with_nan_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, np.nan, 1]], np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match=r"a\.tif' holds NaN"):
         read_mask(tmp_path / "a.tif")
+
+
+def test_what_is_no_file_is_not_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"a\.png' is no file"):
+        read_image(tmp_path / "a.png")
