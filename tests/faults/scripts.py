@@ -32,8 +32,11 @@ def dying(function: Callable[..., Any], call: int) -> Callable[..., Any]:
     return run
 
 
-def fit(out: str, losses: str, epochs: str, resume: str, kill: str) -> None:
-    """A run that notes the loss of every step; kill: "", "step N", or "save N" for the N-th checkpoint half written."""
+def fit(out: str, losses: str, epochs: str, resume: str, kill: str, root: str = "") -> None:
+    """A run that notes the loss of every step; kill: "", "step N", or "save N" for the N-th checkpoint half written.
+
+    root: packed films, "" for phantoms.
+    """
     from axnet.models import Preprocessing
     from axnet.train import DataConfig, FitConfig, module, open_part
     from axnet.train import fit as train
@@ -61,7 +64,8 @@ def fit(out: str, losses: str, epochs: str, resume: str, kill: str) -> None:
                     die()
 
         sys.addaudithook(listen)
-    data = open_part(DataConfig(train_images=48, workers=0), "train", Preprocessing(size=32))
+    films = DataConfig(root=root) if root else DataConfig(train_images=48, workers=0)
+    data = open_part(films, "train", Preprocessing(size=32))
     config = FitConfig(
         out=out,
         epochs=int(epochs),
@@ -88,6 +92,29 @@ def command(module: str, name: str, call: str, *arguments: str) -> None:
     from axnet.cli import main
 
     main()
+
+
+def forked(calls: str) -> None:
+    """Each of these calls (a JSON list of lists) in a process forked from this one, which has imported all."""
+    import json
+
+    from axnet.cli import app, predict  # noqa: F401
+    from axnet.train import fitting, packing  # noqa: F401
+
+    for name, *arguments in json.loads(calls):
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            try:
+                SCRIPTS[name](*arguments)
+            except SystemExit as ended:
+                os._exit(int(ended.code or 0))
+            except BaseException as error:
+                print(error, file=sys.stderr, flush=True)
+                os._exit(70)
+            sys.stdout.flush()
+            os._exit(0)
+        print("code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 def wait() -> None:
@@ -161,6 +188,8 @@ def workers(method: str, root: str, table: str) -> None:
         assert torch.equal(value, results[1][name]), name
 
 
+SCRIPTS: dict[str, Callable[..., None]] = {f.__name__: f for f in (fit, command, forked, cached, table, workers)}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {f.__name__: f for f in (fit, command, cached, table, workers)}[sys.argv[1]](*sys.argv[2:])
+    SCRIPTS[sys.argv[1]](*sys.argv[2:])

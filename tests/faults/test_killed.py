@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import random
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from faults.processes import run
+from safetensors.torch import load_file
 
 from axnet.data import ORGANS, MaskTable, write_nih
 from axnet.models import AnatomyXNet, Preprocessing
@@ -168,3 +172,55 @@ def test_prepare_says_that_a_process_of_it_was_killed(tmp_path, packed):
     assert done.stderr.strip().splitlines()[-1].startswith("axnet: a process that packs films was killed")
     ended("command", "os", "getpid", 0, *arguments)
     assert contents(tmp_path) == whole
+
+
+def codes(*calls: tuple[object, ...]) -> list[int]:
+    """Exit codes of calls, each in a process forked from one that has imported all."""
+    said = ended("forked", json.dumps([[str(part) for part in call] for call in calls]))
+    return [int(line.split()[1]) for line in said.splitlines() if line.startswith("code ")]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    """40 packed phantoms to train on, with their masks, and 150 more to score; a run on them and its losses."""
+    root = tmp_path_factory.mktemp("phantoms") / "packed"
+    whole = root.with_name("whole")
+    films = ("--train-images", 40, "--test-images", 150, "--size", 32)
+    pack = ("command", "os", "getpid", 0, "prepare", *films, "--workers", 0, "--quiet", "--out", root)
+    assert codes(pack, ("fit", whole, root.with_name("log"), 3, "", "", root)) == [0, 0]
+    return root, load_file(whole / "model.safetensors"), losses(root.with_name("log"))
+
+
+def test_fit_on_packed_films_goes_on_from_any_moment(tmp_path, phantoms):
+    root, expected, whole = phantoms
+    # after the first epoch there is something to resume
+    moments = random.sample(range(len(whole) // 3 + 1, len(whole) + 1), 3)
+    calls = []
+    for moment in moments:
+        out, log = tmp_path / f"{moment}", tmp_path / f"{moment}.log"
+        calls.append(("fit", out, log, 3, "", f"step {moment}", root))
+        calls.append(("fit", out, log, 3, "resume", "", root))
+    assert codes(*calls) == 3 * [-signal.SIGKILL, 0]
+    for moment in moments:
+        assert losses(tmp_path / f"{moment}.log") == whole, moment
+        found = load_file(tmp_path / f"{moment}" / "model.safetensors")
+        assert all(torch.equal(found[name], value) for name, value in expected.items()), moment
+
+
+def test_predict_on_packed_films_at_any_moment(tmp_path, films, phantoms):
+    """A file that is there is whole: 190 films in three parts, or nothing yet."""
+    _, _, weights = films
+    moments = random.sample(range(1, 190), 3)
+    arguments = ("predict", phantoms[0], "--weights", weights, "--out")
+    calls = [("command", "os", "getpid", 0, *arguments, tmp_path / "whole.csv")]
+    for moment in moments:
+        where = ("axnet.train.pixels", "_Packed._image")
+        calls.append(("command", *where, moment, *arguments, tmp_path / f"{moment}.csv"))
+    assert codes(*calls) == [0] + 3 * [-signal.SIGKILL]
+    assert not any((tmp_path / f"{moment}.csv").exists() for moment in moments)
+    again = [("command", "os", "getpid", 0, *arguments, tmp_path / f"{moment}.csv") for moment in moments]
+    assert codes(*again) == [0, 0, 0]
+    whole = (tmp_path / "whole.csv").read_bytes()
+    rows = whole.decode().splitlines()
+    assert len({row.split(",")[0] for row in rows[1:]}) == len(rows) - 1 == 190
+    assert all((tmp_path / f"{moment}.csv").read_bytes() == whole for moment in moments)
