@@ -17,13 +17,10 @@ from axnet import segment
 from axnet.data.findings import organs_to_anatomies
 from axnet.data.image import StrPath, read_stored
 from axnet.imaging import resize
-from axnet.models.storage import ClassifierInfo, load_classifier
+from axnet.models.storage import SHIPPED, ClassifierInfo, load_classifier
 from axnet.segment import Anatomy, Segmenter
 from axnet.segment.segmenter import check_list
 from axnet.segment.view import LATERAL, is_lateral
-
-WEIGHTS = Path(__file__).parent / "models" / "weights"
-"""Folder of the classifiers that come with axnet; the model cards stand beside them."""
 
 
 @dataclass(frozen=True)
@@ -153,12 +150,12 @@ def load_pretrained(name: str = "frontal") -> Predictor:
 
 def shipped(name: str = "frontal") -> Path:
     """The file of a classifier that comes with axnet. Raises as load_pretrained."""
-    known = sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))
+    known = sorted(file.stem for file in SHIPPED.glob("*.safetensors"))
     if not known:
-        raise FileNotFoundError(f"'{WEIGHTS}' holds no classifier, expected frontal.safetensors in it.")
+        raise FileNotFoundError(f"'{SHIPPED}' holds no classifier, expected frontal.safetensors in it.")
     if name not in known:
         raise ValueError(f"name is {name!r}, expected one of {known}.")
-    return WEIGHTS / f"{name}.safetensors"
+    return SHIPPED / f"{name}.safetensors"
 
 
 def _unit(image: npt.NDArray[Any]) -> npt.NDArray[Any]:

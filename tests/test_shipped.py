@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from axnet.cli import app
 from axnet.data import NIH_FINDINGS, PhantomXray
 from axnet.models import Prediction, Predictor, load_pretrained
-from axnet.predictor import WEIGHTS
+from axnet.models.storage import SHIPPED
 
 STORED = json.loads((Path(__file__).parent / "golden" / "frontal.json").read_text())
 LARGEST = 12_000_000
@@ -38,8 +38,8 @@ def test_what_comes_with_it(predictor: Predictor) -> None:
     assert calibration.temperature > 0
     called = [finding for finding, limit in zip(predictor.findings, calibration.thresholds, strict=True) if limit]
     assert "Effusion" in called
-    assert (WEIGHTS / "frontal.safetensors").stat().st_size < LARGEST
-    card = (WEIGHTS / "frontal.md").read_text()
+    assert (SHIPPED / "frontal.safetensors").stat().st_size < LARGEST
+    card = (SHIPPED / "frontal.md").read_text()
     assert "not a medical device" in card
     with pytest.raises(ValueError, match=r"name is 'lateral', expected one of \['frontal'\]"):
         load_pretrained("lateral")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,9 @@ from axnet.models.calibration import Calibration
 from axnet.models.classifier import CUSTOM, AnatomyXNet, DenseNetGAP
 from axnet.models.names import as_named_here
 from axnet.models.preprocessing import Preprocessing
+
+SHIPPED = Path(__file__).parent / "weights"
+"""The folder of the classifiers that come with axnet; the model cards stand beside them."""
 
 KIND = "classifier"
 ARCHITECTURES: dict[str, type[nn.Module]] = {"anatomy-xnet": AnatomyXNet, "densenet-gap": DenseNetGAP}
