@@ -5,9 +5,9 @@
 The candidates are those of benchmarks/comparison.py (a GPU) or benchmarks/train_classifier.py (a CPU).
 
 Chosen by mean AUC on the validation part of nih_128's training list: one of the candidates, or the mean of the weights
-of those that differ in their seed alone. Temperature and operating points come from the same films. Then, once, the
-whole of `axnet predict` reads the test films of both sets. Writes axnet/models/weights/frontal.safetensors and
-benchmarks/results/classifier.json. --measure takes the weights that are there.
+of those that differ in their seed or their epoch alone. Temperature and operating points come from the same films.
+Then the whole of `axnet predict` reads the test films of both sets. Writes axnet/models/weights/frontal.safetensors,
+its card and benchmarks/results/classifier.json. --measure takes the weights that are there.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ from axnet.data import NIH_FINDINGS, NIHChestXray, PhantomXray  # noqa: E402
 from axnet.memory import keep_freed_memory  # noqa: E402
 from axnet.metrics import (  # noqa: E402
     calibration_error,
-    fit_temperature,
     mean_auc_interval,
-    operating_points,
     roc_auc,
 )
-from axnet.models import Calibration, load_classifier, save_classifier  # noqa: E402
-from axnet.predictor import WEIGHTS, Predictor  # noqa: E402
+from axnet.models import load_classifier, save_classifier  # noqa: E402
+from axnet.models.storage import SHIPPED  # noqa: E402
+from axnet.predictor import Predictor  # noqa: E402
 from axnet.report.environment import environment  # noqa: E402
+from axnet.train.calibrating import calibrate  # noqa: E402
+from benchmarks.classifier_card import card  # noqa: E402
 from benchmarks.comparison_films import Films, unpack  # noqa: E402
 from benchmarks.comparison_train import LEAST, Data, logits_of, mean_auc  # noqa: E402
 
 TEST_LEAST = 15
-RULE = "prevalence"
+RULE: Any = "prevalence"
 REFERENCE = 0.712
 """On nih_subset's test list, nine findings: DenseNet-121 + GAP from scratch after 12 epochs on nih_subset."""
 
@@ -69,7 +70,7 @@ def choose(runs: Path, films: Films) -> tuple[nn.Module, dict[str, Any], np.ndar
     kinds: dict[str, list[Path]] = {}
     for file in sorted(runs.glob("candidate-*.safetensors")):
         if json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["finished"]:
-            kinds.setdefault(re.sub(r"-s\d+$", "", file.stem), []).append(file)
+            kinds.setdefault(re.sub(r"(-e\d+)?-s\d+$", "", file.stem), []).append(file)
     choices = {file.stem: [file] for files in kinds.values() for file in files}
     choices |= {f"{kind}-mean": files for kind, files in kinds.items() if len(files) > 1}
     found: dict[str, tuple[float, nn.Module, np.ndarray]] = {}
@@ -79,34 +80,15 @@ def choose(runs: Path, films: Films) -> tuple[nn.Module, dict[str, Any], np.ndar
         found[name] = mean_auc(labels, logits, LEAST), model, logits
         print(f"{name:32} validation {found[name][0]:.4f}", flush=True)
     best = max(found, key=lambda name: found[name][0])
-    made = json.loads(choices[best][0].with_suffix(".json").read_text(encoding="utf-8"))
+    records = [json.loads(file.with_suffix(".json").read_text(encoding="utf-8")) for file in choices[best]]
+    made = max(records, key=lambda record: record["steps"])
     record = {
         "chosen": best,
         "validation": {name: round(auc, 4) for name, (auc, _, _) in found.items()},
         "of": [file.stem for file in choices[best]],
-        **{name: made[name] for name in ("job", "steps", "epochs", "seconds", "frozen", "versions") if name in made},
+        **made,
     }
     return found[best][1], record, found[best][2]
-
-
-def calibrate(labels: np.ndarray, logits: np.ndarray) -> Calibration:
-    """One temperature, and thresholds of the findings that enough validation films have."""
-    temperature = float(fit_temperature(labels, logits))
-    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64) / temperature))
-    enough = labels.sum(0) >= LEAST
-    points = [
-        point if usable else None
-        for point, usable in zip(operating_points(labels, probabilities, RULE), enough, strict=True)
-    ]
-    return Calibration(
-        temperature=temperature,
-        thresholds=tuple(None if point is None else round(point.threshold, 6) for point in points),
-        sensitivity=tuple(None if point is None else round(point.sensitivity, 4) for point in points),
-        specificity=tuple(None if point is None else round(point.specificity, 4) for point in points),
-        positives_per_1000=tuple(None if point is None else round(point.positives_per_1000, 1) for point in points),
-        rule="as many films are called positive as are (of the validation films)",
-        films=f"the {len(labels)} validation films out of NIH's official training list",
-    )
 
 
 def read(predictor: Predictor, source: NIHChestXray, batch: int = 16) -> dict[str, Any]:
@@ -188,7 +170,7 @@ def main() -> None:
     parser.add_argument("--nih-128", type=Path, required=True)
     parser.add_argument("--nih-subset", type=Path, required=True)
     parser.add_argument("--measure", action="store_true", help="do not choose: measure the weights that are there")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS / "frontal.safetensors")
+    parser.add_argument("--weights", type=Path, default=SHIPPED / "frontal.safetensors")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "classifier.json")
     parser.add_argument("--golden", type=Path, default=ROOT / "tests" / "golden" / "frontal.json")
     arguments = parser.parse_args()
@@ -196,7 +178,9 @@ def main() -> None:
     if not arguments.measure:
         films = unpack(arguments.films, 2, "cpu", arguments.masks)
         model, record, logits = choose(arguments.runs, films)
-        calibration = calibrate(films.labels[films.parts()["validation"]], logits)
+        labels = films.labels[films.parts()["validation"]]
+        kept = f"the {len(labels)} validation films out of NIH's official training list"
+        calibration = calibrate(labels, logits, RULE, films=kept)
         first = load_classifier(arguments.runs / f"{record['of'][0]}.safetensors")[1]
         save_classifier(
             arguments.weights, model.half(), first.preprocessing, NIH_FINDINGS, training=record, calibration=calibration
@@ -218,6 +202,7 @@ def main() -> None:
             most = np.argsort(-source.labels.sum(0), kind="stable")[:9]
             nine = [roc_auc(source.labels[:, k], probabilities[:, k]) for k in sorted(most)]
             result[name]["nine"] = {"mean_auc": round(float(np.mean(nine)), 4), "reference": REFERENCE}
+    arguments.weights.with_suffix(".md").write_text(card(result), encoding="utf-8")
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({name: result[name] for name in ("nih_128 test", "nih_subset test")}, indent=1))
 
