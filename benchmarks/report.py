@@ -77,12 +77,13 @@ def demo() -> str:
     lines = [
         "Mean AUC on the phantom's test set, with 95 % intervals over patients; same images, steps and optimizer:",
         "",
-        f"| seed | {' | '.join(names)} | difference |",
-        "|---|" + "---|" * (len(names) + 1),
+        f"| seed | steps, minutes | {' | '.join(names)} | difference |",
+        "|---|---|" + "---|" * (len(names) + 1),
     ]
     for run in runs:
         cells = [interval(run["mean_auc"][name]) for name in names]
-        lines.append(f"| {run['seed']} | {' | '.join(cells)} | {interval(run['difference'], sign=True)} |")
+        took = f"{run['steps']}, {run['total_seconds'] / 60:.1f}"
+        lines.append(f"| {run['seed']} | {took} | {' | '.join(cells)} | {interval(run['difference'], sign=True)} |")
     lines += ["", f"`python benchmarks/demo_seeds.py`; {origin(record['environment'])}."]
     return "\n".join(lines) + "\n"
 

@@ -11,7 +11,7 @@ class Limits:
 
     megabytes, megapixels: of one film. films: dropped on the page at once. waiting: films that
     the server holds at a time, of all users, one more is told to come back. seconds: for the upload of a film, and for
-    decoding it. memory: bytes that decoding it may take; a DICOM film of 40 million pixels takes 1.9 GB.
+    decoding it. memory: bytes that decoding it may take.
     Raises ValueError for one below 1.
     """
 

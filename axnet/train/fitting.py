@@ -43,6 +43,9 @@ from axnet.train.synchronised import separate
 WEIGHTS_NAME = "model.safetensors"
 
 
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+
+
 @dataclass(frozen=True)
 class FitConfig:
     """One training run.
@@ -128,6 +131,7 @@ class FitConfig:
             ("loss", LOSSES),
             ("sampling", SAMPLINGS),
             ("select", ("best", "last")),
+            ("precision", PRECISIONS),
         ):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {accepted}.")

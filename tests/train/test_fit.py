@@ -270,6 +270,7 @@ def test_schedules() -> None:
     [
         ({"epochs": 0}, "epochs is 0, expected 1 or more"),
         ({"lr": 0}, "lr is 0, expected a positive number"),
+        ({"precision": "fp16"}, r"precision is 'fp16', expected one of \('auto', '32-true', 'bf16-mixed'"),
         ({"loss": "mse"}, r"loss is 'mse', expected one of \('bce', 'focal', 'asymmetric', 'auc-margin'\)"),
         ({"pos_weight": True, "loss": "asymmetric"}, "pos_weight is True with loss 'asymmetric'"),
         ({"label_smoothing": 1}, "label_smoothing is 1, expected a number from 0 to below 1"),
