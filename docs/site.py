@@ -29,7 +29,6 @@ FIRST = (
     "dropin",
     "method",
     "backends",
-    "performance",
 )
 LAST = ("performance", "faq", "api", "project")
 SECTIONS = {"api": "API", "project": "Project"}

@@ -17,21 +17,24 @@ def numbers(values: Any) -> NDArray[np.float64]:
     if _of_pandas(plain):
         plain = plain.to_numpy(dtype=object)
     if isinstance(plain, np.ma.MaskedArray):
-        plain = np.where(np.ma.getmaskarray(plain), np.nan, np.ma.getdata(plain))
+        data = np.ma.getdata(plain)
+        plain = np.where(np.ma.getmaskarray(plain), np.nan, data.astype(object) if data.dtype.kind in "iu" else data)
     if np.iscomplexobj(plain):
         raise ValueError("it holds complex numbers")
-    if getattr(plain, "dtype", None) in (np.int64, np.uint64) and plain.size and not _exact(plain):
-        raise ValueError("it holds whole numbers beyond 2^53, which float64 cannot tell apart")
     try:
-        return np.asarray(plain, dtype=np.float64)
+        found = np.asarray(plain, dtype=np.float64)
     except TypeError:  # pandas' NA among the numbers
         mixed = np.asarray(plain, dtype=object)
         kept = [np.nan if missing(value) else value for value in mixed.ravel()]
-        return np.asarray(kept, dtype=np.float64).reshape(mixed.shape)
+        found = np.asarray(kept, dtype=np.float64).reshape(mixed.shape)
+    large = np.abs(found) >= 2**53
+    if large.any() and any(_inexact(value) for value in np.asarray(plain, dtype=object)[large]):
+        raise ValueError("it holds whole numbers beyond 2^53, which float64 cannot tell apart")
+    return found
 
 
-def _exact(whole: NDArray[Any]) -> bool:
-    return int(whole.min()) >= -(2**53) and int(whole.max()) <= 2**53
+def _inexact(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and abs(int(value)) > 2**53
 
 
 def identifiers(values: Any) -> NDArray[Any]:

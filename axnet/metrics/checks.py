@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,14 @@ def scores(name: str, values: ArrayLike, like: Floats, *, probability: bool = Fa
     if probability and (s.min() < 0 or s.max() > 1):
         raise ValueError(f"{name} has values from {s.min():.4g} to {s.max():.4g}, expected probabilities in [0, 1].")
     return s
+
+
+def names(name: str, values: Sequence[str], like: Floats) -> list[str]:
+    """Different names, one per column of the labels `like` [N, K]."""
+    given = [str(value) for value in values]
+    if len(given) != like.shape[1] or len(set(given)) != len(given):
+        raise ValueError(f"{name} is {given}, expected {like.shape[1]} different names, one per column of y_true.")
+    return given
 
 
 def groups(values: ArrayLike | None, samples: int) -> NDArray[np.intp] | None:

@@ -124,9 +124,7 @@ def evaluate(
     """
     y = checks.labels("y_true", y_true, 2)
     s = checks.scores("y_score", y_score, y)
-    names = [str(name) for name in classes]
-    if len(names) != y.shape[1] or len(set(names)) != len(names):
-        raise ValueError(f"classes is {names}, expected {y.shape[1]} different names, one per column of y_true.")
+    names = checks.names("classes", classes, y)
     level = checks.fraction("level", level)
     units = checks.groups(groups, y.shape[0])
     common = ((y == 1).sum(0) >= LEAST_POSITIVES) & (y == 0).any(0)

@@ -67,6 +67,8 @@ def label_quality(
     """
     y = checks.labels("y_true", y_true, 2)
     s = checks.scores("y_score", y_score, y)
+    names = checks.names("classes", classes, y)
+    units = checks.groups(groups, y.shape[0])
     readings = checks.labels("adjudicated", adjudicated, 2)
     if readings.shape != (y.shape[0], len(columns)):
         raise ValueError(
@@ -75,7 +77,7 @@ def label_quality(
         )
     found = []
     for column, reading in zip(columns, readings.T, strict=True):
-        taken = [list(classes).index(name) for name in made_of.get(column, (column,)) if name in classes]
+        taken = [names.index(name) for name in made_of.get(column, (column,)) if name in names]
         if not taken:
             continue
         own = y[:, taken]
@@ -84,18 +86,18 @@ def label_quality(
         if not known.any():
             continue
         both = truth[known], reading[known]
-        units = None if groups is None else np.asarray(groups)[known]
+        own_units = None if units is None else units[known]
         score = s[:, taken].max(1)[known]
         found.append(
             LabelQuality(
                 finding=column,
-                scored_by=tuple(classes[k] for k in taken),
+                scored_by=tuple(names[k] for k in taken),
                 films=int(known.sum()),
                 positives=(int(both[0].sum()), int(both[1].sum())),
                 agreement=float((both[0] == both[1]).mean()),
                 auc=(
-                    auc_interval(both[0], score, level, groups=units),
-                    auc_interval(both[1], score, level, groups=units),
+                    auc_interval(both[0], score, level, groups=own_units),
+                    auc_interval(both[1], score, level, groups=own_units),
                 ),
             )
         )

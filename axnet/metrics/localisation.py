@@ -15,7 +15,6 @@ from axnet.metrics.checks import Floats
 THRESHOLDS: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 """The overlaps of Wang et al., CVPR 2017."""
 
-
 PRIORNET: dict[float, float] = {0.1: 0.80, 0.2: 0.63, 0.3: 0.49, 0.4: 0.33, 0.5: 0.28, 0.6: 0.21, 0.7: 0.04}
 """IoU accuracy on NIH's boxes as the authors of ThoraX-PriorNet report it (Hossain et al., IEEE Access 2024)."""
 

@@ -56,7 +56,8 @@ def subgroups(
     """
     y = checks.labels("y_true", y_true, 2)
     s = checks.scores("y_score", y_score, y)
-    patients = None if groups is None else np.asarray(groups)
+    names = checks.names("classes", classes, y)
+    units = checks.groups(groups, y.shape[0])
     every = aucs_of(y, s)
     found = []
     for attribute, given in attributes.items():
@@ -70,9 +71,9 @@ def subgroups(
             continue
         for value in there:
             rows = values == value
-            own = None if patients is None else patients[rows]
-            evaluation = evaluate(y[rows], s[rows], classes, own, seed, resamples, level)
-            common = [k for k, name in enumerate(classes) if name not in evaluation.few]
+            own = None if units is None else units[rows]
+            evaluation = evaluate(y[rows], s[rows], names, own, seed, resamples, level)
+            common = [k for k, name in enumerate(names) if name not in evaluation.few]
             found.append(Subgroup(attribute, value, evaluation, mean_of(every[common])))
     return tuple(found)
 

@@ -74,7 +74,7 @@ def gated_norm(
 
 
 def _group(norm: BatchNorm) -> ProcessGroup | None:
-    """The processes that a batch normalisation shares its statistics with; None for a single one."""
+    """The processes that a batch normalisation shares its statistics with; None where it has its own."""
     if not isinstance(norm, nn.SyncBatchNorm):
         return None
     dist = torch.distributed

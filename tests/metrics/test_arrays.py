@@ -163,11 +163,18 @@ def test_groups_of_another_shape() -> None:
 
 def test_whole_numbers_that_float64_would_make_equal() -> None:
     assert roc_auc([0, 1], np.array([2**53 - 1, 2**53])) == 1.0
-    for close in (np.array([2**60, 2**60 + 1]), torch.tensor([-(2**60) - 1, -(2**60)]), np.array([0, 2**64 - 1], "u8")):
+    whole = np.array([2**60, 2**60 + 1])
+    for close in (
+        *(whole, torch.tensor([-(2**60) - 1, -(2**60)]), np.array([0, 2**64 - 1], "u8")),
+        *(whole.tolist(), pd.Series(whole), pd.Series([2**60, 2**60 + 1], dtype="Int64"), [0.5, 2**53 + 1]),
+        np.ma.array(whole, mask=[False, False]),
+    ):
         with pytest.raises(
             ValueError, match=r"y_score is not an array of numbers \(it holds whole numbers beyond 2\^53"
         ):
             roc_auc([0, 1], close)
+    assert roc_auc([0, 1], [2.0**60, 2.0**61]) == 1.0  # floating numbers are what they are
+
 
 
 def test_a_tensor_without_values() -> None:

@@ -40,6 +40,25 @@ def test_a_wrong_number_of_values_is_named() -> None:
         subgroups(Y, S, NAMES, {"sex": ["F", "M", "F"]})
 
 
+def test_patients_of_any_type_are_checked_as_evaluate_does() -> None:
+    mixed = [1, "1"] * 100  # two patients, not one
+    sex = ["F", "F", "M", "M"] * 50
+    for part in subgroups(Y, S, NAMES, {"sex": sex}, groups=mixed, resamples=20):
+        assert part.evaluation.groups == 2
+    (one,) = label_quality(Y, S, NAMES, Y[:, :1], ("a",), {}, groups=mixed)
+    assert one.auc[0] == auc_interval(Y[:, 0], S[:, 0], groups=[0, 1] * 100)
+    for groups, message in (
+        ([float("nan"), "b"] * 100, "a group is missing: row 0 has none"),
+        (["a"] * 5, r"groups has shape \[5\], expected \[200\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            subgroups(Y, S, NAMES, {"sex": sex}, groups=groups)
+        with pytest.raises(ValueError, match=message):
+            label_quality(Y, S, NAMES, Y[:, :1], ("a",), {}, groups=groups)
+    with pytest.raises(ValueError, match=r"classes is \['a', 'b'\], expected 3 different names"):
+        label_quality(Y, S, NAMES[:2], Y[:, :1], ("b",), {})
+
+
 def test_age_bands() -> None:
     assert [age_band(years) for years in (0, 0.5, 17.9, 18, 59, 79.5, 80, 120)] == (
         ["0-17"] * 3 + ["18-39", "40-59", "60-79", "80+", "80+"]
