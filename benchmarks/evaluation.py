@@ -17,6 +17,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from axnet.metrics.localisation import PRIORNET
+
 RESULTS = Path(__file__).resolve().parent / "results"
 RECORD = RESULTS / "evaluation.json"
 
@@ -36,8 +38,8 @@ def localisation() -> str:
             values = [part["pointing_game"]]
             values += [part[kind][t] for kind in ("iou_accuracy", "iobb_accuracy") for t in thresholds]
             lines.append(f"| {title}, {name} | {part['boxes']} | {' | '.join(f'{v:.2f}' for v in values)} |")
-    published = {0.1: 0.80, 0.3: 0.49, 0.5: 0.28, 0.7: 0.04}
-    lines.append(f"| ThoraX-PriorNet, published | | | {' | '.join(f'{v:.2f}' for v in published.values())} | | | | |")
+    published = (f"{PRIORNET[float(t)]:.2f}" for t in thresholds)
+    lines.append(f"| ThoraX-PriorNet, published | | | {' | '.join(published)} | | | | |")
     return "\n".join(lines) + "\n"
 
 

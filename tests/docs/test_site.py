@@ -33,6 +33,9 @@ def test_every_page_is_in_the_navigation(site):
     for page in pages:
         assert (site / page).is_file()
         assert page.name == "index.html" or f'href="{page.as_posix()}"' in index, f"{page} is not in the navigation"
+    named = re.findall(r'<a href="([^"#]+\.html)" class="md-nav__link', index)
+    assert "faq.html" in named
+    assert not (twice := {page for page in named if named.count(page) > 1}), f"{twice} are twice in the navigation"
 
 
 def test_nothing_is_fetched(site):
