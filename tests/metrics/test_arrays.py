@@ -176,7 +176,6 @@ def test_whole_numbers_that_float64_would_make_equal() -> None:
     assert roc_auc([0, 1], [2.0**60, 2.0**61]) == 1.0  # floating numbers are what they are
 
 
-
 def test_a_tensor_without_values() -> None:
     with pytest.raises(ValueError, match=r"y_score is not an array of numbers .*on the device meta"):
         roc_auc([0, 1], torch.empty(2, device="meta"))
