@@ -1,4 +1,4 @@
-"""Build, test and measure axnet on a GPU: one command, 15 minutes, and nothing is lost when it is cut.
+"""Build, test and measure axnet on a GPU: one command, and nothing is lost when it is cut.
 
     python benchmarks/gpu.py --out FOLDER
 

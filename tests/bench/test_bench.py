@@ -20,6 +20,8 @@ SHAPE = (2, 24, 6, 5)
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
+from benchmarks.classifier_card import card  # noqa: E402
+
 
 @pytest.mark.parametrize("task", ("a3", "a3+mlp", "pwap1", "pwap14"))
 @pytest.mark.parametrize("mode", ("eval", "training"))
@@ -114,6 +116,11 @@ def test_readme_tables_are_those_of_the_records():
         [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_card_of_the_classifier_is_what_its_record_says():
+    record = json.loads((ROOT / "benchmarks" / "results" / "classifier.json").read_text())
+    assert (ROOT / "axnet" / "models" / "weights" / "frontal.md").read_text() == card(record)
 
 
 def test_ci_runs_the_command_of_the_readme():
