@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -29,11 +29,17 @@ from axnet.cli.options import (
 )
 from axnet.data.sets import DEFAULT
 
+if TYPE_CHECKING:
+    from axnet.train import DataConfig, XraySet
+
 CACHE_VARIABLE = "AXNET_FIT_CACHE"
 """Names the folder of images and masks to the processes of one run."""
 
 FILMS_NAME = "films.txt"
 """In a run's folder: the ids of the films that it trained on or chose by, one per line."""
+
+VALIDATION_NAME = "validation.txt"
+"""In a run's folder: the ids of those that it held out to choose by, one per line."""
 
 
 class Architecture(str, Enum):
@@ -256,10 +262,8 @@ def fit(
         everything = with_blank_masks(everything)
     train, validation = everything.split_by_patient(val_fraction, seed)
     if first:
-        if source.dataset.real and not source.members:
-            (out / "validation.txt").write_text("".join(f"{name}\n" for name in validation.ids), encoding="utf-8")
-        if source.dataset.real:  # drawn ones have no names of their own
-            (out / FILMS_NAME).write_text("".join(f"{name}\n" for name in everything.ids), encoding="utf-8")
+        if not resume:
+            _write_lists(out, source, everything, validation)
         typer.echo(
             f"train: {len(train)} images, validation: {len(validation)}, split {everything.split_name} "
             f"{everything.split_hash[:12]}"
@@ -273,8 +277,23 @@ def fit(
         return
     if resume:  # only now is it known that the run in the folder was begun with these
         write_settings(context, out)
+        _write_lists(out, source, everything, validation)
     typer.echo(f"validation AUC {result.val_auc:.4f} after {result.steps} steps, {result.seconds:.0f} s")
     typer.echo(str(result.weights))
+
+
+def _write_lists(out: Path, source: DataConfig, everything: XraySet, validation: XraySet) -> None:
+    """Which films a run on a real data set saw, and which of them it held out."""
+    from axnet.data.files import replacing
+
+    lists: dict[str, tuple[str, ...]] = {}
+    if source.dataset.real:  # drawn ones have no names of their own
+        lists[FILMS_NAME] = everything.ids
+        if not source.members:
+            lists[VALIDATION_NAME] = validation.ids
+    for name, ids in lists.items():
+        with replacing(out / name) as partial:
+            partial.write_text("".join(f"{film}\n" for film in ids), encoding="utf-8")
 
 
 def _processes(accelerator: str, devices: str) -> int:

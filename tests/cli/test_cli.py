@@ -140,6 +140,11 @@ def test_nih_takes_the_segmenter_that_comes_with_axnet(nih: Path, tmp_path: Path
     assert 0 < len(held_out) < 40
     assert not set(held_out) & set((nih / "test_list.txt").read_text().split())
     assert (tmp_path / "model.safetensors").is_file()
+    lists = {name: (tmp_path / name).read_bytes() for name in ("validation.txt", "films.txt")}
+    assert set(held_out) < set(lists["films.txt"].decode().split())
+    with pytest.raises(ValueError, match=r"seed is 5, but the run in '.*' began with 0"):
+        run("fit", "--data", "nih", "--root", nih, "--out", tmp_path, "--epochs", 2, "--resume", *SMALL, "--seed", 5)
+    assert {name: (tmp_path / name).read_bytes() for name in lists} == lists  # still those of the weights
 
 
 def test_nih_needs_a_root(tmp_path: Path) -> None:
