@@ -37,7 +37,7 @@ def loggers(names: Sequence[str], out: Path, settings: Mapping[str, Any]) -> lis
     """
     logs = out / "logs"
     made: list[Logger] = []
-    for name in names:
+    for name in checked_loggers(names):
         if name == "csv":
             made.append(CSVLogger(out, name="", version="logs"))
         elif name == "tensorboard":

@@ -153,7 +153,7 @@ def test_erased_rectangles_have_the_size_that_they_say() -> None:
 
 def test_loggers_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checked_loggers(("csv", "tensorboard", "csv")) == ("csv", "tensorboard")
-    made = loggers(("tensorboard", "csv"), tmp_path, {})
+    made = loggers(("tensorboard", "csv", "csv"), tmp_path, {})  # two would write one file
     assert [type(one).__name__ for one in made] == ["TensorBoardLogger", "CSVLogger"]
     assert all(one.log_dir == str(tmp_path / "logs") for one in made)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
