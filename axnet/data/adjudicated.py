@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from axnet.data.image import StrPath
+from axnet.data.labelled import read_table
 
 GOOGLE2019 = "google2019"
 MADE_OF: dict[str, tuple[str, ...]] = {
@@ -30,14 +31,15 @@ def read_adjudicated(file: StrPath) -> pd.DataFrame:
     file: a CSV file (may be compressed) with a column "Image Index", "image" or "path" and, per finding, YES or NO, 1
     or 0, or nothing; other columns are left out. Or "google2019": 4,376 films of NIH ChestX-ray14 (Majkowska et al.,
     Radiology 2020), as the package torchxrayvision carries them; it is not imported, so it needs no torchvision.
-    Raises FileNotFoundError where there is none, ValueError for a table without such columns, or with a film twice.
+    Raises FileNotFoundError where there is none, ValueError for a file that is no table, or a table without such
+    columns or with a film twice.
     """
     path = _google2019() if str(file) == GOOGLE2019 else Path(file)
     if not path.is_file():
         raise FileNotFoundError(
             f"adjudicated is '{file}', which does not exist, expected a CSV file or '{GOOGLE2019}'."
         )
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = read_table(path)
     key = next((name for name in _KEYS if name in table.columns), None)
     if key is None:
         raise ValueError(f"adjudicated '{path}' has the columns {list(table.columns)}, expected one of {_KEYS}.")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from axnet.data import MIMICCXR, CheXpert, CSVDataset, NIHChestXray
+from axnet.data.adjudicated import read_adjudicated
 from axnet.data.findings import CHEXPERT_FINDINGS
 
 LABELS = ",".join(CHEXPERT_FINDINGS)
@@ -62,3 +63,12 @@ def test_a_finding_with_other_values_is_no_column_to_leave_out(tmp_path: Path) -
     (tmp_path / "films.csv").write_text("path,age,Pleural Effusion,Mass\na.png,61,2,0\n")
     with pytest.raises(ValueError, match="has Pleural Effusion '2' in row 1, expected 0, 1, -1 or blank"):
         CSVDataset(tmp_path)
+
+
+def test_labels_of_radiologists_are_read_as_other_tables_are(tmp_path: Path) -> None:
+    file = tmp_path / "read.csv"
+    file.write_text("Image Index, Mass\na.png, YES\nb.png, NO\n", encoding="utf-8-sig")  # as spreadsheets write it
+    assert read_adjudicated(file)["Mass"].to_dict() == {"a.png": 1, "b.png": 0}
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^table '.*read.csv' cannot be read as CSV"):
+        read_adjudicated(file)
