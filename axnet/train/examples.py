@@ -14,7 +14,7 @@ from axnet.metrics.evaluation import LEAST_POSITIVES
 from axnet.models import AnatomyXNet, Preprocessing
 from axnet.report import Example
 from axnet.train.data import Batches, XraySet
-from axnet.train.localising import finding_maps, shared_map
+from axnet.train.localising import finding_maps, has_maps, shared_map
 
 _MAPS_SHOWN = 4
 
@@ -81,7 +81,7 @@ def _cards(
         return []
     batch = Batches(test).__getitems__(list(chosen))
     wanted = sorted({k for columns in shown for k in columns})
-    maps = finding_maps(model, preprocessing, test, chosen, wanted) if wanted else None
+    maps = finding_maps(model, preprocessing, test, chosen, wanted) if wanted and has_maps(model) else None
     blank = not batch["mask"].any()
     cards = []
     for row, (index, columns) in enumerate(zip(chosen, shown, strict=True)):

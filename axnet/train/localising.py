@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from axnet.metrics.localisation import Localisation, localisation
-from axnet.models import DenseNetGAP, Preprocessing
+from axnet.models import AnatomyXNet, DenseNetGAP, Preprocessing
 from axnet.models.classifier import resized
 from axnet.train.data import Batches, XraySet
 from axnet.train.facts import FilmBox
@@ -76,13 +76,15 @@ class Localised:
 def localise(
     model: nn.Module, preprocessing: Preprocessing, data: XraySet, boxes: Sequence[FilmBox]
 ) -> Localised | None:
-    """Compare a classifier's maps with boxes on films of a set with masks; None without boxes of its findings.
+    """Compare a classifier's maps with boxes on films of a set with masks.
+
+    None without boxes of its findings, or for a model without maps (has_maps).
 
     A finding's map is that of finding_maps; the rule for the box that it predicts is that of
     axnet.metrics.localisation, in a frame of FRAME x FRAME pixels.
     """
     boxes = [box for box in boxes if box.finding in data.findings]
-    if not boxes:
+    if not boxes or not has_maps(model):
         return None
     rows = sorted({box.row for box in boxes})
     maps: dict[int, npt.NDArray[np.float32]] = {}
@@ -123,6 +125,11 @@ def finding_maps(
     scaled = [F.interpolate(stage, fine, mode="bilinear", align_corners=False) for stage in stages]
     mean = torch.stack([_over_largest(stage) for stage in scaled]).mean(0)
     return np.asarray(mean.expand(-1, findings, -1, -1).numpy(), dtype=np.float32)
+
+
+def has_maps(model: nn.Module) -> bool:
+    """Whether finding_maps knows where a model looks."""
+    return isinstance(model, (AnatomyXNet, DenseNetGAP))
 
 
 def shared_map(model: nn.Module) -> bool:

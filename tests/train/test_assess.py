@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from axnet.metrics import mean_auc
-from axnet.models import AnatomyXNet, DenseNetGAP, Preprocessing
-from axnet.train import DataConfig, XraySet, assess, open_part, predict, table
+from axnet.models import AnatomyXNet, DenseNetGAP, Output, Preprocessing
+from axnet.train import DataConfig, Facts, XraySet, assess, open_part, predict, table
+from axnet.train.facts import FilmBox
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,27 @@ def test_one_model_has_no_difference(tmp_path: Path, test_set: XraySet) -> None:
     result = assess({name: pair}, test_set, tmp_path, title="t", description="d", run={})
     assert result.difference is None
     assert "difference" not in table(result)
+
+
+class WithoutMaps(torch.nn.Module):
+    """A classifier of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = torch.nn.Linear(32 * 32, 14)
+
+    def forward(self, image: torch.Tensor, mask: torch.Tensor) -> Output:
+        return Output(self.classifier(image.flatten(1)), (), image.flatten(2))
+
+
+def test_a_classifier_without_maps(tmp_path: Path, test_set: XraySet) -> None:
+    boxes = Facts(boxes=(FilmBox(0, test_set.findings[0], 0.1, 0.1, 0.2, 0.2),))
+    own = {"own": (WithoutMaps(), Preprocessing(size=32))}
+    frequent = torch.arange(60)[:, None] % 2 == torch.arange(14) % 2  # so that there are hardest errors to show
+    some = replace(test_set, labels=frequent.float())
+    result = assess(own, some, tmp_path, title="t", description="d", run={}, facts=boxes)
+    assert not result.localised
+    assert "false alarm" in result.report.read_text()
 
 
 def test_a_finding_that_never_occurs(tmp_path: Path, test_set: XraySet) -> None:
