@@ -162,9 +162,12 @@ def evaluate(
             for each, preprocessing in models.values():
                 predict_logits(each, test, preprocessing, views=seen_by, share=share)
             return
-        known = _trained_on(files, test.ids)
+        known = _trained_on(files if baseline is None else [*files, baseline], test.ids)
         if known:
-            typer.echo(f"{len(known)} of the {len(test)} test films were trained on, by their names: {some(known)}")
+            typer.echo(
+                f"{len(known)} of the {len(test)} test films are among those that a classifier was trained or chosen "
+                f"on, by their names: {some(known)}"
+            )
         assessment = assess(
             models,
             test,

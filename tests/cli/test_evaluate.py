@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -95,7 +96,11 @@ def test_calibrate_is_stored_and_used(nih: Path, weights: tuple[Path, Path], tmp
     assert "60 films of nih-all" in calibration.films
     assert "called of 1,000" in text
     assert "as many films are called positive as are" in text
-    run("evaluate", weights[1], *arguments)
+    (tmp_path / "other").mkdir()
+    baseline = shutil.copy(weights[0], tmp_path / "other")
+    (tmp_path / "other" / "films.txt").write_text("00000001_000.png\nanother.png\n")  # those of its run
+    text = run("evaluate", weights[1], *arguments, "--baseline", baseline, "--segmenter", _segmenter(tmp_path))
+    assert "1 of the 60 test films are among those that a classifier was trained or chosen on" in text
     page = (tmp_path / "report.html").read_text()
     assert "Calls at the operating point" in page
     assert "as many films are called positive as are" in page
