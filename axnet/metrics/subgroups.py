@@ -46,6 +46,7 @@ def subgroups(
     seed: int = 0,
     resamples: int = 1000,
     level: float = 0.95,
+    probabilities: bool = True,
 ) -> tuple[Subgroup, ...]:
     """Evaluate a model by subgroup, each as axnet.metrics.evaluate does.
 
@@ -72,7 +73,7 @@ def subgroups(
         for value in there:
             rows = values == value
             own = None if units is None else units[rows]
-            evaluation = evaluate(y[rows], s[rows], names, own, seed, resamples, level)
+            evaluation = evaluate(y[rows], s[rows], names, own, seed, resamples, level, probabilities)
             common = [k for k, name in enumerate(names) if name not in evaluation.few]
             found.append(Subgroup(attribute, value, evaluation, mean_of(every[common])))
     return tuple(found)

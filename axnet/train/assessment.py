@@ -117,10 +117,9 @@ def assess(
     if mean is not None:
         scores = _with_ensemble(scores, mean, baseline)
         read[ENSEMBLE] = None
+    ranked = [ENSEMBLE] if mean == "ranks" else []  # whose scores are no probabilities
     evaluations = {
-        name: evaluate(
-            truth, score, test.findings, groups=patients, seed=seed, probabilities=name != ENSEMBLE or mean != "ranks"
-        )
+        name: evaluate(truth, score, test.findings, groups=patients, seed=seed, probabilities=name not in ranked)
         for name, score in scores.items()
     }
     names = list(scores)
@@ -128,7 +127,12 @@ def assess(
     if len(names) > 1:
         difference = auc_difference(truth, scores[names[0]], scores[names[1]], groups=patients, seed=seed)
     facts = facts or Facts()
-    parts = subgroups(truth, scores[names[0]], test.findings, facts.attributes, groups=patients, seed=seed)
+    parts = subgroups(
+        *(truth, scores[names[0]], test.findings, facts.attributes),
+        groups=patients,
+        seed=seed,
+        probabilities=names[0] not in ranked,
+    )
     localised = {}
     for name, (model, preprocessing) in models.items():
         found = localise(model, preprocessing, test, facts.boxes)

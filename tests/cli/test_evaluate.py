@@ -56,6 +56,7 @@ def test_an_ensemble_with_everything(nih: Path, weights: tuple[Path, Path], tmp_
     assert record["models"]["a"]["classes"][0]["brier"] is not None
     assert record["run"]["test-time augmentation"].startswith("6 views")
     assert {part["attribute"] for part in record["subgroups"]} >= {"sex", "view"}
+    assert {one["brier"] for part in record["subgroups"] for one in part["classes"]} == {None}
     assert [one["maps"] for one in record["localisation"].values()] == ["probability maps", "Grad-CAM"]
     assert [one["finding"] for one in record["label_quality"]] == ["Cardiomegaly"]
     page = (out / "report.html").read_text()
