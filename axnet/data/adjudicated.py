@@ -60,9 +60,12 @@ def read_adjudicated(file: StrPath) -> pd.DataFrame:
 def aligned(table: pd.DataFrame, ids: Sequence[str]) -> npt.NDArray[np.float64]:
     """Labels [N, columns of the table] of films by their ids, NaN for those that it lacks.
 
-    Raises ValueError where it has none of them.
+    Raises ValueError where it has none of them, or a name that several of them have.
     """
-    names = [PurePosixPath(name).name for name in ids]
+    names = pd.Index([PurePosixPath(name).name for name in ids])
+    alike = names[names.duplicated() & names.isin(table.index)]
+    if len(alike):
+        raise ValueError(f"adjudicated has '{alike[0]}', as several films of this split are named, expected one film.")
     if not table.index.isin(names).any():
         raise ValueError(f"adjudicated has {len(table)} films, none of which is among the {len(names)} of this split.")
     return np.asarray(table.reindex(names).to_numpy(dtype=np.float64))

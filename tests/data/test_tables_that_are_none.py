@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from axnet.data import MIMICCXR, CheXpert, CSVDataset, NIHChestXray
-from axnet.data.adjudicated import read_adjudicated
+from axnet.data.adjudicated import aligned, read_adjudicated
 from axnet.data.findings import CHEXPERT_FINDINGS
 
 LABELS = ",".join(CHEXPERT_FINDINGS)
@@ -68,7 +68,11 @@ def test_a_finding_with_other_values_is_no_column_to_leave_out(tmp_path: Path) -
 def test_labels_of_radiologists_are_read_as_other_tables_are(tmp_path: Path) -> None:
     file = tmp_path / "read.csv"
     file.write_text("Image Index, Mass\na.png, YES\nb.png, NO\n", encoding="utf-8-sig")  # as spreadsheets write it
-    assert read_adjudicated(file)["Mass"].to_dict() == {"a.png": 1, "b.png": 0}
+    table = read_adjudicated(file)
+    assert table["Mass"].to_dict() == {"a.png": 1, "b.png": 0}
+    assert aligned(table, ["1/b.png", "2/c.png", "2/a.png", "3/c.png"])[[0, 2], 0].tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"adjudicated has 'a\.png', as several films of this split are named"):
+        aligned(table, ["1/a.png", "2/a.png", "b.png"])
     file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"^table '.*read.csv' cannot be read as CSV"):
         read_adjudicated(file)
