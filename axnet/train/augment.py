@@ -52,7 +52,14 @@ class Augmentation:
                 raise ValueError(f"{name} is {value}, expected a number from 0 to {top}.")
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Move a batch: image float32 [N,C,H,W] in [0,1] and mask float32 [N,A,H,W]; outside the image is black."""
+        """Move a batch: image float32 [N,C,H,W] in [0,1] and mask float32 [N,A,H,W]; outside the image is black.
+
+        In float32 whatever the precision of the network: in bfloat16, neighbours on a side of 512 would fall together.
+        """
+        with torch.autocast(image.device.type, enabled=False):
+            return self._changed(image, mask)
+
+    def _changed(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         count, device = len(image), image.device
         theta = self._affine(count, device)
         both = torch.cat((image, mask.to(image.dtype)), dim=1)

@@ -129,6 +129,18 @@ def test_exposure_changes_leave_the_mask_and_the_range() -> None:
         assert changed.max() <= 1
 
 
+def test_mixed_precision_leaves_augmentation_alone() -> None:
+    image = torch.rand(2, 1, 64, 64)
+    augment = Augmentation(gamma=0.5, noise=0.1, blur=1.0, erase=0.5)
+    torch.manual_seed(3)
+    plain = augment(image, image)
+    torch.manual_seed(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = augment(image, image)
+    for one, other in zip(plain, again, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_blur_keeps_a_flat_film_and_takes_a_point_apart() -> None:
     torch.manual_seed(1)
     point = torch.zeros(2, 1, 41, 41)
