@@ -35,7 +35,8 @@ def augment(image: Tensor, mask: Tensor, mirror: float = 0.0, strength: float = 
     top = torch.stack((cos * side, -sin * side, signed(2 * _SHIFT)), dim=1)
     bottom = torch.stack((sin, cos, signed(2 * _SHIFT)), dim=1)
     both = torch.cat((image, torch.where(mirrored.view(-1, 1, 1, 1), mask[:, MIRRORED_ORGANS], mask)), dim=1)
-    grid = F.affine_grid(torch.stack((top, bottom), dim=1), list(both.shape), align_corners=False)
+    with torch.autocast(device.type, enabled=False):  # bfloat16 is too coarse for places
+        grid = F.affine_grid(torch.stack((top, bottom), dim=1), list(both.shape), align_corners=False)
     bend = F.interpolate(torch.randn(count, 2, 5, 5, device=device), size=image.shape[2:], mode="bicubic")
     grid = grid + 2 * strength * _BEND * bend.permute(0, 2, 3, 1)
     both = F.grid_sample(both, grid, align_corners=False)

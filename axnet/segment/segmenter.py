@@ -237,8 +237,9 @@ def _moved(planes: Tensor, *, back: bool = False) -> Tensor:
         turn, zoom = -turn, 1 / zoom
     cos, sin = zoom * math.cos(turn), zoom * math.sin(turn)
     theta = planes.new_tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).expand(len(planes), 2, 3)
-    grid = F.affine_grid(theta, list(planes.shape), align_corners=False)
-    return F.grid_sample(planes, grid, align_corners=False)
+    with torch.autocast(planes.device.type, enabled=False):  # bfloat16 is too coarse for places
+        grid = F.affine_grid(theta, list(planes.shape), align_corners=False)
+        return F.grid_sample(planes, grid, align_corners=False)
 
 
 def _pixels(image: StrPath | npt.NDArray[Any]) -> npt.NDArray[Any]:

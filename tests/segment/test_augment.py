@@ -5,6 +5,7 @@ import torch
 
 from axnet.segment import augment as module
 from axnet.segment.augment import augment
+from axnet.segment.segmenter import _moved
 
 
 @pytest.fixture
@@ -89,3 +90,16 @@ def test_some_films_become_negatives(monkeypatch):
     image, mask = (t.repeat(32, 1, 1, 1) for t in drawn())
     negative = (augment(image, mask)[0][:, 0, 0, 0] > 0.5).float()  # the background, else black
     assert 0.05 < negative.mean() < 0.15
+
+
+def test_mixed_precision_leaves_places_alone() -> None:
+    image, mask = torch.rand(2, 1, 64, 64), torch.rand(2, 3, 64, 64)
+    torch.manual_seed(3)
+    plain = augment(image, mask)
+    moved = _moved(image)
+    torch.manual_seed(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = augment(image, mask)
+        assert torch.equal(_moved(image), moved)
+    for one, other in zip(plain, again, strict=True):
+        assert torch.equal(one, other)
