@@ -64,6 +64,28 @@ def test_folds_what_can_be_folded_and_says_why_the_rest_cannot():
     assert str(folded).startswith("3 of 10 batch normalisations folded into the convolution before them\n")
 
 
+def test_weights_that_another_layer_shares_stay_as_they_are():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.other, self.last = (
+                nn.Conv2d(4, 4, 1),
+                nn.BatchNorm2d(4),
+                nn.Conv2d(4, 4, 1),
+                nn.BatchNorm2d(4),
+            )
+            self.other.weight, self.last.bias = self.conv.weight, self.norm.bias
+
+        def forward(self, x):
+            return self.last(self.other(self.norm(self.conv(x))).relu())
+
+    model, x = drawn(Tied()), torch.randn(2, 4, 5, 5)
+    folded = fold(model, (x,))
+    assert folded.folded == {"norm": "conv"}
+    with torch.no_grad():
+        torch.testing.assert_close(folded.model(x), model(x))
+
+
 def test_a_normalisation_that_also_activates_stays():
     class WithReLU(nn.BatchNorm2d):
         def forward(self, x):
