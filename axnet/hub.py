@@ -14,8 +14,14 @@ from axnet.predictor import Predictor
 from axnet.segment import Segmenter
 
 try:
-    from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import (
+        _CACHED_NO_EXIST,
+        ModelCard,
+        PyTorchModelHubMixin,
+        hf_hub_download,
+        try_to_load_from_cache,
+    )
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "the Hub is reached through huggingface_hub: pip install 'axnet[hub]'.", name=error.name
@@ -137,8 +143,16 @@ class HubClassifier(  # type: ignore[call-arg, unused-ignore]  # without hugging
 
 
 def _optional(repository: str, name: str, options: dict[str, Any]) -> Path:
-    """A file of a repository, or a path where there is none."""
+    """A file of a repository, or a path where there is none.
+
+    Raises LocalEntryNotFoundError where the Hub is not reached and nobody asked it for this file before.
+    """
     try:
         return Path(hf_hub_download(repository, name, **options))
+    except LocalEntryNotFoundError:
+        place = {key: options[key] for key in ("cache_dir", "revision") if key in options}
+        if try_to_load_from_cache(repository, name, **place) is not _CACHED_NO_EXIST:
+            raise  # it may be there: a classifier without its segmenter gives other numbers
     except EntryNotFoundError:
-        return Path(name) / "absent"
+        pass
+    return Path(name) / "absent"

@@ -114,6 +114,33 @@ def test_a_repository_is_downloaded_file_by_file(hub, weights, tmp_path, monkeyp
     assert back.info.classes == FINDINGS
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_hub_that_is_not_reached_is_not_a_missing_segmenter(hub, weights, tmp_path, monkeypatch, known):
+    """Without the Hub the segmenter may be left out only where the Hub said before that there is none."""
+    from huggingface_hub import hub_mixin
+
+    folder, cache = tmp_path / "repository", tmp_path / "cache"
+    hub.HubClassifier.load(weights).save_pretrained(folder)
+    commit = "0" * 40
+    if known:
+        note = cache / "models--me--chest" / ".no_exist" / commit / hub.SEGMENTER
+        note.parent.mkdir(parents=True)
+        note.touch()
+    reach = hub.hf_hub_download
+
+    def download(repo_id, filename, **given):
+        return str(folder / filename) if (folder / filename).is_file() else reach(repo_id, filename, **given)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub_mixin, "hf_hub_download", download)
+    asked = {"revision": commit, "cache_dir": str(cache), "local_files_only": True}
+    if known:
+        assert hub.HubClassifier.from_pretrained("me/chest", **asked).segmenter is None
+    else:
+        with pytest.raises(hub.LocalEntryNotFoundError):
+            hub.HubClassifier.from_pretrained("me/chest", **asked)
+
+
 def test_a_damaged_or_empty_folder_is_refused(hub, weights, tmp_path):
     folder = tmp_path / "repository"
     hub.HubClassifier.load(weights).save_pretrained(folder)
