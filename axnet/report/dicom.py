@@ -10,7 +10,8 @@ import hashlib
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def read_source(path: StrPath) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of pydicom, about the values that are taken out here
         source = pydicom.dcmread(file, force=True)
+        source.decode()
+        source.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: highdicom takes no sets that are extended, as Japan's are
         missing = [name for name in _IDENTITY if not source.get(name)]
         if missing:
             raise ValueError(f"image file '{file}' has no {missing[0]}, so no DICOM object can refer to it.")
@@ -104,7 +107,7 @@ def write_segmentation(
 
     path: the file; it is replaced in one step. source: of read_source. masks: bool [3,H,W] in the film's own frame, in
     the order of axnet.data.ORGANS; organs that are empty are left out. algorithm: its name.
-    Raises ValueError for masks of another shape than the film or without any organ.
+    Raises ValueError for masks of another shape than the film or without any organ, and as write_report.
     """
     import highdicom
     from pydicom.sr.codedict import codes
@@ -133,21 +136,22 @@ def write_segmentation(
         if side in ("Left", "Right"):
             code = highdicom.sr.CodedConcept.from_code(getattr(codes.SCT, side))
             segments[-1].SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [code]
-    made = highdicom.seg.Segmentation(
-        source_images=[source],
-        pixel_array=np.moveaxis(masks[found], 0, -1)[None].astype(np.uint8),
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=segments,
-        series_instance_uid=highdicom.UID(),
-        series_number=900,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        device_serial_number="0",
-        content_label="ANATOMY",
-        content_description="Lungs and heart, not for medical use",
-        series_description="axnet anatomy",
-        **_MAKER,
-    )
+    with _refused(source):
+        made = highdicom.seg.Segmentation(
+            source_images=[source],
+            pixel_array=np.moveaxis(masks[found], 0, -1)[None].astype(np.uint8),
+            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=segments,
+            series_instance_uid=highdicom.UID(),
+            series_number=900,
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            device_serial_number="0",
+            content_label="ANATOMY",
+            content_description="Lungs and heart, not for medical use",
+            series_description="axnet anatomy",
+            **_MAKER,
+        )
     _save(made, path)
 
 
@@ -166,6 +170,7 @@ def write_report(
     path: the file; it is replaced in one step. source: of read_source. probabilities: per finding, each a measurement
     group with the film as its source. positive: per finding, the call; findings without one have a probability alone.
     ctr: cardiothoracic ratio, left out where it is nan. flags: why no call is made. algorithm: its name.
+    Raises ValueError for a film with elements that highdicom does not take.
     """
     import highdicom
     from highdicom import sr
@@ -208,19 +213,29 @@ def write_report(
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
-    made = sr.ComprehensiveSR(
-        evidence=[source],
-        content=content[0],
-        series_instance_uid=highdicom.UID(),
-        series_number=901,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        is_complete=True,
-        is_verified=False,
-        series_description="axnet findings, not for medical use",
-        **_MAKER,
-    )
+    with _refused(source):
+        made = sr.ComprehensiveSR(
+            evidence=[source],
+            content=content[0],
+            series_instance_uid=highdicom.UID(),
+            series_number=901,
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            is_complete=True,
+            is_verified=False,
+            series_description="axnet findings, not for medical use",
+            **_MAKER,
+        )
     _save(made, path)
+
+
+@contextmanager
+def _refused(source: Any) -> Iterator[None]:
+    """Raises ValueError for a film whose elements highdicom does not take, of whatever kind its own error is."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"image file '{source.filename}': no DICOM object can refer to it ({error}).") from error
 
 
 def _algorithm(name: str) -> Any:

@@ -151,6 +151,28 @@ def test_a_film_without_identity_is_refused(tmp_path, name):
         read_source(film(tmp_path / "x.dcm", **{name: None}))
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [{"ImagePositionPatient": [0, 0, 0], "FrameOfReferenceUID": "1.2.3"}, {"SOPClassUID": "1.2.3.4"}],
+    ids=["place without size", "another class"],
+)
+def test_a_film_that_highdicom_does_not_take_is_one_sentence(tmp_path, odd):
+    source = read_source(film(tmp_path / "x.dcm", **odd))
+    with pytest.raises(ValueError, match=r"x.dcm': no DICOM object can refer to it \("):
+        write_segmentation(tmp_path / "x.seg.dcm", source, MASKS)
+    assert not (tmp_path / "x.seg.dcm").exists()
+
+
+def test_names_in_any_character_set_are_kept(tmp_path):
+    name = "Yamada^Tarou=山田^太郎"
+    film(tmp_path / "x.dcm", SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName=name)
+    source = read_source(tmp_path / "x.dcm")
+    write_segmentation(tmp_path / "x.seg.dcm", source, MASKS)
+    write_report(tmp_path / "x.sr.dcm", source, {"Mass": 0.5}, {})
+    for made in ("x.seg.dcm", "x.sr.dcm"):
+        assert pydicom.dcmread(tmp_path / made).PatientName == name
+
+
 def test_a_missing_highdicom_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(ModuleNotFoundError, match=r"written by highdicom: pip install 'axnet\[dicom\]'"):
