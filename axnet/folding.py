@@ -137,6 +137,6 @@ def _word(node: fx.Node) -> str:
 def _fused(convolution: _ConvNd, norm: nn.Module) -> nn.Module:
     kind = convolution.weight.dtype
     transposed = isinstance(convolution, _ConvTransposeNd)
-    exact = [copy.deepcopy(layer).double() for layer in (convolution, norm)]  # others may share their weights
-    fused = fuse_conv_bn_eval(exact[0], cast(Any, exact[1]), transpose=transposed)
-    return cast(nn.Module, fused).to(kind)
+    # copies, as other layers may share their weights
+    exact, scale = copy.deepcopy(convolution).double(), copy.deepcopy(cast(Any, norm)).double()
+    return fuse_conv_bn_eval(exact, scale, transpose=transposed).to(kind)
