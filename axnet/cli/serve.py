@@ -61,6 +61,8 @@ def serve(
 
     if token is not None and len(token) < _LEAST_TOKEN:
         raise ValueError(f"--token has {len(token)} characters, expected {_LEAST_TOKEN} or more.")
+    if token is not None and not (token.isascii() and token.isprintable()):  # headers and cookies hold no others
+        raise ValueError("--token holds characters that are not printable ASCII, expected these alone.")
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(16)
     opened = listen(host, port)

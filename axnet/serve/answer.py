@@ -90,7 +90,7 @@ class Answers:
         masks = found.anatomy.masks
         lines = cardiothoracic_lines(masks)
         down, across = size[0] / masks.shape[1], size[1] / masks.shape[2]
-        maps = found.prob_maps[-1] if found.prob_maps else ()
+        maps = found.prob_maps[0] if found.prob_maps else ()  # the finest, as overlays show
         findings = list(found.probabilities)
         return Example(
             image=resize(grey, size).round().astype(np.uint8),

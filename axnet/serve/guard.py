@@ -72,7 +72,7 @@ class Guard:
             return _error(403, "this server answers on localhost only; --token lets it answer by other names.")
         cookie = f"axnet_{(request.scope.get('server') or ('', 0))[1]}"  # cookies do not tell ports apart
         asked = request.query_params.get("token")
-        if asked is not None and request.method == "GET" and request.url.path == "/" and self._right(asked):
+        if asked is not None and request.method == "GET" and request.scope["path"] == "/" and self._right(asked):
             answer = RedirectResponse("/", 303)  # the address bar and the history do not keep it
             answer.set_cookie(cookie, asked, httponly=True, samesite="lax")
             return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from axnet.serve.guard import is_loopback
 
@@ -42,7 +43,7 @@ def addresses(host: str, opened: socket.socket, token: str | None) -> list[str]:
     port = opened.getsockname()[1]
     everywhere = host in ("0.0.0.0", "::", "")
     hosts = ["localhost", socket.gethostname()] if everywhere else [host]
-    ask = "" if token is None else f"/?token={token}"
+    ask = "" if token is None else f"/?token={quote(token, safe='')}"
     return [f"http://{f'[{name}]' if ':' in name else name}:{port}{ask}" for name in hosts]
 
 

@@ -99,6 +99,9 @@ def test_what_a_film_is_answered(port: int) -> None:
     assert {e["name"]: e["call"] for e in answer["findings"] if e["call"] is not None} == found.positive
     assert answer["flags"] == list(found.flags)
     assert all(picture(each["map"]).shape == (96, 96, 4) for each in answer["findings"])
+    finest, *_, coarsest = (stage.max() for stage in found.prob_maps)  # one map for both findings
+    assert [each["peak"] for each in answer["findings"]] == pytest.approx([finest] * 2)
+    assert finest != pytest.approx(coarsest)
     assert [organ["name"] for organ in answer["organs"]] == ["left lung", "right lung", "heart"]
     report = answer["report"]
     assert "über &lt;i&gt;.png" in report
@@ -204,14 +207,16 @@ def test_a_deflated_bomb_ends_its_own_process_alone(port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("decoder", "sentence"),
-    [(abort, "is damaged: its decoder broke off."), (dawdle, "took longer than 2 s to decode.")],
+    ("decoder", "seconds", "sentence"),
+    [(abort, 60, "is damaged: its decoder broke off."), (dawdle, 2, "took longer than 2 s to decode.")],
 )
-def test_a_decoder_that_ends_or_hangs(monkeypatch: pytest.MonkeyPatch, decoder: Any, sentence: str) -> None:
+def test_a_decoder_that_ends_or_hangs(
+    monkeypatch: pytest.MonkeyPatch, decoder: Any, seconds: int, sentence: str
+) -> None:
     decoding.prepare()
     monkeypatch.setattr(decoding, "_serve_one", decoder)
     with pytest.raises(decoding.FilmError, match=re.escape(sentence)):
-        decoding.decode(b"film", "one.png", Limits(seconds=2))
+        decoding.decode(b"film", "one.png", Limits(seconds=seconds))
 
 
 def test_a_busy_server_says_so(watched: Watched) -> None:
@@ -269,6 +274,7 @@ def test_a_token() -> None:
             status, _, body = ask(port, path=path)
             assert status == 401
             assert b"open the whole address" in body
+        assert ask(port, path="/?token=wrong", Host="[::1")[0] == 401
         assert send(port, encoded(film()))[0] == 401
         assert send(port, encoded(film()), Authorization="Bearer wrong")[0] == 401
         assert send(port, encoded(film()), Authorization="Bearer correct horse", Host="example.org")[0] == 200
@@ -289,6 +295,7 @@ def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
         message = start_message("0.0.0.0", opened, "secret-token")
         assert f"http://localhost:{number}/?token=secret-token or http://ward:{number}/?token=secret-token" in message
         assert "not encrypted" in message
+        assert "/?token=a%26b%23c%2Bd or " in start_message("0.0.0.0", opened, "a&b#c+d")
         with pytest.raises(ValueError, match=f"--host 127.0.0.1 --port {number} cannot be opened"):
             listen("127.0.0.1", number)
     with pytest.raises(ValueError, match="--host is 'no such host', which is no address here"):
@@ -297,9 +304,19 @@ def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
         Limits(waiting=0)
 
 
-def test_a_short_token_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["axnet", "serve", "--token", "short"])
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        ("short", "--token has 5 characters, expected 8 or more."),
+        ("schlüsselwort", "--token holds characters that are not printable ASCII, expected these alone."),
+        ("two\nlines", "--token holds characters that are not printable ASCII, expected these alone."),
+    ],
+)
+def test_a_token_that_does_not_serve_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], token: str, said: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["axnet", "serve", "--token", token])
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 2
-    assert capsys.readouterr().err == "axnet: --token has 5 characters, expected 8 or more.\n"
+    assert capsys.readouterr().err == f"axnet: {said}\n"

@@ -18,7 +18,7 @@ function take(files) {
   if (all.length > MOST) say(`${all.length} files were given, ${MOST} are taken at once: the first ${MOST} are read.`);
   else say("");
   for (const file of taken) {
-    const film = { file, state: null, error: "", dropped: all.length > MOST };
+    const film = { file, state: null, error: "" };
     const item = element("li");
     film.button = element("button", { type: "button" });
     film.note = element("small", {}, "waiting");
@@ -77,7 +77,7 @@ async function readOne(film) {
         headers: { "X-Film-Name": encodeURIComponent(film.file.name), "Content-Type": "application/octet-stream" },
       });
       const answer = await response.json();
-      if (response.ok) {
+      if (response.ok && films.includes(film)) { // else it was removed meanwhile
         film.state = { answer, shown: "" };
         film.state.url = URL.createObjectURL(new Blob([answer.report], { type: "text/html" }));
         delete answer.report;
