@@ -145,16 +145,17 @@ def predict(
     from axnet.segment.output import open_sink
 
     files = image_files(images)
-    (writable_file if out.suffix == ".parquet" else writable_folder)(out, "--out")
     if sheet is not None:
         writable_file(sheet, "--sheet")
-    objects = {} if dicom_out is None else places(files, writable_folder(dicom_out, "--dicom-out"), "--dicom-out")
     segmenter = load_pretrained() if weights is None else Segmenter.load(weights)
     try:
         segmenter = segmenter.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:  # torch's own text runs over many lines
         reason = str(error).splitlines()[0]
         raise typer.BadParameter(f"device is '{device}', which does not serve here ({reason}).") from error
+    # these make folders, so they come last
+    (writable_file if out.suffix == ".parquet" else writable_folder)(out, "--out")
+    objects = {} if dicom_out is None else places(files, writable_folder(dicom_out, "--dicom-out"), "--dicom-out")
     sink = open_sink(out, [file.id for file in files])
     waiting = [file for file in files if file.id not in sink]
     bare = [name for name, place in objects.items() if name in sink and not segmentation_of(place).is_file()]

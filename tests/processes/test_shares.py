@@ -67,7 +67,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
         torch.set_num_threads(threads)
     first, second = workers.together(sharing.shared, tmp_path, free_ports(4))
     assert second == [""] * 4  # one process speaks
-    assert [said.count("mean AUC") for said in first] == [1, 0, 0, 0]
+    assert ["mean AUC" in said for said in first] == [True, False, False, False]
     assert "70 images scored" in first[1]
     for name in ("files", "packed", "calls"):
         one, two = ((tmp_path / which / f"{name}.csv").read_bytes() for which in ("one", "two"))
