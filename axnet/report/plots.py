@@ -66,28 +66,12 @@ class AucAxis:
 def roc_panel(y: Floats, scores: Sequence[Floats], finding: str, aucs: Sequence[float]) -> str:
     """ROC curves of all models for one finding, with their AUCs; the first model is drawn last, on top."""
     known = ~np.isnan(y)
-    frame = (
-        f'<rect class="frame" x="{_LEFT}" y="{_TOP}" width="{_RIGHT - _LEFT}" height="{_BOTTOM - _TOP}"/>'
-        f'<line class="chance" x1="{_LEFT}" y1="{_BOTTOM}" x2="{_RIGHT}" y2="{_TOP}"/>'
-        f'<text x="{_LEFT}" y="147">0</text><text x="{_RIGHT}" y="147" text-anchor="end">1</text>'
-        f'<text x="10" y="{_TOP + 8}" text-anchor="end">1</text>'
-    )
+    chance = f'<line class="chance" x1="{_LEFT}" y1="{_BOTTOM}" x2="{_RIGHT}" y2="{_TOP}"/>'
     curves = [
         f'<polyline points="{_points(y[known], s[known])}" stroke="{colour(index)}"/>' for index, s in enumerate(scores)
     ]
-    return (
-        f'<figure class="roc"><figcaption>{escape(finding)}</figcaption>'
-        f'<svg viewBox="0 0 {_SIDE} {_SIDE}" role="img" aria-label="ROC curves for {escape(finding)}">'
-        f"{frame}{''.join(reversed(curves))}{_auc_labels(aucs)}</svg></figure>"
-    )
-
-
-def _auc_labels(aucs: Sequence[float]) -> str:
-    return "".join(
-        f'<text class="auc" x="{_RIGHT - 5}" y="{_BOTTOM - 7 - 14 * (len(aucs) - 1 - index)}" text-anchor="end" '
-        f'style="fill:{colour(index)}">{number(auc)}</text>'
-        for index, auc in enumerate(aucs)
-    )
+    labels = _labels(aucs, _BOTTOM - 7 - 14 * (len(aucs) - 1))
+    return _panel(finding, f"ROC curves for {finding}", "1", chance + "".join(reversed(curves)), labels)
 
 
 def _points(y: Floats, s: Floats) -> str:
@@ -110,7 +94,7 @@ def precision_panel(y: Floats, scores: Sequence[Floats], finding: str, precision
         f"Precision-recall curves for {finding}",
         "1",
         chance + "".join(reversed(curves)),
-        _top_labels(precisions),
+        _labels(precisions, _TOP + 14),
     )
 
 
@@ -132,12 +116,10 @@ def reliability_panel(y: Floats, probabilities: Floats, title: str, error: float
     )
     diagonal = f'<line class="chance" x1="{_LEFT}" y1="{_BOTTOM}" x2="{_RIGHT}" y2="{_TOP}"/>'
     line = f'<polyline points="{points}" stroke="{colour(0)}"/>'
-    place = f'x="{_RIGHT - 5}" y="{_BOTTOM - 7}" text-anchor="end"'
-    label = f'<text class="auc" {place} style="fill:{colour(0)}">{number(error)}</text>'
-    return _panel(title, f"Reliability of {title}", f"{top:g}", diagonal + line + dots, label)
+    return _panel(title, f"Reliability of {title}", f"{top:g}", diagonal + line + dots, _labels([error], _BOTTOM - 7))
 
 
-def _panel(caption: str, described: str, end: str, drawing: str, label: str) -> str:
+def _panel(caption: str, described: str, end: str, drawing: str, labels: str) -> str:
     """A square with axes from 0 to `end`."""
     frame = (
         f'<rect class="frame" x="{_LEFT}" y="{_TOP}" width="{_RIGHT - _LEFT}" height="{_BOTTOM - _TOP}"/>'
@@ -145,13 +127,14 @@ def _panel(caption: str, described: str, end: str, drawing: str, label: str) -> 
     )
     return (
         f'<figure class="roc"><figcaption>{escape(caption)}</figcaption><svg viewBox="0 0 {_SIDE} {_SIDE}" role="img" '
-        f'aria-label="{escape(described)}">{frame}{drawing}{label}</svg></figure>'
+        f'aria-label="{escape(described)}">{frame}{drawing}{labels}</svg></figure>'
     )
 
 
-def _top_labels(values: Sequence[float]) -> str:
+def _labels(values: Sequence[float], first: float) -> str:
+    """The numbers of the models, one below the other, the first at this height."""
     return "".join(
-        f'<text class="auc" x="{_RIGHT - 5}" y="{_TOP + 14 + 14 * index}" text-anchor="end" '
+        f'<text class="auc" x="{_RIGHT - 5}" y="{first + 14 * index}" text-anchor="end" '
         f'style="fill:{colour(index)}">{number(value)}</text>'
         for index, value in enumerate(values)
     )

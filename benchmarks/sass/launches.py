@@ -19,7 +19,8 @@ from typing import Any
 
 from torch.utils import cpp_extension
 
-from benchmarks.sass.machine import Launch, writable_memory
+from benchmarks.sass.host import writable_memory
+from benchmarks.sass.machine import Launch
 from benchmarks.sass.program import disassemble, kernel_of
 
 KEEP = "-Daoti_torch_empty_strided=axnet_host_empty_strided"

@@ -11,6 +11,7 @@ import pydicom
 import pytest
 import torch
 import yaml
+from command import run
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -24,14 +25,6 @@ from axnet.train.anatomy import SEGMENTER_NAME
 EXAMPLES = Path(pydicom.__file__).parent / "data" / "test_files"
 COMMANDS = ("demo", "fit", "evaluate", "predict", "segment", "bench", "info")
 SMALL = ("--backbone", "tiny", "--size", "48", "--batch-size", "8", "--workers", "0", "--accelerator", "cpu", "--quiet")
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def shell(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -10,23 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import run
 from PIL import Image
-from typer.testing import CliRunner
 
-from axnet.cli import app
 from axnet.data import CHEXPERT_FINDINGS, NIH_FINDINGS, NIHChestXray, PhantomXray, write_nih
 from axnet.models import load_classifier
 
 OWN_NAMES = ["Pleural Effusion" if name == "Effusion" else name for name in CHEXPERT_FINDINGS]
 PATIENTS = 16
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

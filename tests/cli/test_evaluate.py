@@ -9,19 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
+from command import run
 
-from axnet.cli import app
 from axnet.data import NIH_FINDINGS, write_nih
 from axnet.models import AnatomyXNet, DenseNetGAP, Preprocessing, load_classifier, save_classifier
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")
