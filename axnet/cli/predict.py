@@ -88,8 +88,10 @@ def _predict(
         writable_folder(overlays, "--overlays")
     if dicom_out is not None:
         writable_folder(dicom_out, "--dicom-out")
-    model, info = load_classifier(shipped() if weights is None else weights)
-    if weights is None or overlays is not None or dicom_out is not None or info.calibration is not None:
+    own = weights is None
+    weights = shipped() if weights is None else weights
+    model, info = load_classifier(weights)
+    if own or overlays is not None or dicom_out is not None or info.calibration is not None:
         return _read(share, model, info, weights, segmenter, films, out, overlays, dicom_out)
     guided = isinstance(model, AnatomyXNet)
     masked = films.masked and segmenter is None
@@ -130,7 +132,7 @@ def _read(
     share: Share,
     model: nn.Module,
     info: ClassifierInfo,
-    weights: Path | None,
+    weights: Path,
     segmenter: Path | None,
     films: Films,
     out: Path | None,
@@ -138,12 +140,13 @@ def _read(
     dicom_out: Path | None,
 ) -> list[tuple[Path, str]]:
     """Calls, cardiothoracic ratio and flags; masks by the segmenter named, that beside weights, or the shipped one."""
-    from axnet.cli.reading import drawer_for, read, summary
+    from axnet.cli.reading import read, summary
     from axnet.predictor import Predictor
+    from axnet.train.anatomy import segmenter_of
 
     if films.packed and dicom_out is not None:
         raise ValueError("images are packed films, expected DICOM files for --dicom-out.")
-    predictor = Predictor(model, info, drawer_for(weights, segmenter))
+    predictor = Predictor(model, info, segmenter_of(weights, segmenter))
     with _opened(out, share) as stream:
         failed = read(predictor, films, stream, out is not None, overlays, dicom_out, share)
     if share.rank == 0:

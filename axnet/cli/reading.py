@@ -17,20 +17,10 @@ if TYPE_CHECKING:
 
     from axnet.cli.films import Films
     from axnet.predictor import Prediction, Predictor
-    from axnet.segment import Anatomy, Segmenter
+    from axnet.segment import Anatomy
     from axnet.train.shares import Share
 
 _AT_A_TIME = 16
-
-
-def drawer_for(weights: Path | None, segmenter: Path | None) -> Segmenter | None:
-    """The segmenter that was named, else that beside the weights; None for the one that comes with axnet."""
-    from axnet.segment import Segmenter
-    from axnet.train.anatomy import SEGMENTER_NAME
-
-    beside = None if weights is None else weights.parent / SEGMENTER_NAME
-    file = segmenter or (beside if beside is not None and beside.is_file() else None)
-    return None if file is None else Segmenter.load(file)
 
 
 def read(

@@ -50,7 +50,6 @@ def serve(
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError(f"axnet serve needs the package '{error.name}': pip install 'axnet[serve]'.") from None
-    from axnet.cli.reading import drawer_for
     from axnet.models import load_classifier
     from axnet.predictor import Predictor, shipped
     from axnet.serve import decoding
@@ -58,6 +57,7 @@ def serve(
     from axnet.serve.guard import is_loopback
     from axnet.serve.limits import Limits
     from axnet.serve.server import listen, server, start_message
+    from axnet.train.anatomy import segmenter_of
 
     if token is not None and len(token) < _LEAST_TOKEN:
         raise ValueError(f"--token has {len(token)} characters, expected {_LEAST_TOKEN} or more.")
@@ -68,8 +68,9 @@ def serve(
     opened = listen(host, port)
     typer.echo("axnet: loading the model")
     decoding.prepare()
-    model, info = load_classifier(shipped() if weights is None else weights)
-    predictor = Predictor(model, info, drawer_for(weights, segmenter))
+    weights = shipped() if weights is None else weights
+    model, info = load_classifier(weights)
+    predictor = Predictor(model, info, segmenter_of(weights, segmenter))
     app = create_app(predictor, Limits(megabytes, megapixels, films, waiting), token)
     typer.echo(start_message(host, opened, token))
     server(app).run(sockets=[opened])

@@ -69,10 +69,16 @@ def segmenter_for(weights: StrPath, segmenter: StrPath | None) -> Segmenter:
 
     Raises FileNotFoundError when neither is there.
     """
-    beside = _beside(weights)
-    if segmenter is None and not beside.is_file():
-        raise FileNotFoundError(f"segmenter is not given and '{beside}' does not exist.")
-    return Segmenter.load(beside if segmenter is None else segmenter)
+    found = segmenter_of(weights, segmenter)
+    if found is None:
+        raise FileNotFoundError(f"segmenter is not given and '{_beside(weights)}' does not exist.")
+    return found
+
+
+def segmenter_of(weights: StrPath, segmenter: StrPath | None) -> Segmenter | None:
+    """As segmenter_for, but None when neither is there."""
+    file = Path(_beside(weights) if segmenter is None else segmenter)
+    return Segmenter.load(file) if segmenter is not None or file.is_file() else None
 
 
 def _beside(weights: StrPath) -> Path:
