@@ -13,13 +13,11 @@ from sklearn.metrics import average_precision_score
 
 from axnet.metrics import calibration, checks
 from axnet.metrics.checks import Floats
-from axnet.metrics.interval import Interval, delong_interval, mean_auc_interval
+from axnet.metrics.interval import UNDEFINED, Interval, delong_interval, mean_intervals
 
 SPECIFICITY = 0.9
 LEAST_POSITIVES = 15
 """With fewer positives the AUC of a class says little, and its interval is wide."""
-
-_UNDEFINED = Interval(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Evaluation:
     samples: int
     groups: int | None
     """Number of groups (patients) that were taken as units; None where images were."""
-    mean_auc_of_common: Interval = _UNDEFINED
+    mean_auc_of_common: Interval = UNDEFINED
     """Mean AUC over the classes with at least LEAST_POSITIVES positives, with its interval; NaN where none has."""
 
     @property
@@ -128,11 +126,7 @@ def evaluate(
     level = checks.fraction("level", level)
     units = checks.groups(groups, y.shape[0])
     common = ((y == 1).sum(0) >= LEAST_POSITIVES) & (y == 0).any(0)
-    mean = mean_auc_interval(y, s, level, groups, seed, resamples)
-    of_common = _UNDEFINED
-    if common.any():
-        same = common.sum() == ((y == 1).any(0) & (y == 0).any(0)).sum()
-        of_common = mean if same else mean_auc_interval(y[:, common], s[:, common], level, groups, seed, resamples)
+    mean, of_common = mean_intervals(y, s, level, units, seed, resamples, [np.ones_like(common), common])
     return Evaluation(
         classes=tuple(
             _evaluate_class(name, y[:, k], s[:, k], units, level, probabilities) for k, name in enumerate(names)

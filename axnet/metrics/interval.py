@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Literal, NamedTuple
 
@@ -27,6 +28,9 @@ class Interval(NamedTuple):
     """Lower end; NaN where the data do not give one."""
     high: float
     """Upper end; NaN where the data do not give one."""
+
+
+UNDEFINED = Interval(math.nan, math.nan, math.nan)
 
 
 def auc_interval(
@@ -81,13 +85,29 @@ def mean_auc_interval(
     s = checks.scores("y_score", y_score, y)
     level = checks.fraction("level", level)
     units = checks.groups(groups, y.shape[0])
+    return mean_intervals(y, s, level, units, seed, resamples, [np.ones(y.shape[1], dtype=np.bool_)])[0]
+
+
+def mean_intervals(
+    y: Floats,
+    s: Floats,
+    level: float,
+    groups: NDArray[np.intp] | None,
+    seed: int,
+    resamples: int,
+    parts: Sequence[NDArray[np.bool_]],
+) -> list[Interval]:
+    """mean_auc_interval of checked arrays [N, K] over each of several parts [K] of the classes, of the same draws."""
     aucs = aucs_of(y, s)
     defined = ~np.isnan(aucs)
     if not defined.any():
-        return Interval(math.nan, math.nan, math.nan)
+        return [UNDEFINED] * len(parts)
     resamples = checks.at_least("resamples", resamples, 1)
-    drawn = resampled_aucs(y[:, defined], [s[:, defined]], units, seed, resamples)
-    return _around(mean_of(aucs), drawn[0].mean(axis=0), level)
+    drawn = resampled_aucs(y[:, defined], [s[:, defined]], groups, seed, resamples)[0]
+    return [
+        _around(mean_of(aucs[part]), drawn[part[defined]].mean(axis=0), level) if part[defined].any() else UNDEFINED
+        for part in parts
+    ]
 
 
 def auc_difference(
@@ -114,7 +134,7 @@ def auc_difference(
     differences = aucs_of(y, a) - aucs_of(y, b)
     defined = ~np.isnan(differences)
     if not defined.any():
-        return Interval(math.nan, math.nan, math.nan)
+        return UNDEFINED
     resamples = checks.at_least("resamples", resamples, 1)
     drawn = resampled_aucs(y[:, defined], [a[:, defined], b[:, defined]], units, seed, resamples)
     return _around(mean_of(differences), (drawn[0] - drawn[1]).mean(axis=0), level)
