@@ -92,8 +92,8 @@ class Evaluation:
             "samples": self.samples,
             "groups": self.groups,
             "level": self.level,
-            "mean_auc": {name: as_json(value) for name, value in self.mean_auc._asdict().items()},
-            "mean_auc_of_common": {name: as_json(value) for name, value in self.mean_auc_of_common._asdict().items()},
+            "mean_auc": as_json(self.mean_auc),
+            "mean_auc_of_common": as_json(self.mean_auc_of_common),
             "undefined": list(self.undefined),
             "fewer_than_15_positives": list(self.few),
             "classes": [{name: as_json(value) for name, value in row.items()} for row in self.to_rows()],
@@ -158,5 +158,7 @@ def _evaluate_class(
 
 
 def as_json(value: Any) -> Any:
-    """A value as JSON takes it: None for NaN."""
+    """A value as JSON takes it: None for NaN, a mapping for an Interval."""
+    if isinstance(value, Interval):
+        return {name: as_json(part) for name, part in value._asdict().items()}
     return None if isinstance(value, float) and math.isnan(value) else value

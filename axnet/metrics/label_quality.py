@@ -36,14 +36,13 @@ class LabelQuality:
 
     def to_dict(self) -> dict[str, Any]:
         """The measures as JSON takes them."""
-        of_set, of_readers = ({name: as_json(value) for name, value in auc._asdict().items()} for auc in self.auc)
         return {
             "finding": self.finding,
             "scored_by": list(self.scored_by),
             "films": self.films,
             "agreement": self.agreement,
             "positives": {"set": self.positives[0], "radiologists": self.positives[1]},
-            "auc": {"set": of_set, "radiologists": of_readers},
+            "auc": {"set": as_json(self.auc[0]), "radiologists": as_json(self.auc[1])},
         }
 
 

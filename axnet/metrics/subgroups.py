@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from axnet.metrics import arrays, checks
 from axnet.metrics.auc import aucs_of, mean_of
-from axnet.metrics.evaluation import Evaluation, evaluate
+from axnet.metrics.evaluation import Evaluation, as_json, evaluate
 
 AGE_BANDS: tuple[tuple[int, int], ...] = ((0, 17), (18, 39), (40, 59), (60, 79), (80, 120))
 """First and last year of each band; an age of more is none."""
@@ -34,7 +33,7 @@ class Subgroup:
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON takes it."""
         found = {"attribute": self.attribute, "value": self.value, **self.evaluation.to_dict()}
-        return found | {"all_films_same_findings": None if math.isnan(self.elsewhere) else self.elsewhere}
+        return found | {"all_films_same_findings": as_json(self.elsewhere)}
 
 
 def subgroups(

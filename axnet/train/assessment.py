@@ -27,6 +27,7 @@ from axnet.metrics import (
     subgroups,
 )
 from axnet.metrics.ensemble import Mean
+from axnet.metrics.evaluation import as_json
 from axnet.models import Calibration, Preprocessing
 from axnet.progress import SILENT, Progress
 from axnet.report import ModelResult, environment, write_report
@@ -154,7 +155,7 @@ def assess(
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "models": {name: evaluation.to_dict() for name, evaluation in evaluations.items()},
-        "difference": None if difference is None else difference._asdict(),
+        "difference": as_json(difference),
         "segmentation": None if segmentation is None else dict(segmentation),
         "subgroups": [part.to_dict() for part in parts],
         "localisation": {name: found.to_dict() for name, found in localised.items()},

@@ -68,6 +68,16 @@ def test_one_model_has_no_difference(tmp_path: Path, test_set: XraySet) -> None:
     assert "difference" not in table(result)
 
 
+def test_what_is_undefined_is_null_in_the_numbers(tmp_path: Path, test_set: XraySet) -> None:
+    one_patient = replace(test_set, patients=("one",) * len(test_set))  # who gives no interval
+    result = assess(models(), one_patient, tmp_path, title="t", description="d", run={}, examples=0)
+    text = result.metrics.read_text()
+    assert "NaN" not in text  # which is not JSON
+    difference = json.loads(text)["difference"]
+    assert difference["low"] is None
+    assert difference["value"] == pytest.approx(result.difference.value if result.difference else math.nan)
+
+
 class WithoutMaps(torch.nn.Module):
     """A classifier of one's own."""
 
