@@ -95,7 +95,7 @@ class Evaluation:
             "mean_auc": as_json(self.mean_auc),
             "mean_auc_of_common": as_json(self.mean_auc_of_common),
             "undefined": list(self.undefined),
-            "fewer_than_15_positives": list(self.few),
+            f"fewer_than_{LEAST_POSITIVES}_positives": list(self.few),
             "classes": [{name: as_json(value) for name, value in row.items()} for row in self.to_rows()],
         }
 
