@@ -177,15 +177,19 @@ class NIHChestXray(Dataset[Item]):
 
         Raises FileNotFoundError when the download lacks BBox_List_2017.csv, ValueError for an unknown id.
         """
-        path = self.path(image_id)
-        if self._boxes is None:
-            self._boxes = _read_boxes(self.root / BOXES)
-        found = self._boxes.get(image_id, [])
+        found = self.framed_boxes(image_id)
         if not found:
             return []
-        height, width = read_image(path).shape
+        height, width = read_image(self.path(image_id)).shape
         sx, sy = width / BOX_FRAME, height / BOX_FRAME
         return [Box(box.finding, box.x * sx, box.y * sy, box.w * sx, box.h * sy) for box in found]
+
+    def framed_boxes(self, image_id: str) -> list[Box]:
+        """The same in the frame of BOX_FRAME x BOX_FRAME pixels, as the download has them; no image is read."""
+        self.path(image_id)  # of this split, or an error
+        if self._boxes is None:
+            self._boxes = _read_boxes(self.root / BOXES)
+        return self._boxes.get(image_id, [])
 
 
 _HEAD = ("image", "patient", "view", "age", "sex", "follow_up")

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from axnet.data import Joined, NIHChestXray, PhantomXray, read_image
+from axnet.data import Joined, NIHChestXray, PhantomXray
+from axnet.data.nih import BOX_FRAME
 from axnet.metrics import age_band
 from axnet.train.data import XraySource
 
@@ -101,8 +102,6 @@ def _boxes(source: XraySource) -> Iterator[FilmBox]:
                     yield FilmBox(row, box.finding, box.x / side, box.y / side, box.w / side, box.h / side)
     elif isinstance(source, NIHChestXray) and source.has_boxes:
         for row, name in enumerate(source.ids):
-            found = [box for box in source.boxes(name) if box.finding in source.findings]
-            if found:
-                height, width = read_image(source.path(name)).shape
-                for box in found:
-                    yield FilmBox(row, box.finding, box.x / width, box.y / height, box.w / width, box.h / height)
+            for box in source.framed_boxes(name):
+                if box.finding in source.findings:
+                    yield FilmBox(row, box.finding, *(side / BOX_FRAME for side in box[1:]))
