@@ -222,12 +222,14 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
             seed=config.seed,
         )
         keepers = _checkpoints(out, validation is not None) if config.logs else []
-        trainer = _trainer(config, out, keepers)
+        trainer = _trainer(config, keepers)
         if config.compile and trainer.world_size > 1:
             raise ValueError(f"compile is on with {trainer.world_size} processes, expected one process with it.")
         record = record_of(asdict(config), train, validation, trainer.world_size)
         if config.resume:
             check_same_run(out, record, FitConfig)
+        if config.logs:  # wandb and mlflow begin a run when they are made: not one that is refused
+            trainer.loggers = loggers(config.logger, out, asdict(config))
         if trainer.is_global_zero:
             write_record(out, record)
         tables = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
@@ -306,7 +308,7 @@ def _checkpoints(out: Path, watched: bool) -> list[ModelCheckpoint]:
     return [best, last]  # in this order: the last one's file holds what the best one is
 
 
-def _trainer(config: FitConfig, out: Path, keepers: list[ModelCheckpoint]) -> L.Trainer:
+def _trainer(config: FitConfig, keepers: list[ModelCheckpoint]) -> L.Trainer:
     callbacks: list[Callback] = [bar(leave=config.logs)] if config.progress else []
     callbacks += keepers
     if config.ema_decay is not None:
@@ -324,7 +326,7 @@ def _trainer(config: FitConfig, out: Path, keepers: list[ModelCheckpoint]) -> L.
         max_steps=-1 if config.max_steps is None else config.max_steps,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.gradient_clip,
-        logger=loggers(config.logger, out, asdict(config)) if config.logs else [],
+        logger=False,
         callbacks=callbacks,
         enable_checkpointing=bool(keepers),
         enable_progress_bar=config.progress,

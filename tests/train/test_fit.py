@@ -156,6 +156,16 @@ def test_resume_refuses_other_settings(
     assert {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()} == before
 
 
+def test_a_refused_resume_begins_no_run_of_a_logger(
+    begun: Path, sets: tuple[XraySet, XraySet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+    monkeypatch.setattr("axnet.train.fitting.loggers", lambda *asked: made.append(asked) or [])
+    with pytest.raises(ValueError, match=r"lr is 0\.002"):
+        fit(config(begun, epochs=3, resume=True, lr=2e-3, logs=True), *sets)
+    assert not made
+
+
 def test_resume_refuses_other_sets(begun: Path, sets: tuple[XraySet, XraySet]) -> None:
     train, validation = sets
     assert train.masks is not None
