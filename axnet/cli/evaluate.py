@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from axnet.train import Assessment, XraySet
 
 
-ENSEMBLE = "ensemble"
-"""What the report calls several classifiers together (axnet.train.assessment.ENSEMBLE)."""
-
-
 class Mean(str, Enum):
     """What an ensemble averages."""
 
@@ -250,10 +246,11 @@ def _models(
 
 def _names(files: list[Path]) -> list[str]:
     """A name per file: that of the run's folder, the file's own, or as much of the path as tells them apart."""
-    from axnet.models.storage import SHIPPED
+    from axnet.models.storage import is_shipped
+    from axnet.train.assessment import ENSEMBLE
 
     def folder(file: Path) -> str:
-        return file.stem if file.parent.resolve() == SHIPPED.resolve() else file.parent.name or file.stem
+        return file.stem if is_shipped(file) else file.parent.name or file.stem
 
     found: list[str] = []
     for name in (folder, lambda f: f.stem, lambda f: f"{f.parent.name}/{f.stem}", str):
@@ -281,11 +278,11 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
 
 
 def _check_calibrate(files: list[Path], split: str | None, data: str, tta: bool) -> None:
-    from axnet.models.storage import SHIPPED
+    from axnet.models.storage import is_shipped
 
     if len(files) > 1:
         raise ValueError(f"--calibrate was given with {len(files)} classifiers, expected one, in which to store it.")
-    if files[0].parent.resolve() == SHIPPED.resolve():
+    if is_shipped(files[0]):
         raise ValueError("--calibrate would change the classifier that comes with axnet, expected a copy of its file.")
     if tta:
         raise ValueError("--calibrate was given with --tta, expected it without: axnet predict sees a film once.")

@@ -150,6 +150,11 @@ def load_classifier(path: StrPath, *, backbone: nn.Module | None = None) -> tupl
     return model.eval(), info
 
 
+def is_shipped(path: StrPath) -> bool:
+    """Whether a file is one of the classifiers that come with axnet, or a link to one."""
+    return Path(path).resolve().parent == SHIPPED.resolve()
+
+
 def store_calibration(path: StrPath, calibration: Calibration) -> None:
     """Put a calibration into the checkpoint of a classifier; its weights stay as they are, bit by bit.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from axnet.data import OrganMaskSet
 from axnet.data.files import replacing
 from axnet.data.image import StrPath
-from axnet.models.storage import SHIPPED
+from axnet.models.storage import is_shipped
 from axnet.segment import Segmenter
 from axnet.segment.pretrained import WEIGHTS
 from axnet.train.sources import DataConfig
@@ -83,8 +83,7 @@ def segmenter_of(weights: StrPath, segmenter: StrPath | None) -> Segmenter | Non
 
 def _beside(weights: StrPath) -> Path:
     """Where the segmenter of a classifier is: in its folder, or that of the package for the one that comes with it."""
-    folder = Path(weights).resolve().parent
-    return WEIGHTS if folder == SHIPPED.resolve() else Path(weights).parent / SEGMENTER_NAME
+    return WEIGHTS if is_shipped(weights) else Path(weights).parent / SEGMENTER_NAME
 
 
 def optional_segmenter(
