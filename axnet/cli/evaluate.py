@@ -46,6 +46,7 @@ class Temperature(str, Enum):
 
 
 def evaluate(
+    context: typer.Context,
     classifiers: Annotated[
         Optional[list[Path]],  # noqa: UP045
         typer.Argument(
@@ -128,6 +129,10 @@ def evaluate(
         if calibrate is not None:
             _check_calibrate(files, split, data, tta)
         augmentation = Seen(_numbers(tta_shifts, "--tta-shifts"), _numbers(tta_scales, "--tta-scales"), tta_flip)
+        if not tta:
+            _refuse(context, ("tta_shifts", "tta_scales", "tta_flip"), "--tta")
+        if calibrate is None:
+            _refuse(context, ("temperature",), "--calibrate")
         models, infos, compared = _models(files, baseline)
         info = next(iter(infos.values()))
         source = DataConfig(
@@ -275,6 +280,14 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise ValueError(f"{option} is '{text}', expected numbers with commas between them.") from error
+
+
+def _refuse(context: typer.Context, names: Sequence[str], needed: str) -> None:
+    """Raise ValueError for options that were given but do nothing without another one."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise ValueError(f"--{name.replace('_', '-')} was given without {needed}, expected both.")
 
 
 def _check_calibrate(files: list[Path], split: str | None, data: str, tta: bool) -> None:

@@ -108,6 +108,9 @@ def test_calibrate_is_stored_and_used(nih: Path, weights: tuple[Path, Path], tmp
         (("a", "--calibrate", "youden", "--data", "nih"), "--calibrate needs --split"),
         (("a", "--calibrate", "best"), "rule is 'best'"),
         (("a", "--tta-shifts", "x"), "--tta-shifts is 'x'"),
+        (("a", "--tta-shifts", "0.03"), "--tta-shifts was given without --tta, expected both"),
+        (("a", "--tta-flip"), "--tta-flip was given without --tta"),
+        (("a", "--temperature", "overall"), "--temperature was given without --calibrate"),
         (
             ("a", "--adjudicated", "nowhere.csv"),
             "adjudicated 'nowhere.csv' does not exist|adjudicated is 'nowhere.csv'",
