@@ -206,6 +206,10 @@ class Learner(lightning.LightningModule):
         """Take it back, and begin with a new epoch."""
         for name, value in checkpoint["kept"].items():
             setattr(self, name, value)
+        weights = checkpoint["state_dict"]
+        for name in [name for name in weights if name.startswith("teacher.")]:  # as axnet named it at first
+            weights[f"average.module.{name.removeprefix('teacher.')}"] = weights.pop(name)
+        weights.setdefault("average.n_averaged", self.average.n_averaged)
         # The state is saved when its epoch has ended but does not count as completed yet. Lightning would look for the
         # validation that it expects then and, where the loop has none, train one batch of that epoch again.
         progress = checkpoint["loops"]["fit_loop"]

@@ -63,6 +63,22 @@ def test_a_new_run_in_the_folder_replaces_the_state_of_the_old(data, config, tmp
     assert state(tmp_path)["global_step"] == 4
 
 
+def test_a_state_with_the_teacher_under_its_first_name_goes_on(data, config, tmp_path):
+    options = {"config": config, "progress": False, "batch_size": 6}
+    ends = []
+    for folder in (tmp_path / "new", tmp_path / "old"):
+        fit_segmenter(data, epochs=1, out=folder, **options)
+        if folder.name == "old":
+            stored = state(folder)
+            weights = stored["state_dict"]
+            del weights["average.n_averaged"]
+            for name in [name for name in weights if name.startswith("average.module.")]:
+                weights[name.replace("average.module.", "teacher.")] = weights.pop(name)
+            torch.save(stored, folder / "last.ckpt")
+        ends.append(fit_segmenter(data, epochs=2, resume=True, out=folder, **options))
+    assert same(*ends)
+
+
 def test_a_state_that_cannot_serve_is_refused(data, config, tmp_path):
     options = {"config": config, "progress": False, "batch_size": 6, "out": tmp_path}
     fit_segmenter(data, epochs=1, resume=True, **options)
