@@ -11,6 +11,12 @@ from PIL import Image
 Float32Array = npt.NDArray[np.float32]
 
 
+def grey_values(stored: npt.NDArray[Any]) -> Float32Array:
+    """Whole numbers over the largest of their type; other numbers as they are. float32, of the shape of stored."""
+    grey = stored.astype(np.float32, copy=False)
+    return grey / np.float32(np.iinfo(stored.dtype).max) if stored.dtype.kind in "iu" else grey
+
+
 def resize(image: npt.NDArray[Any], size: int | tuple[int, int]) -> Float32Array:
     """Resize with antialiasing: a triangle filter whose support grows with the reduction, as PIL's BILINEAR.
 

@@ -16,7 +16,7 @@ from torch import nn
 from axnet import segment
 from axnet.data.findings import organs_to_anatomies
 from axnet.data.image import StrPath, read_stored
-from axnet.imaging import resize
+from axnet.imaging import grey_values, resize
 from axnet.models.storage import SHIPPED, ClassifierInfo, load_classifier
 from axnet.segment import Anatomy, Segmenter
 from axnet.segment.segmenter import check_list
@@ -80,9 +80,9 @@ class Predictor:
             part = images[start : start + batch_size]
             stored = [read_stored(image) if isinstance(image, (str, PathLike)) else image for image in part]
             read = [isinstance(image, (str, PathLike)) for image in part]
-            pixels = [_unit(image) if file else image for image, file in zip(stored, read, strict=True)]
+            pixels = [grey_values(image) if file else image for image, file in zip(stored, read, strict=True)]
             # films of 8 and 16 bits are quicker to store than numbers in [0, 1]
-            quick = [film if film.dtype in (np.uint8, np.uint16) else _unit(film) for film in stored]
+            quick = [film if film.dtype in (np.uint8, np.uint16) else grey_values(film) for film in stored]
             found += self.read(pixels, np.stack([self.info.preprocessing.store(film) for film in quick]))
         return found
 
@@ -156,10 +156,3 @@ def shipped(name: str = "frontal") -> Path:
     if name not in known:
         raise ValueError(f"name is {name!r}, expected one of {known}.")
     return SHIPPED / f"{name}.safetensors"
-
-
-def _unit(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Whole numbers over the largest of their type, as files are read; the rest as it is."""
-    if image.dtype.kind in "iu":
-        return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
-    return image.astype(np.float32)

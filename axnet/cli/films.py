@@ -109,8 +109,9 @@ class _Packed:
         self.masked = self.films.manifest.masks is not None
 
     def pixels(self, index: int) -> NDArray[Any]:
-        image: NDArray[Any] = self.films[index]["image"][0].numpy()
-        return image
+        from axnet.imaging import grey_values
+
+        return grey_values(self.films.film(index, masks=False).pixels)
 
     def found(self, predictor: Predictor, indices: Sequence[int]) -> list[Prediction]:
         import numpy as np

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from axnet.data.dicom import is_dicom, read_dicom
-from axnet.imaging import Float32Array, percentile_normalize, resize
+from axnet.imaging import Float32Array, grey_values, percentile_normalize, resize
 
 __all__ = ["StrPath", "percentile_normalize", "read_image", "read_mask", "resize"]
 
@@ -63,10 +63,7 @@ def read_image(path: StrPath) -> Float32Array:
     Raises FileNotFoundError for a missing file, ValueError for one that cannot be decoded or has more than 16 bits;
     both name the file.
     """
-    stored = read_stored(path)
-    if stored.dtype.kind == "f":
-        return stored
-    return stored.astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)
+    return grey_values(read_stored(path))
 
 
 def read_stored(path: StrPath) -> npt.NDArray[Any]:

@@ -19,7 +19,7 @@ from axnet.data.image import read_stored
 from axnet.data.mask_table import MaskTable
 from axnet.data.packed.manifest import sha256
 from axnet.data.packed.shards import Film, writing
-from axnet.imaging import resize
+from axnet.imaging import grey_values, resize
 from axnet.models.preprocessing import Preprocessing
 from axnet.segment import Segmenter
 
@@ -115,8 +115,7 @@ class _Worker:
         together = self.store is not None
         found: list[Film] = []
         for group in [films] if together else [[film] for film in films]:
-            scale = np.float32(np.iinfo(group[0].pixels.dtype).max)
-            images = torch.from_numpy(np.stack([film.pixels for film in group]).astype(np.float32) / scale)[:, None]
+            images = torch.from_numpy(np.stack([grey_values(film.pixels) for film in group]))[:, None]
             for film, prob in zip(group, find(images).float().cpu().numpy(), strict=True):
                 found.append(Film(film.image, film.pixels, prob >= 0.5))
         return found

@@ -19,6 +19,7 @@ from axnet.data.packed.shards import Film, Shards
 from axnet.data.sets import DataSet, Request, load, names
 from axnet.data.splits import listed
 from axnet.data.uncertainty import Policy
+from axnet.imaging import grey_values
 
 LABEL = "label: "
 """Stands before a finding in the columns of films.parquet."""
@@ -110,8 +111,7 @@ class PackedFilms(LabelledFilms):
 
     def _read(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
         film = self.film(index, masks=self.masks is None)
-        image = film.pixels.astype(np.float32) / np.float32(np.iinfo(film.pixels.dtype).max)
-        return image, self._mask(index) if film.masks is None else film.masks.astype(np.float32)
+        return grey_values(film.pixels), self._mask(index) if film.masks is None else film.masks.astype(np.float32)
 
     def path(self, image_id: str) -> Path:
         """Raises ValueError: packed films have no files of their own."""
