@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from multiprocessing.connection import Connection
 from typing import Any
 
 
@@ -12,4 +14,10 @@ def abort(*arguments: Any) -> None:
 
 
 def dawdle(*arguments: Any) -> None:
+    time.sleep(60)
+
+
+def stop_half_way(sender: Connection, *arguments: Any) -> None:
+    """Announce pixels that never come."""
+    sender.send_bytes(json.dumps({"shape": [8, 8], "dtype": "uint8"}).encode())
     time.sleep(60)

@@ -11,6 +11,8 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -44,20 +46,26 @@ def decode(content: bytes, name: str, limits: Limits) -> npt.NDArray[Any]:
         with sender:
             child = context.Process(target=_serve_one, args=(sender, content, name, limits), daemon=True)
             child.start()
+        end = time.monotonic() + limits.seconds
+        timer = threading.Timer(limits.seconds, child.kill)  # also of one that stops in the middle of its answer
+        timer.start()
         try:
             return _received(receiver, name, limits)
         except (EOFError, OSError):  # a process that ended, or that sent more than agreed
+            late = time.monotonic() >= end
             child.join(5)
-            raise FilmError(_ended(child.exitcode, name, limits)) from None
+            late = late or child.exitcode == -signal.SIGXCPU
+            what = f"took longer than {limits.seconds} s to decode" if late else "is damaged: its decoder broke off"
+            raise FilmError(f"image file '{name}' {what}.") from None
         finally:
+            timer.cancel()
+            timer.join()
             child.kill()
             child.join()
             child.close()
 
 
 def _received(receiver: Connection, name: str, limits: Limits) -> npt.NDArray[Any]:
-    if not receiver.poll(limits.seconds):
-        raise FilmError(f"image file '{name}' took longer than {limits.seconds} s to decode.")
     head = json.loads(receiver.recv_bytes(2**16))  # bytes, not pickles: whoever took over the decoder sends no code
     if "error" in head:
         raise FilmError(head["error"])
@@ -72,12 +80,6 @@ def _received(receiver: Connection, name: str, limits: Limits) -> npt.NDArray[An
 
 def _too_large(name: str, limits: Limits) -> str:
     return f"image file '{name}' does not decode to one grey image of at most {limits.megapixels} million pixels."
-
-
-def _ended(code: int | None, name: str, limits: Limits) -> str:
-    if code == -signal.SIGXCPU:
-        return f"image file '{name}' took longer than {limits.seconds} s to decode."
-    return f"image file '{name}' is damaged: its decoder broke off."
 
 
 def _serve_one(sender: Connection, content: bytes, name: str, limits: Limits) -> None:

@@ -24,7 +24,7 @@ import pytest
 pytest.importorskip("starlette", reason="axnet serve needs the extra [serve]")
 pytest.importorskip("uvicorn", reason="axnet serve needs the extra [serve]")
 
-from harm import abort, dawdle
+from harm import abort, dawdle, stop_half_way
 from PIL import Image
 from serving import FINDINGS, ask, encoded, film, send, serving, small_predictor
 
@@ -208,7 +208,11 @@ def test_a_deflated_bomb_ends_its_own_process_alone(port: int) -> None:
 
 @pytest.mark.parametrize(
     ("decoder", "seconds", "sentence"),
-    [(abort, 60, "is damaged: its decoder broke off."), (dawdle, 2, "took longer than 2 s to decode.")],
+    [
+        (abort, 60, "is damaged: its decoder broke off."),
+        (dawdle, 2, "took longer than 2 s to decode."),
+        (stop_half_way, 2, "took longer than 2 s to decode."),
+    ],
 )
 def test_a_decoder_that_ends_or_hangs(
     monkeypatch: pytest.MonkeyPatch, decoder: Any, seconds: int, sentence: str
