@@ -71,6 +71,6 @@ def serve(
     weights = shipped() if weights is None else weights
     model, info = load_classifier(weights)
     predictor = Predictor(model, info, segmenter_of(weights, segmenter))
-    app = create_app(predictor, Limits(megabytes, megapixels, films, waiting), token)
-    typer.echo(start_message(host, opened, token))
+    said = start_message(host, opened, token)
+    app = create_app(predictor, Limits(megabytes, megapixels, films, waiting), token, lambda: typer.echo(said))
     server(app).run(sockets=[opened])

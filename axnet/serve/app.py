@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,12 +39,18 @@ _LONGEST_NAME = 200
 _AGAIN = 2  # seconds after which a page asks a busy server again
 
 
-def create_app(predictor: Predictor, limits: Limits | None = None, token: str | None = None) -> Starlette:
+def create_app(
+    predictor: Predictor,
+    limits: Limits | None = None,
+    token: str | None = None,
+    ready: Callable[[], None] | None = None,
+) -> Starlette:
     """The ASGI application: GET / is the page, POST /film a film's file as the body, answered as JSON.
 
-    token: what a request must bring; None lets every request to a loopback address through. An error is JSON too,
-    {"error": a sentence}: 401 and 403 who may not ask, 408 a slow upload, 413 a large file, 422 a film that cannot be
-    read, 503 with Retry-After a busy server.
+    token: what a request must bring; None lets every request to a loopback address through. ready: called when the
+    first film, a blank one, has been read. An error is JSON too, {"error": a sentence}: 401 and 403 who may not ask,
+    408 a slow upload, 413 a large file, 422 a film that cannot be read, 500 one that the server failed on, 503 with
+    Retry-After a busy server.
     """
     limits = Limits() if limits is None else limits
     reading = Reading(predictor, limits)
@@ -84,6 +90,8 @@ def create_app(predictor: Predictor, limits: Limits | None = None, token: str | 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await reading.warm()
+        if ready is not None:
+            ready()
         try:
             yield
         finally:

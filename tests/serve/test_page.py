@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gc
 import io
@@ -31,6 +32,7 @@ from serving import FINDINGS, ask, encoded, film, send, serving, small_predictor
 from axnet.cli import main
 from axnet.data.cardiothoracic import cardiothoracic_lines, cardiothoracic_ratio
 from axnet.serve import decoding
+from axnet.serve.app import create_app
 from axnet.serve.guard import is_loopback
 from axnet.serve.limits import Limits
 from axnet.serve.server import listen, start_message
@@ -197,7 +199,7 @@ def test_a_deflated_bomb_ends_its_own_process_alone(port: int) -> None:
     pydicom.filewriter.write_file_meta_info(head, meta, enforce_standard=False)
     packer = zlib.compressobj(1, wbits=-15)
     zeros = bytes(10**7)
-    bomb = head.getvalue() + b"".join(packer.compress(zeros) for _ in range(120)) + packer.flush()
+    bomb = head.getvalue() + b"".join(packer.compress(zeros) for _ in range(60)) + packer.flush()
     assert len(bomb) < 10**7
     with serving(small_predictor(), Limits(memory=2**29)) as other:
         status, answer = send(other, bomb)
@@ -221,6 +223,18 @@ def test_a_decoder_that_ends_or_hangs(
     monkeypatch.setattr(decoding, "_serve_one", decoder)
     with pytest.raises(decoding.FilmError, match=re.escape(sentence)):
         decoding.decode(b"film", "one.png", Limits(seconds=seconds))
+
+
+def test_it_is_ready_when_it_has_read_a_film() -> None:
+    watched, read = Watched(), []
+    app = create_app(watched, ready=lambda: read.append(len(watched.given)))
+
+    async def begin() -> None:
+        async with app.router.lifespan_context(app):
+            pass
+
+    asyncio.run(begin())
+    assert read == [1]
 
 
 def test_a_busy_server_says_so(watched: Watched) -> None:
