@@ -19,13 +19,15 @@ def film_page(
     calls: Mapping[str, bool],
     *,
     calibrated: bool,
+    maps: Mapping[str, str] | None = None,
     flags: Sequence[str] = (),
     environment: Mapping[str, Any] | None = None,
 ) -> str:
     """The report of one film as one HTML page that needs no network and no script.
 
     example: the film with its organs, maps and probabilities. calls: finding to whether it is called. calibrated:
-    whether the probabilities are. flags: why no call is made. environment: names to values of what it was read with.
+    whether the probabilities are. maps: what map_pictures made of example, None to make them here. flags: why no call
+    is made. environment: names to values of what it was read with.
     """
     ranked = sorted(example.predicted, key=lambda name: -example.predicted[name])
     rows = [[name, f"{example.predicted[name]:.1%}", CALLS[calls.get(name)]] for name in ranked]
@@ -41,6 +43,6 @@ def film_page(
         + f"<h2>Pictures</h2>{ratio}"
         + '<p class="note">Probability maps are coloured from 0 '
         + f'<span class="scale" style="background:linear-gradient(90deg, {colour_scale()})"></span>'
-        + f"to their own maximum, which the caption states.</p>{example_figures(example, 'film')}"
+        + f"to their own maximum, which the caption states.</p>{example_figures(example, 'film', maps)}"
         + (f"<h2>Environment</h2>{facts(environment)}" if environment else ""),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
@@ -25,9 +26,13 @@ _COLOUR_MAP = "inferno"
 _OPACITY = 0.75
 
 
-def example_figures(example: Example, key: str) -> str:
-    """All pictures of an example; the X-ray is stored once, under the identifier `key`, and used again by the rest."""
+def example_figures(example: Example, key: str, maps: Mapping[str, str] | None = None) -> str:
+    """All pictures of an example; the X-ray is stored once, under the identifier `key`, and used again by the rest.
+
+    maps: what map_pictures made of it, None to make them here.
+    """
     height, width = example.image.shape
+    maps = map_pictures(example) if maps is None else maps
     image = f'<image id="{key}" width="{width}" height="{height}" href="{_xray(example.image)}"/>'
     again = f'<use href="#{key}"/>'
     figures = [_figure(example, image, "X-ray")]
@@ -35,10 +40,10 @@ def example_figures(example: Example, key: str) -> str:
         figures.append(_figure(example, again + _contours(example), _anatomy_caption(example)))
     order = sorted(example.prob_maps, key=lambda name: -example.predicted.get(name, 0.0))
     for finding in order:
-        values = np.asarray(example.prob_maps[finding], dtype=np.float64)
         stretched = f'width="{width}" height="{height}" preserveAspectRatio="none"'
-        overlay = f'<image {stretched} href="{map_picture(values, height / width)}"/>'
-        caption = f"{escape(finding)} <span class='quiet'>map, up to {number(values.max(), 2)}</span>"
+        overlay = f'<image {stretched} href="{maps[finding]}"/>'
+        highest = number(float(example.prob_maps[finding].max()), 2)
+        caption = f"{escape(finding)} <span class='quiet'>map, up to {highest}</span>"
         figures.append(_figure(example, again + overlay, caption))
     return f'<div class="pictures">{"".join(figures)}</div>'
 
@@ -131,8 +136,15 @@ def _xray(image: NDArray[Any]) -> str:
     return data_uri(picture, "jpeg", quality=88)
 
 
-def map_picture(values: NDArray[np.float64], aspect: float) -> str:
-    """A probability map [h, w] as a data URI, coloured up to its own maximum; aspect: height over width as shown."""
+def map_pictures(example: Example) -> dict[str, str]:
+    """The probability maps of an example as data URIs, each coloured up to its own maximum."""
+    height, width = example.image.shape
+    return {
+        finding: _map(np.asarray(values, np.float64), height / width) for finding, values in example.prob_maps.items()
+    }
+
+
+def _map(values: NDArray[np.float64], aspect: float) -> str:
     top = values.max()
     shown = Image.fromarray((values / top if top > 0 else values).astype(np.float32))
     size = (_MAP_SIDE, max(1, round(_MAP_SIDE * aspect)))

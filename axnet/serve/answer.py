@@ -16,7 +16,7 @@ from axnet.data.findings import ORGANS
 from axnet.imaging import resize
 from axnet.report import Example, environment
 from axnet.report.film import film_page
-from axnet.report.pictures import MASK_COLOURS, WIDTH_COLOUR, data_uri, map_picture, outline
+from axnet.report.pictures import MASK_COLOURS, WIDTH_COLOUR, data_uri, map_pictures, outline
 
 if TYPE_CHECKING:
     from axnet.predictor import Prediction, Predictor
@@ -44,15 +44,13 @@ class Answers:
         black, white = (float(level) for level in np.percentile(grey, _WINDOW))
         example = self._example(name, grey, found)
         scale = width / example.image.shape[1]
-        calls = {finding: found.positive.get(finding) for finding in found.probabilities}
+        maps = map_pictures(example)
         findings = [
             {
                 "name": finding,
                 "probability": probability,
-                "call": calls[finding],
-                "map": map_picture(np.asarray(example.prob_maps[finding], np.float64), height / width)
-                if finding in example.prob_maps
-                else None,
+                "call": found.positive.get(finding),
+                "map": maps.get(finding),
                 "peak": float(example.prob_maps[finding].max()) if finding in example.prob_maps else None,
             }
             for finding, probability in sorted(found.probabilities.items(), key=lambda item: -item[1])
@@ -69,10 +67,7 @@ class Answers:
                 for organ in example.masks
             ],
             "ctr": example.ctr,
-            "widths": {
-                "colour": WIDTH_COLOUR,
-                "lines": list(example.widths),
-            },
+            "widths": {"colour": WIDTH_COLOUR, "lines": list(example.widths)},
             "findings": findings,
             "calibrated": self.calibrated,
             "flags": list(found.flags),
@@ -80,6 +75,7 @@ class Answers:
                 example,
                 found.positive,
                 calibrated=self.calibrated,
+                maps=maps,
                 flags=found.flags,
                 environment=self.environment | {"date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")},
             ),

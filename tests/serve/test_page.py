@@ -109,6 +109,7 @@ def test_what_a_film_is_answered(port: int) -> None:
     assert "über &lt;i&gt;.png" in report
     assert "Mass &lt;b&gt;" in report
     assert FINDINGS[1] not in report
+    assert all(each["map"] in report for each in answer["findings"])
     assert f"{found.probabilities['Effusion']:.1%}" in report
 
 
