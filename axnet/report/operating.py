@@ -43,7 +43,8 @@ def confusion(y: Floats, probabilities: Floats, findings: Sequence[str], chosen:
         known = ~np.isnan(y[:, k])
         limit = limits[k]
         if limit is None or not known.any():
-            rows.append({"finding": finding, "threshold": None})
+            lacks = "operating point: too few films to choose one by" if limit is None else "film with a known label"
+            rows.append({"finding": finding, "threshold": None, "lacks": lacks})
             continue
         called, truth = probabilities[known, k] >= limit, y[known, k] == 1
         tp, fp = int((called & truth).sum()), int((called & ~truth).sum())

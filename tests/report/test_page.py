@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from axnet.metrics import Interval, auc_difference, evaluate
+from axnet.models import Calibration
 from axnet.report import Example, ModelResult, environment, write_report
+from axnet.report.operating import confusion
+from axnet.report.rendering import render
 
 VOID = {"meta", "image", "use", "line", "circle", "rect", "path", "polyline", "br", "img"}
 
@@ -209,3 +212,16 @@ def test_environment_says_what_ran() -> None:
     assert {"axnet", "torch", "python", "CPU", "cores", "device", "date"} <= set(found)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", found["date"])
     assert found["cores"] == os.cpu_count()
+
+
+def test_a_finding_whose_calls_are_not_counted_says_why() -> None:
+    each = (0.5, None, 0.5)
+    points = Calibration(1.0, each, each, each, each, "by hand", "none")
+    labels = np.array([[0, 0, np.nan], [1, 1, np.nan]])
+    counted = confusion(labels, np.full((2, 3), 0.7), ("Mass", "Hernia", "Edema"), points)
+    assert (counted.rows[0]["tp"], counted.rows[0]["fp"]) == (1, 1)
+    shown = render("operating.html", first="one", confusion=counted)
+    assert re.findall(r'"row">(\w+)</th>\s*<td colspan="10" class="none">([^<]+)', shown) == [
+        ("Hernia", "no operating point: too few films to choose one by"),
+        ("Edema", "no film with a known label"),
+    ]
