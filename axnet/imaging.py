@@ -39,6 +39,12 @@ def resize(image: npt.NDArray[Any], size: int | tuple[int, int]) -> Float32Array
     return target.reshape(*source.shape[:-2], height, width)
 
 
+def fitted(shape: tuple[int, ...], side: int, *, enlarge: bool = False) -> tuple[int, int]:
+    """Height and width of an image [H, W] whose longer side is to have `side` pixels; a smaller one stays as it is."""
+    scale = side / max(shape) if enlarge else min(1.0, side / max(shape))
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
 def percentile_normalize(image: npt.NDArray[Any], low: float = 1, high: float = 99) -> Float32Array:
     """Stretch the grey values between two percentiles to [0,1] and clip the rest, to even out vendors and exposures.
 

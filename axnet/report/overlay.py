@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from axnet.data.files import replacing
 from axnet.data.findings import ORGANS
-from axnet.imaging import percentile_normalize, resize
+from axnet.imaging import fitted, percentile_normalize, resize
 from axnet.report.pictures import MASK_COLOURS
 
 SIDE = 768
@@ -30,8 +30,7 @@ def write_overlay(
     image [H, W]; masks bool [3, H, W] in the order of ORGANS, outlined in the colours of the reports; prob_map [h, w]
     of any resolution, laid over in red, relative to its largest value.
     """
-    scale = SIDE / max(image.shape)
-    size = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
+    size = fitted(image.shape, SIDE, enlarge=True)
     picture = np.repeat(percentile_normalize(resize(image, size))[..., None] * 255, 3, axis=2)
     if prob_map is not None and prob_map.max() > 0:
         share = resize(prob_map / prob_map.max(), size)[..., None] * _OPACITY

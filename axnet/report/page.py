@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from axnet.data.files import replacing
 from axnet.metrics import Interval, LabelQuality, Localisation, Subgroup, auc_difference, checks
 from axnet.metrics.evaluation import LEAST_POSITIVES
 from axnet.metrics.localisation import PRIORNET, THRESHOLDS
@@ -98,11 +99,6 @@ def document(title: str, body: str) -> str:
 
 def write_page(path: Path, page: str) -> Path:
     """Write a page, complete or not at all; its folders are made. Returns the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path

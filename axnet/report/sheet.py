@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axnet.data.findings import ORGANS
-from axnet.imaging import resize
+from axnet.imaging import fitted, resize
 from axnet.report.page import document, write_page
 from axnet.report.pictures import outlined
 from axnet.report.results import Example
@@ -41,8 +41,7 @@ class Thumbnail:
         flags: Sequence[str],
     ) -> Thumbnail:
         """Shrink an image [H, W], shown from its darkest to its brightest value, and its masks [3, H, W]."""
-        scale = min(1.0, SIDE / max(image.shape))
-        size = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
+        size = fitted(image.shape, SIDE)
         small = resize(image, size)
         low, high = float(small.min()), float(small.max())
         grey = (small - low) / (high - low) if high > low else np.zeros_like(small)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from axnet.data.cardiothoracic import cardiothoracic_lines
 from axnet.data.findings import ORGANS
-from axnet.imaging import resize
+from axnet.imaging import fitted, resize
 from axnet.report import Example, environment
 from axnet.report.film import film_page
 from axnet.report.pictures import MASK_COLOURS, WIDTH_COLOUR, data_uri, map_pictures, outline
@@ -82,7 +82,7 @@ class Answers:
         }
 
     def _example(self, name: str, grey: npt.NDArray[np.uint8], found: Prediction) -> Example:
-        size = _within(grey.shape, _DRAWN)
+        size = fitted(grey.shape, _DRAWN)
         masks = found.anatomy.masks
         lines = cardiothoracic_lines(masks)
         down, across = size[0] / masks.shape[1], size[1] / masks.shape[2]
@@ -103,11 +103,6 @@ class Answers:
 
 def _grey(film: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """A film as the page shows it: small enough, its darkest value 0 and its brightest 255."""
-    small = resize(film, _within(film.shape, SIDE))
+    small = resize(film, fitted(film.shape, SIDE))
     low, high = float(small.min()), float(small.max())
     return np.rint((small - low) * (255 / (high - low if high > low else 1))).astype(np.uint8)
-
-
-def _within(shape: tuple[int, ...], side: int) -> tuple[int, int]:
-    scale = min(1.0, side / max(shape))
-    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
