@@ -70,9 +70,7 @@ def test_what_lies_outside_of_docs_is_reached(site):
     ],
 )
 def test_a_broken_link_ends_the_build(text, said, tmp_path):
-    for name in ("docs", "axnet", "mkdocs.yml"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "docs").unlink()
+    (tmp_path / "mkdocs.yml").write_text(f"INHERIT: {ROOT / 'mkdocs.yml'}\nplugins: []\n")  # the API takes seconds
     (tmp_path / "docs").mkdir()
     for file in (ROOT / "docs").iterdir():
         (tmp_path / "docs" / file.name).symlink_to(file)
