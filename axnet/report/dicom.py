@@ -12,7 +12,6 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from axnet import __version__
 from axnet.data.dicom import is_dicom
 from axnet.data.files import replacing
 from axnet.data.findings import ORGANS
-
-StrPath = str | PathLike[str]
+from axnet.data.image import StrPath
 
 OWN_SCHEME = "99AXNET"
 """Coding scheme of what has no code in the part of SNOMED CT that DICOM uses: the names of the data sets' labels."""
