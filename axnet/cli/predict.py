@@ -97,6 +97,7 @@ def _predict(
     masked = films.masked and segmenter is None
     drawer = segmenter_for(weights, segmenter) if guided and not masked else None
     failed: list[tuple[Path, str]] = []
+    scored = 0
 
     def rows(indices: Sequence[int]) -> Part:
         lost: list[tuple[Path, str]] = []
@@ -115,17 +116,18 @@ def _predict(
         writer.writerow(("image", *info.classes))
         for found, lost in parts(share, len(films.files), _AT_A_TIME, rows):
             writer.writerows(found)
+            scored += len(found)
             failed += lost
             stream.flush()
     if share.rank == 0:
-        _say(films, failed, out)
+        _say(scored, failed, out)
     return failed
 
 
-def _say(films: Films, failed: list[tuple[Path, str]], out: Path | None) -> None:
+def _say(scored: int, failed: list[tuple[Path, str]], out: Path | None) -> None:
     if out is not None:
         note = f", {len(failed)} failed" if failed else ""
-        typer.echo(f"{len(films.files) - len(failed)} images scored{note}: {out}")
+        typer.echo(f"{scored} images scored{note}: {out}")
 
 
 def _read(
@@ -148,9 +150,9 @@ def _read(
         raise ValueError("images are packed films, expected DICOM files for --dicom-out.")
     predictor = Predictor(model, info, segmenter_of(weights, segmenter))
     with _opened(out, share) as stream:
-        failed = read(predictor, films, stream, out is not None, overlays, dicom_out, share)
+        scored, failed = read(predictor, films, stream, out is not None, overlays, dicom_out, share)
     if share.rank == 0:
-        _say(films, failed, out)
+        _say(scored, failed, out)
         if expected := summary(predictor):
             typer.echo(expected)
     return failed

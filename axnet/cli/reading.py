@@ -31,12 +31,16 @@ def read(
     overlays: Path | None,
     dicom_out: Path | None,
     share: Share,
-) -> list[tuple[Path, str]]:
-    """Read films and write what is found, as a CSV table or in lines to look at; returns what failed, with why."""
+) -> tuple[int, list[tuple[Path, str]]]:
+    """Read films and write what is found, as a CSV table or in lines to look at.
+
+    Returns how many were read, and what failed, with why: of films that were read their DICOM objects.
+    """
     files = films.files
     pictures = {} if overlays is None else places(files, overlays, "--overlays")
     objects = {} if dicom_out is None else places(files, dicom_out, "--dicom-out")
     failed: list[tuple[Path, str]] = []
+    scored = 0
     writer = csv.writer(stream)
     if table:
         calls = [f"{finding} call" for finding in predictor.findings]
@@ -63,9 +67,10 @@ def read(
             writer.writerows(rows)
         else:
             stream.writelines(rows)
+        scored += len(rows)
         failed += lost
         stream.flush()
-    return failed
+    return scored, failed
 
 
 def _read(

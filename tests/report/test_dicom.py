@@ -190,8 +190,12 @@ def test_the_commands_write_objects_beside_their_results(tmp_path):
     film(films / "sub" / "x.dcm", grey)
     film(films / "two.dcm", np.stack([grey, grey]))
     Image.fromarray(np.zeros((64, 60), np.uint8)).save(films / "y.png")
-    run = CliRunner().invoke(app, ["predict", str(films), "--dicom-out", str(tmp_path / "out")])
+    table = tmp_path / "table.csv"
+    asked = ["predict", str(films), "--dicom-out", str(tmp_path / "out"), "--out", str(table)]
+    run = CliRunner().invoke(app, asked)
     assert run.exit_code == 1
+    assert "2 images scored, 2 failed" in run.output
+    assert len(table.read_text().splitlines()) == 3
     assert "two.dcm' holds pixels of shape [2, 64, 60]" in run.output
     assert "y.png' is not DICOM, expected a film that a DICOM object can refer to." in run.output
     written = [str(p.relative_to(tmp_path / "out")) for p in sorted((tmp_path / "out").rglob("*.dcm"))]
