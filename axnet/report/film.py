@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from axnet.report.page import document
-from axnet.report.pictures import colour_scale, example_figures
+from axnet.report.pictures import example_figures, map_note
 from axnet.report.results import Example
 from axnet.report.text import escape, facts, number, table
 
@@ -40,9 +40,6 @@ def film_page(
         "treatment or any other clinical decision.</p></header>"
         + (f"<p><strong>No call is made:</strong> {escape('; '.join(flags))}.</p>" if flags else "")
         + f"<h2>Findings</h2>{table(['Finding', probability, 'Call'], rows, 'plain')}"
-        + f"<h2>Pictures</h2>{ratio}"
-        + '<p class="note">Probability maps are coloured from 0 '
-        + f'<span class="scale" style="background:linear-gradient(90deg, {colour_scale()})"></span>'
-        + f"to their own maximum, which the caption states.</p>{example_figures(example, 'film', maps)}"
+        + f"<h2>Pictures</h2>{ratio}{map_note()}{example_figures(example, 'film', maps)}"
         + (f"<h2>Environment</h2>{facts(environment)}" if environment else ""),
     )

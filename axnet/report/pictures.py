@@ -60,9 +60,13 @@ def map_colours() -> list[str]:
     return [matplotlib.colors.to_hex(matplotlib.colormaps[_COLOUR_MAP](v)) for v in np.linspace(0, 1, 9)]
 
 
-def colour_scale() -> str:
-    """CSS gradient of the probability maps' colours."""
-    return ", ".join(map_colours())
+def map_note(more: str = "") -> str:
+    """The note, as HTML, on how probability maps are coloured; more: a sentence after it."""
+    return (
+        '<p class="note">Probability maps are coloured from 0 '
+        f'<span class="scale" style="background:linear-gradient(90deg, {", ".join(map_colours())})"></span>'
+        f"to their own maximum, which the caption states.{more}</p>"
+    )
 
 
 def cardiothoracic_ratio(example: Example) -> float:

@@ -10,7 +10,7 @@ from axnet.metrics import Interval, calibration_error
 from axnet.metrics.checks import Floats
 from axnet.metrics.evaluation import LEAST_POSITIVES
 from axnet.report import plots
-from axnet.report.pictures import colour_scale, example_figures
+from axnet.report.pictures import example_figures, map_note
 from axnet.report.results import Example, ModelResult
 from axnet.report.text import escape, number, percent, span, table
 
@@ -173,11 +173,7 @@ def example_cards(examples: Sequence[Example]) -> str:
     """A card per example: pictures, what is present, what was predicted."""
     if not examples:
         return ""
-    note = (
-        '<p class="note">Probability maps are coloured from 0 '
-        f'<span class="scale" style="background:linear-gradient(90deg, {colour_scale()})"></span>'
-        "to their own maximum, which the caption states. Bold in the list: present by the labels.</p>"
-    )
+    note = map_note(" Bold in the list: present by the labels.")
     cards = "".join(_card(example, f"xray-{index}") for index, example in enumerate(examples))
     return f"<h2>Examples</h2>{note}{cards}"
 
