@@ -42,6 +42,13 @@ class Prediction:
     anatomy: Anatomy
     flags: tuple[str, ...]
 
+    def map_of(self, finding: str) -> npt.NDArray[np.float32] | None:
+        """The finest map [h,w] of a finding, or of all together where they share one; None for a classifier without."""
+        if not self.prob_maps:
+            return None
+        maps = self.prob_maps[0]  # the last stage has a few cells a side
+        return maps[list(self.probabilities).index(finding) if len(maps) > 1 else 0]
+
 
 class Predictor:
     """A classifier with the segmenter that draws its masks.

@@ -118,3 +118,14 @@ def test_arguments() -> None:
         predictor.predict([], batch_size=0)
     with pytest.raises(FileNotFoundError):
         predictor.predict(["none.png"])
+
+
+def test_a_finding_has_its_map_of_the_finest_stage() -> None:
+    maps = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+    found = Prediction(
+        {"Mass": 0.2, "Edema": 0.6}, {}, (maps, maps[:, :1, :1]), Anatomy(np.zeros((3, 8, 8), bool), 0.5, 0.9, ()), ()
+    )
+    np.testing.assert_array_equal(found.map_of("Edema"), maps[1])
+    shared = replace(found, prob_maps=(maps[:1],))
+    np.testing.assert_array_equal(shared.map_of("Edema"), maps[0])
+    assert replace(found, prob_maps=()).map_of("Edema") is None

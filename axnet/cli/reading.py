@@ -118,12 +118,8 @@ def _text(name: str, predictor: Predictor, found: Prediction) -> str:
 def _overlay(path: Path, film: NDArray[Any], found: Prediction) -> None:
     from axnet.report.overlay import write_overlay
 
-    prob_map = None
-    if found.prob_maps:
-        maps = found.prob_maps[0]  # the finest: the last stage has a few cells a side
-        likeliest = max(range(len(found.probabilities)), key=list(found.probabilities.values()).__getitem__)
-        prob_map = maps[likeliest if len(maps) > 1 else 0]
-    write_overlay(path, film, found.anatomy.masks, prob_map)
+    likeliest = max(found.probabilities, key=found.probabilities.__getitem__)
+    write_overlay(path, film, found.anatomy.masks, found.map_of(likeliest))
 
 
 def write_dicom(place: Path, film: Path, anatomy: Anatomy, found: Prediction | None = None) -> None:

@@ -86,14 +86,11 @@ class Answers:
         masks = found.anatomy.masks
         lines = cardiothoracic_lines(masks)
         down, across = size[0] / masks.shape[1], size[1] / masks.shape[2]
-        maps = found.prob_maps[0] if found.prob_maps else ()  # the finest, as overlays show
-        findings = list(found.probabilities)
+        maps = {finding: found.map_of(finding) for finding in found.probabilities}
         return Example(
             image=resize(grey, size).round().astype(np.uint8),
             masks={organ: resize(mask, size) >= 0.5 for organ, mask in zip(ORGANS, masks, strict=True)},
-            prob_maps={finding: maps[k if len(maps) > 1 else 0] for k, finding in enumerate(findings)}
-            if len(maps)
-            else {},
+            prob_maps={finding: values for finding, values in maps.items() if values is not None},
             predicted=found.probabilities,
             id=name,
             ctr=None if math.isnan(found.anatomy.ctr) else found.anatomy.ctr,
