@@ -165,5 +165,5 @@ def test_under_torchrun_all_processes_are_one_run(monkeypatch: pytest.MonkeyPatc
     for environment, expected in (({}, ("auto", 1)), ({"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"}, (2, 3))):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        fitting._trainer(config, tmp_path, [])
+        fitting._trainer(config, [])
         assert (asked["devices"], asked["num_nodes"]) == expected
