@@ -2,6 +2,7 @@
 
     python benchmarks/comparison.py --pack films --nih-128 nih_128 --nih-subset nih_subset
     python benchmarks/comparison.py --films films --out runs --jobs 8 --seconds 150
+    AXNET_BACKEND=native python benchmarks/comparison.py --films films --out runs --jobs 2 --plan short --device cpu
 
 --pack puts the films of both sets into a few files that travel, with masks that `axnet segment predict` drew where
 --masks names them; else the shipped segmenter draws them when they are unpacked. A run's result is written when it is
@@ -25,10 +26,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
+from benchmarks.comparison_jobs import PLANS  # noqa: E402
+
 
 def start(arguments: argparse.Namespace, worker: int, deadline: float) -> subprocess.Popen[bytes]:
     command = [sys.executable, __file__, "--worker", str(deadline), "--out", str(arguments.out)]
-    command += ["--device", arguments.device] + (["--quick"] if arguments.quick else [])
+    command += ["--device", arguments.device, "--plan", arguments.plan]
     threads = {"OMP_NUM_THREADS": str(arguments.threads), "AXNET_BACKEND": os.environ.get("AXNET_BACKEND", "reference")}
     with (arguments.out / f"worker-{worker}.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **threads})
@@ -108,7 +111,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
     parser.add_argument("--seconds", type=float, default=1e6, help="end after so many")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--quick", action="store_true", help="a short run of every kind")
+    parser.add_argument("--plan", choices=sorted(PLANS), default="full", help="short: for a CPU; quick: a few films")
     parser.add_argument("--tar", type=Path, metavar="FOLDER", help="also write the results as tar files here")
     parser.add_argument("--worker", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -120,7 +123,7 @@ def main() -> None:
     elif arguments.worker is not None:
         from benchmarks.comparison_train import work
 
-        work(arguments.out, arguments.device, arguments.worker, arguments.quick)
+        work(arguments.out, arguments.device, arguments.worker, arguments.plan)
     else:
         train(arguments)
         if arguments.tar is not None:

@@ -100,6 +100,31 @@ def jobs() -> list[Job]:
     return [*gap, *full, *best, scratch, *rows, *varied[:5], *later, *varied[5:], *more]
 
 
+def short() -> list[Job]:
+    """The plan for a CPU: half the epochs, one learning rate for all, row 1 of the small backbone; by seeds."""
+    recipe = Recipe(epochs=4)
+    scratch = Job("", backbone="tiny", pretrained=False)
+    kinds = {
+        2: Job(""),
+        6: Job("", "axnet"),
+        3: Job("", "pcam"),
+        4: Job("", "pwap"),
+        5: Job("", "a3"),
+        7: Job("", "axnet", masks="whole"),
+        8: Job("", "axnet", masks="other"),
+        1: scratch,
+    }
+    rows = [
+        replace(job, name=f"row{row}-s{seed}", seed=seed, recipe=recipe) for seed in SEEDS for row, job in kinds.items()
+    ]
+    varied = [
+        replace(job, rates=(), recipe=replace(job.recipe, epochs=recipe.epochs))
+        for job in variations((), ())
+        if job.recipe.epochs == Recipe().epochs and job.recipe.size is None
+    ]
+    return [*rows[:16], *varied[:4], *rows[16:], *varied[4:]]
+
+
 def candidates() -> tuple[list[Job], list[Job]]:
     """Of the shipped model: those that are run early, and those that are run late."""
     recipe = Recipe(epochs=12, size=192, part="both", ema=0.995)
@@ -152,7 +177,7 @@ def variations(gap: tuple[str, ...], full: tuple[str, ...]) -> list[Job]:
 
 
 def quick() -> list[Job]:
-    """One short run of every kind, to see that all of it works."""
+    """One run of a few films of every kind, to see that all of it works."""
     chosen = {}
     for job in jobs():
         key = (job.model, job.masks, job.backbone, job.recipe.size, job.recipe.part, job.weights, bool(job.rates))
@@ -161,3 +186,6 @@ def quick() -> list[Job]:
     kept = [job for job in jobs() if job in chosen.values() or job.name in wanted]
     small = [replace(job, recipe=replace(job.recipe, epochs=1, batch=8)) for job in kept]
     return [replace(job, backbone="tiny" if job.backbone == "densenet121" else job.backbone) for job in small]
+
+
+PLANS = {"full": jobs, "short": short, "quick": quick}

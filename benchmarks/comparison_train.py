@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 import axnet.environment
 from axnet.data import NIH_FINDINGS
+from axnet.memory import keep_freed_memory
 from axnet.metrics import mean_auc as mean_of
 from axnet.models import Preprocessing, save_classifier
 from axnet.train.augment import Augmentation
 from axnet.train.losses import bce_loss
 from axnet.train.schedule import one_cycle
 from benchmarks.comparison_films import Films, load
-from benchmarks.comparison_jobs import Job, jobs, quick
+from benchmarks.comparison_jobs import PLANS, Job
 from benchmarks.comparison_models import activation, build
 
 PREPROCESSING = Preprocessing(size=128, mean=0.5, std=0.5)  # as EfficientNet-Lite's ImageNet weights expect
@@ -231,19 +232,20 @@ def resolved(job: Job, out: Path) -> Job | None:
     return replace(job, recipe=replace(job.recipe, lr=max(found)[1]))
 
 
-def work(out: Path, device_name: str, deadline: float, short: bool) -> None:
+def work(out: Path, device_name: str, deadline: float, plan: str) -> None:
     """Take runs that nobody has taken, until none is left or the time is over."""
     device = torch.device(device_name)
+    keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # evaluation; training is bfloat16
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.zeros(1, device=device)  # the device's context, while the films are unpacked
     while not (out / "films" / "table.parquet").is_file():
         time.sleep(0.1)
     films = load(out / "films")
-    data = Data(films, device, limit=24 if short else None)
+    data = Data(films, device, limit=24 if plan == "quick" else None)
     boxed = films.table["boxed"].to_numpy()
     data.parts["boxed"] = np.array([row for row in data.parts["test"] if boxed[row]], dtype=np.intp)
-    todo = quick() if short else jobs()
+    todo = PLANS[plan]()
     pace = 0.0  # seconds per thousand passes
     while time.time() < deadline:
         waiting = False
