@@ -163,6 +163,9 @@ def evaluate(
             for each, preprocessing in models.values():
                 predict_logits(each, test, preprocessing, views=seen_by, share=share)
             return
+        facts = Facts.of(films)
+        for line in facts.lacking:
+            typer.echo(line)
         known = _trained_on(files if baseline is None else [*files, baseline], test.ids)
         if known:
             typer.echo(
@@ -192,7 +195,7 @@ def evaluate(
             mean=mean.value if len(files) > 1 else None,
             baseline=compared,
             calibrations={name: one.calibration for name, one in infos.items()},
-            facts=Facts.of(films),
+            facts=facts,
             adjudicated=readings,
         )
         typer.echo(table(assessment))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from axnet.data import Joined, NIHChestXray, PhantomXray
+from axnet.data import Joined, NIHChestXray, PackedFilms, PhantomXray
 from axnet.data.nih import BOX_FRAME
 from axnet.metrics import age_band
 from axnet.train.data import XraySource
@@ -38,19 +38,25 @@ class Facts:
     """Facts of N films.
 
     attributes: "sex", "age" (a band of axnet.metrics.age_band) and "view", each with a value per film, None where it is
-    unknown; those that the set knows at all. boxes: of the films that have some.
+    unknown; those that the set knows at all. boxes: of the films that have some. lacking: a sentence for each set that
+    may know more than is kept of it.
     """
 
     attributes: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
     boxes: tuple[FilmBox, ...] = ()
+    lacking: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, source: XraySource) -> Facts:
         """Of a data set, as far as it knows. Boxes are NIH's, or the phantom's on its first 300 films."""
         if isinstance(source, Joined):
             return _joined([(cls.of(cast(XraySource, one)), len(one)) for one in source.sets.values()])
-        known = {name: tuple(values) for name, values in _attributes(source) if any(v is not None for v in values)}
-        return cls(known, tuple(_boxes(source)))
+        known = known_attributes(source)
+        if "age" in known:
+            known["age"] = [age_band(float("nan") if years is None else years) for years in known["age"]]
+        shown = {name: tuple(values) for name, values in known.items() if any(value is not None for value in values)}
+        lacking = source.lacking if isinstance(source, PackedFilms) else ""
+        return cls(shown, tuple(known_boxes(source)), (lacking,) if lacking else ())
 
 
 def _joined(parts: Sequence[tuple[Facts, int]]) -> Facts:
@@ -65,25 +71,29 @@ def _joined(parts: Sequence[tuple[Facts, int]]) -> Facts:
         for (facts, _), start in zip(parts, starts, strict=False)
         for box in facts.boxes
     ]
-    return Facts(attributes, tuple(moved))
+    return Facts(attributes, tuple(moved), tuple(line for facts, _ in parts for line in facts.lacking))
 
 
-def _attributes(source: XraySource) -> Iterator[tuple[str, list[str | None]]]:
+def known_attributes(source: XraySource) -> dict[str, list[Any]]:
+    """sex ("F", "M"), age in years and view of every film, None where unknown; those of which the set says anything."""
     if isinstance(source, PhantomXray):
         shots = [source.study(index) for index in range(len(source))]
         table: dict[str, list[Any]] = {name: [getattr(shot, name) for shot in shots] for name in ATTRIBUTES}
     else:
         frame = getattr(source, "table", None)
         table = {} if frame is None else {name: frame[name].tolist() for name in ATTRIBUTES if name in frame.columns}
-    for name, values in table.items():
-        yield name, [_age(value) if name == "age" else _text(name, value) for value in values]
+    return {
+        name: [_years(value) if name == "age" else _text(name, value) for value in values]
+        for name, values in table.items()
+    }
 
 
-def _age(value: Any) -> str | None:
+def _years(value: Any) -> float | None:
     try:
-        return age_band(float(value))
+        years = float(value)
     except (TypeError, ValueError):
         return None
+    return None if np.isnan(years) else years
 
 
 def _text(name: str, value: Any) -> str | None:
@@ -93,7 +103,8 @@ def _text(name: str, value: Any) -> str | None:
     return text if text and text.lower() != "nan" else None
 
 
-def _boxes(source: XraySource) -> Iterator[FilmBox]:
+def known_boxes(source: XraySource) -> Iterator[FilmBox]:
+    """The boxes that Facts.of gives."""
     if isinstance(source, PhantomXray):
         for row in range(min(len(source), _MOST_DRAWN)):
             if source.labels[row].any():
@@ -105,3 +116,8 @@ def _boxes(source: XraySource) -> Iterator[FilmBox]:
             for box in source.framed_boxes(name):
                 if box.finding in source.findings:
                     yield FilmBox(row, box.finding, *(side / BOX_FRAME for side in box[1:]))
+    elif isinstance(source, PackedFilms) and not source.lacking:
+        for row, name in enumerate(source.ids):
+            for box in source.boxes_in_shares(name):
+                if box.finding in source.findings:
+                    yield FilmBox(row, *box)

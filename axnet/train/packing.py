@@ -25,15 +25,17 @@ import torch
 
 import axnet
 from axnet.data.files import locked, replacing
+from axnet.data.findings import Box
 from axnet.data.image import StrPath
 from axnet.data.mask_table import MaskTable
-from axnet.data.packed.films import LABEL
+from axnet.data.packed.films import FACTS, LABEL
 from axnet.data.packed.manifest import FILMS, MANIFEST, Manifest, Place, sha256
 from axnet.data.splits import check_disjoint, split_hash
 from axnet.progress import SILENT, Progress
 from axnet.segment import Segmenter
 from axnet.segment.pretrained import WEIGHTS
 from axnet.train.data import XraySource
+from axnet.train.facts import ATTRIBUTES, known_attributes, known_boxes
 from axnet.train.packers import Packer, Shard, Task, count_into, pack, start
 from axnet.train.sources import DataConfig, Part
 
@@ -289,24 +291,29 @@ def _packed(
 
 
 def _table(sources: Mapping[str, XraySource], tasks: Sequence[Task], made: Mapping[int, Shard]) -> pa.Table:
-    """Labels and place of every film that is packed."""
-    columns: dict[str, list[Any]] = {name: [] for name in ("image", "patient", "view", "split", "shard", "row")}
+    """Labels and place of every film that is packed, and what else is known of it."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("image", "patient", "view", "split", "shard", "row", *FACTS.names)
+    }
     rows: list[npt.NDArray[np.float32]] = []
     labels = {name: _raw(source) for name, source in sources.items()}
-    views = {name: _views(source) for name, source in sources.items()}
+    facts = {name: _facts(source) for name, source in sources.items()}
     for number, task in enumerate(tasks):
         lost = {name for name, _ in made[task.number].failed}
         kept = [film for film in task.films if film[0] not in lost]
         for row, (film, _, split, index) in enumerate(kept):
             patient = sources[split].patients[index]
-            for column, value in zip(columns, (film, patient, views[split][index], split, number, row), strict=True):
+            sex, age, view, boxes = facts[split][index]
+            values = (film, patient, view or "", split, number, row, sex, age, boxes or None)
+            for column, value in zip(columns, values, strict=True):
                 columns[column].append(value)
             rows.append(labels[split][index])
-    values = np.stack(rows)
+    known = np.stack(rows)
     findings = next(iter(sources.values())).findings
-    table = pa.table(columns)
+    types = {field.name: field.type for field in FACTS}
+    table = pa.table({name: pa.array(column, types.get(name)) for name, column in columns.items()})
     for place, finding in enumerate(findings):
-        table = table.append_column(LABEL + finding, pa.array(values[:, place]))
+        table = table.append_column(LABEL + finding, pa.array(known[:, place]))
     return table
 
 
@@ -321,9 +328,14 @@ def _raw(source: XraySource) -> npt.NDArray[np.float32]:
     return np.asarray(getattr(source, "raw", source.labels), dtype=np.float32)
 
 
-def _views(source: XraySource) -> list[str]:
-    table = getattr(source, "table", None)
-    return [""] * len(source) if table is None else [str(view) for view in table["view"]]
+def _facts(source: XraySource) -> list[tuple[str | None, float | None, str | None, list[dict[str, Any]]]]:
+    """sex, age, view and boxes of every film."""
+    known = known_attributes(source)
+    columns = [known.get(name, [None] * len(source)) for name in ATTRIBUTES]
+    boxes: list[list[dict[str, Any]]] = [[] for _ in range(len(source))]
+    for row, *box in known_boxes(source):
+        boxes[row].append(dict(zip(Box._fields, box, strict=True)))
+    return list(zip(*columns, boxes, strict=True))
 
 
 def processors() -> int:

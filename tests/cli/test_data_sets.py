@@ -18,6 +18,7 @@ from axnet.models import load_classifier
 
 OWN_NAMES = ["Pleural Effusion" if name == "Effusion" else name for name in CHEXPERT_FINDINGS]
 PATIENTS = 16
+VIEWS = ("AP", "PA")
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -39,7 +40,8 @@ def chexpert(root: Path) -> list[Path]:
     for patient in range(PATIENTS):
         side = "train" if patient < PATIENTS // 2 else "valid"
         name = f"CheXpert-v1.0-small/{side}/patient{patient:05d}/study1/view1_frontal.jpg"
-        rows[side].append({"Path": name, "Sex": "Male", "Age": 60, "Frontal/Lateral": "Frontal", "AP/PA": "AP"})
+        who = {"Sex": ("Male", "Female")[patient % 2], "Age": 30 + 4 * patient}
+        rows[side].append({"Path": name, **who, "Frontal/Lateral": "Frontal", "AP/PA": VIEWS[patient // 2 % 2]})
         rows[side][-1] |= labels(patient)
     for side, found in rows.items():
         write(root / f"{side}.csv", found)
@@ -52,7 +54,7 @@ def mimic(root: Path) -> list[Path]:
     for patient in range(PATIENTS):
         who = {"subject_id": f"{10000000 + patient}", "study_id": f"{50000000 + patient}"}
         dicom = {"dicom_id": f"{patient:08x}-00000000"}
-        tables["metadata"].append({**dicom, **who, "ViewPosition": "PA"})
+        tables["metadata"].append({**dicom, **who, "ViewPosition": VIEWS[patient % 2]})
         tables["split"].append({**dicom, **who, "split": "train" if patient < PATIENTS // 2 else "test"})
         tables["chexpert"].append({**who, **labels(patient)})
         files.append(root / f"files/p10/p{who['subject_id']}/s{who['study_id']}/{dicom['dicom_id']}.jpg")
@@ -118,8 +120,11 @@ def test_prepare_fit_evaluate_and_predict(tmp_path: Path, layout: Any) -> None:
         assert torch.equal(other[key], value), key
     run("evaluate", *packed, "--weights", weights, "--out", tmp_path / "report")
     again = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    for entry in ("models", "split_hash"):
+    for entry in ("models", "split_hash", "subgroups", "localisation"):
         assert again[entry] == record[entry]
+    known = {"chexpert": {"sex", "age", "view"}, "mimic": {"view"}, "csv": set(), "nih": {"age", "view"}}
+    assert {part["attribute"] for part in record["subgroups"]} == known[name]
+    assert bool(record["localisation"]) == (layout is nih)
     assert again["run"]["split name"] == test_split
     run("predict", tmp_path / "packed", "--weights", weights, "--out", tmp_path / "p.csv")
     scores = {row.partition(",")[2] for row in (tmp_path / "p.csv").read_text().splitlines()[1:]}

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from axnet.cli import app, main
-from axnet.data import MaskWriter, NIHChestXray, PackedFilms, PhantomXray, organs_to_anatomies, write_nih
+from axnet.data import Box, Joined, MaskWriter, NIHChestXray, PackedFilms, PhantomXray, organs_to_anatomies, write_nih
 from axnet.data.mask_table import to_row
-from axnet.data.packed.manifest import MANIFEST
+from axnet.data.packed.manifest import FILMS, MANIFEST, sha256
 from axnet.imaging import percentile_normalize
 from axnet.models import Preprocessing
-from axnet.train import DataConfig, collect, measured, open_part
+from axnet.train import DataConfig, Facts, collect, measured, open_part
 from axnet.train.data import Batches
 from axnet.train.packers import Packer
 from axnet.train.packing import Prepared, pack_options, prepare
@@ -287,3 +288,50 @@ def test_a_damaged_shard_is_one_sentence(
     assert said.startswith(f"axnet: packed films '{tmp_path}/p', '")
     assert said.endswith("is not what was written.")
     assert len(said) < 400
+
+
+@pytest.mark.parametrize("data", ["nih", "phantom"])
+def test_what_is_known_of_the_films_is_packed(nih: Path, tmp_path: Path, data: str) -> None:
+    """Sex, age, view and boxes: subgroups and localisation are those of the films as they were."""
+    sizes = {"train_images": 6, "test_images": 12}
+    config = DataConfig(data=data, root=str(nih) if data == "nih" else None, workers=0, **sizes)  # type: ignore[arg-type]
+    prepare(config, tmp_path, Packer(48), workers=0)
+    source = config.source("test", size=48)
+    kept = DataConfig(root=str(tmp_path)).source("test")
+    assert isinstance(kept, PackedFilms)
+    known = Facts.of(source)
+    assert set(known.attributes) == {"sex", "age", "view"}
+    assert known.boxes
+    assert Facts.of(kept) == known
+    if isinstance(source, NIHChestXray):
+        np.testing.assert_array_equal(kept.table["age"], source.table["age"])
+    film = kept.ids[known.boxes[0].row]
+    expected = [Box(box.finding, *(48 * side for side in box[2:])) for box in known.boxes if kept.ids[box.row] == film]
+    assert kept.boxes(film) == expected
+    chosen = PackedFilms(tmp_path, "test", findings=[known.boxes[0].finding], views="PA")
+    assert {box.finding for box in Facts.of(chosen).boxes} <= {known.boxes[0].finding}
+    with pytest.raises(ValueError, match="image_id is 'x', expected a film of split 'test'"):
+        kept.boxes("x")
+
+
+def test_a_pack_of_an_older_axnet(nih: Path, tmp_path: Path) -> None:
+    """It has no sex, age and boxes, says so, and gets them without being packed again."""
+    packed(nih, tmp_path, size=32)
+    whole = contents(tmp_path)
+    before = (tmp_path / "shard-00000.arrow").stat().st_ino
+    table = pq.read_table(tmp_path / FILMS).drop_columns(["sex", "age", "boxes"])
+    pq.write_table(table, tmp_path / FILMS)
+    said = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({**said, "films": sha256(tmp_path / FILMS)}))
+    old = PackedFilms(tmp_path, "test")
+    sentence = f"packed films '{tmp_path}' keep no sex, age and boxes, since an older axnet packed them"
+    facts = Facts.of(old)
+    assert set(facts.attributes) == {"view"}
+    assert not facts.boxes
+    assert [line.startswith(sentence) for line in facts.lacking] == [True]
+    assert Facts.of(Joined({"a": old, "b": NIHChestXray(nih, "test")})).lacking == facts.lacking
+    with pytest.raises(ValueError, match="keep no sex, age and boxes, since an older axnet packed them: the same"):
+        old.boxes(old.ids[0])
+    packed(nih, tmp_path, size=32)
+    assert contents(tmp_path) == whole
+    assert (tmp_path / "shard-00000.arrow").stat().st_ino == before

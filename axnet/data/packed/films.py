@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from axnet.data.findings import Box
 from axnet.data.image import StrPath
 from axnet.data.labelled import Films, Item, LabelledFilms
 from axnet.data.packed.manifest import FILMS, Manifest, Place, sha256
@@ -24,6 +25,16 @@ from axnet.imaging import grey_values
 LABEL = "label: "
 """Stands before a finding in the columns of films.parquet."""
 
+FACTS = pa.schema(
+    [
+        ("sex", pa.string()),
+        ("age", pa.float64()),
+        ("boxes", pa.list_(pa.struct([("finding", pa.string()), *((side, pa.float64()) for side in "xywh")]))),
+    ]
+)
+"""Columns of films.parquet that packs of earlier versions lack: "F" or "M", years, and boxes around findings in shares
+of the film's width and height; null where the set does not know."""
+
 
 class PackedFilms(LabelledFilms):
     """Films that `axnet prepare` has packed.
@@ -35,7 +46,8 @@ class PackedFilms(LabelledFilms):
     views: of those that were packed. uncertain: what -1 becomes; blank: None for what the original set takes it for.
     masks: what gives other masks than the packed ones. The rest, items and attributes as
     axnet.data.labelled.LabelledFilms describes; items have mask float32 [3,H,W] (axnet.data.ORGANS) where masks were
-    packed. Attribute: manifest.
+    packed. Attributes: manifest; table has sex and age (years), too; lacking: what an older axnet did not keep, as a
+    sentence, "" otherwise.
     Raises ValueError for files that are damaged, or content that contradicts itself.
     """
 
@@ -70,7 +82,8 @@ class PackedFilms(LabelledFilms):
         table = _table(place)
         if not own and name != "all":
             table = table[table["split"] == name].reset_index(drop=True)
-        rows = table[["image", "patient", "view", "shard", "row"]].assign(path=table["image"])
+        facts = [column for column in FACTS.names if column in table.columns]
+        rows = table[["image", "patient", "view", *facts, "shard", "row"]].assign(path=table["image"])
         raw = table[[LABEL + finding for finding in self.manifest.findings]].to_numpy(dtype=np.float64)
         super().__init__(
             Films(Path(f"{root}/{FILMS}"), rows, raw, self.manifest.findings),
@@ -90,6 +103,16 @@ class PackedFilms(LabelledFilms):
         self.shards = Shards(place.locate, [shard["file"] for shard in self.manifest.shards])
         self._shard: npt.NDArray[np.int64] = self.table.pop("shard").to_numpy(dtype=np.int64)
         self._row: npt.NDArray[np.int64] = self.table.pop("row").to_numpy(dtype=np.int64)
+        self.lacking = ""
+        if len(facts) < len(FACTS):
+            self.lacking = (
+                f"packed films '{root}' keep no sex, age and boxes, since an older axnet packed them: the same axnet "
+                "prepare adds them, and packs no film again."
+            )
+        self._boxes: dict[str, Any] = {}
+        if "boxes" in facts:
+            boxes = self.table.pop("boxes")
+            self._boxes = dict(zip(self.table["image"][boxes.notna()], boxes[boxes.notna()], strict=True))
 
     def _check_files(self) -> None:
         """The manifest has named what there is; a shard is checked when it is opened."""
@@ -116,6 +139,25 @@ class PackedFilms(LabelledFilms):
     def path(self, image_id: str) -> Path:
         """Raises ValueError: packed films have no files of their own."""
         raise ValueError(f"'{image_id}' of '{self.root}' is packed, and no file of its own.")
+
+    def boxes(self, image_id: str) -> list[Box]:
+        """Boxes around findings of a film, in its pixels; empty where there are none, or the set has none at all.
+
+        Raises ValueError for an unknown id, and for films that an older axnet packed, which kept no boxes.
+        """
+        found = self.boxes_in_shares(image_id)
+        if not found:
+            return []
+        height, width = self.film(self._places[image_id], masks=False).pixels.shape
+        return [Box(box.finding, box.x * width, box.y * height, box.w * width, box.h * height) for box in found]
+
+    def boxes_in_shares(self, image_id: str) -> list[Box]:
+        """The same in shares of the film's width and height; no film is read."""
+        if image_id not in self._places:
+            raise ValueError(f"image_id is '{image_id}', expected a film of split '{self.split}'.")
+        if self.lacking:
+            raise ValueError(self.lacking)
+        return [Box(**box) for box in self._boxes.get(image_id, ())]
 
     def fingerprint(self) -> str | None:
         """Names the films: the manifest knows them by their content."""
