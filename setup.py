@@ -18,7 +18,9 @@ from toolkit import Toolkit, find  # noqa: E402
 
 CPU_SOURCES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob("*.cpp") if p.name != "buildinfo.cpp")
 CPU_SOURCES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cpu").glob("*.cpp"))
-CUDA_SOURCES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cuda").glob("*.cu"))
+CUDA_SOURCES = sorted(
+    str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cuda").iterdir() if p.suffix in (".cpp", ".cu")
+)
 # The oldest torch whose stable ABI the sources use: what is built here runs on every later one.
 ABI_TARGET = "0x020b000000000000"
 # Code for 8.0 runs on every 8.x, PTX on what comes after 9.0.
@@ -90,7 +92,7 @@ def native_extensions():
     toolkit, reason = decide_cuda(torch)
     with_cuda = toolkit is not None
     standard = [STANDARD] if TorchVersion(torch.__version__) < "2.13" else []
-    nvcc_flags = ["-O3", *standard, "-DUSE_CUDA", "--expt-relaxed-constexpr"]
+    nvcc_flags = ["-O3", *standard, "--expt-relaxed-constexpr"]
     folders = []
     if toolkit is not None:
         os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = toolkit.home
@@ -117,7 +119,7 @@ def native_extensions():
     if sys.platform == "linux":
         flags += ["-Wno-psabi"]
     flags += standard
-    defines = [("TORCH_TARGET_VERSION", ABI_TARGET)]
+    defines = [("TORCH_TARGET_VERSION", ABI_TARGET), *([("USE_CUDA", None)] if with_cuda else [])]
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     rows = {
         "torch": torch.__version__,

@@ -270,7 +270,8 @@ class Judge:
             sys.exit("nvcc and nvdisasm are needed: set CUDA_HOME, or install triton, whose wheel carries nvdisasm.")
         self.source, self.nvcc, self.nvdisasm = source, nvcc, nvdisasm
         self.files = sorted((source / "csrc" / "cuda").glob("*.cu"))
-        self.recorder = Recorder(host_library(source, self.files))
+        wrappers = [f for f in (source / "csrc" / "cuda").glob("*.cpp") if f.name != "launch.cpp"]
+        self.recorder = Recorder(host_library(source, [*self.files, *wrappers]))
         self.listings: dict[str, Any] = {}
         self.programs: dict[str, tuple[Program, list[int]]] = {}
 

@@ -15,6 +15,8 @@ struct View {
 
 constexpr int kMaxAnatomies = 16;
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 constexpr int pairs(int a) { return a * (a + 1) / 2; }
 // Row of the pair a <= b among the pairs of A anatomies.
 constexpr int pair_row(int A, int a, int b) { return a * A - a * (a - 1) / 2 + (b - a); }

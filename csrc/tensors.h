@@ -97,8 +97,6 @@ inline View view_of(const Tensor& x) {
   return {x.stride(0), last ? 1 : x.stride(1), last ? (S == 1 ? x.size(1) : pixel_step(x)) : 1, last};
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 inline void* data(const Tensor& t) { return t.data_ptr(); }
 inline void* data(const std::optional<Tensor>& t) { return t ? t->data_ptr() : nullptr; }
 

@@ -130,10 +130,11 @@ def test_sources_compile_against_the_oldest_torch():
     csrc = ROOT / "csrc"
     plain = [["g++", "-fsyntax-only", str(f)] for f in (csrc / "ops.cpp", *sorted((csrc / "cpu").glob("*.cpp")))]
     host = ["g++", "-fsyntax-only", "-x", "c++", "-Wno-unknown-pragmas", f"-I{ROOT / 'tests' / 'cuda_host'}"]
-    kernels = sorted((csrc / "cuda").glob("*.cu"))
-    jobs = plain + [[*host, str(f)] for f in kernels]
-    if shutil.which("nvcc"):  # the real launch.h; one architecture's front end is enough
+    kernels, wrappers = sorted((csrc / "cuda").glob("*.cu")), sorted((csrc / "cuda").glob("*.cpp"))
+    jobs = plain + [[*host, str(f)] for f in (*kernels, *wrappers) if f.name != "launch.cpp"]
+    if shutil.which("nvcc"):  # the real launch.h and queue.h; one architecture's front end is enough
         jobs += [["nvcc", "-cuda", "-arch=sm_90", "-DUSE_CUDA", "--expt-relaxed-constexpr", str(f)] for f in kernels]
+        jobs += [["nvcc", "-c", "-Xcompiler", "-fsyntax-only", "-DUSE_CUDA", str(f)] for f in wrappers]
 
     def compile_one(job: list[str]) -> str:
         out = ["-o", os.devnull] if job[0] == "nvcc" else []

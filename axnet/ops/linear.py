@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# What matrix_gate takes (csrc/cuda/matrix_gate.cu): images at most, and of what H and C must be multiples.
+# What matrix_gate takes (csrc/cuda/plans.h): images at most, and of what H and C must be multiples.
 MATRIX_GATE_IMAGES, MATRIX_GATE_SIDE = 64, 128
 
 

@@ -18,15 +18,6 @@ namespace axnet::cuda {
 
 constexpr int kAlgebraThreads = 512, kAlgebraChannels = 8, kAlgebraImages = kAlgebraThreads / kAlgebraChannels;
 
-struct GateShape {
-  int64_t N, C, S;
-  int A, blocks, members;  // output blocks of `members` anatomies each
-  bool concat, batch_statistics;
-  double eps;
-  Numbers gate;        // [N, A, C]
-  const double* mass;  // [N, A + pairs(A)]
-};
-
 // Numbers [K] that are read at once where K is known, else one by one.
 template <int K>
 struct Kept {
@@ -55,7 +46,7 @@ struct Gate {
       : shape(g), mass(g.mass + n * (g.A + pairs(g.A))), first(g.concat ? o : 0), members(B ? B : g.members) {
     row = (n * g.A + first) * g.C + c;
     share = g.concat ? 1.0 : 1.0 / members;
-    weights.load([&](int a) { return g.gate(row + a * g.C) * share; });
+    weights.load([&](int a) { return number(g.gate, row + a * g.C) * share; });
 #pragma unroll
     for (int a = 0; a < members; ++a)
       b -= w(a);
@@ -70,7 +61,7 @@ struct Gate {
   }
   __device__ double w(int a) const {
     if constexpr (B > 0) return weights.at[a];
-    return shape.gate(row + a * shape.C) * share;
+    return number(shape.gate, row + a * shape.C) * share;
   }
   // Row of a pair of members among all pairs.
   __device__ int pair(int a, int k) const {
@@ -122,23 +113,11 @@ constexpr size_t kAlgebraShared = 2 * kAlgebraThreads / kWarp * kAlgebraChannels
 
 // f(integral_constant): the members of a block for which the algebra has kernels of its own, else 0.
 template <class F>
-void with_members(ScalarType acc, int members, const F& f) {
-  if (acc == ScalarType::Double) return f(double{}, std::integral_constant<int, 0>{});
+void with_members(Type acc, int members, const F& f) {
+  if (acc == Type::f64) return f(double{}, std::integral_constant<int, 0>{});
   if (members == 1) return f(float{}, std::integral_constant<int, 1>{});
   if (members == 2) return f(float{}, std::integral_constant<int, 2>{});
   f(float{}, std::integral_constant<int, 0>{});
 }
-
-// b', w'_a, h' of one block of anatomies under given statistics: acc [N, 1, fold_rows(A), C] (gate_norm.cu).
-Tensor fold_given(const Queue& queue, const Tensor& x, const Tensor& gate, const std::optional<Tensor>& weight,
-                  const std::optional<Tensor>& bias, const Tensor& mean, const Tensor& var, double eps);
-
-// The rows that gate_norm saves, from X, mask and gate alone: one more read of X (gate_norm.cu).
-Tensor rows_again(const Queue& queue, const Tensor& x, const Tensor& mask, const Tensor& gate, const Tensor& mass,
-                  bool concat);
-
-// The op of csrc/ops.cpp (masked_moments.cu).
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor x, Tensor mask, bool second,
-                                                                          bool positions, int64_t blocks);
 
 }  // namespace axnet::cuda

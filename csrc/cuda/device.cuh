@@ -1,6 +1,7 @@
 // What the kernels share: types, 16-byte pieces of memory, division by numbers known at launch, sums over a warp.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -122,22 +123,14 @@ __device__ inline Number warp_max(Number v) {  // a NaN is passed over
   return v;
 }
 
-// The kernels walk an image in NCHW as one flat run: channels at other steps are copied first.
-inline Tensor dense(const Tensor& x, std::optional<bool> like = std::nullopt) {
-  const Tensor t = walkable(x, like);
-  const int64_t S = t.size(2) * t.size(3);
-  if (is_channels_last(t) || t.size(1) == 1 || t.stride(1) == S) return t;
-  return torch::stable::contiguous(t);
-}
-
 template <class F>
-auto with_type(const Tensor& x, const F& f) {
-  const ScalarType type = x.scalar_type();
-  if (type == ScalarType::Float) return f(float{});
-  if (type == ScalarType::Double) return f(double{});
-  if (type == ScalarType::BFloat16) return f(BFloat16{});
-  STD_TORCH_CHECK(type == ScalarType::Half, "axnet: x must be float32, float64, bfloat16 or float16");
-  return f(Half{});
+auto with_type(Type type, const F& f) {
+  switch (type) {
+    case Type::f32: return f(float{});
+    case Type::f64: return f(double{});
+    case Type::bf16: return f(BFloat16{});
+    default: return f(Half{});
+  }
 }
 
 }  // namespace axnet::cuda

@@ -1,5 +1,4 @@
 // Z = X (b + sum_a w_a m_a) + h: one read of X, one write, long-lived threads (walk.cuh).
-#include "cuda/apply.cuh"
 #include "cuda/walk.cuh"
 
 namespace axnet::cuda {
@@ -159,16 +158,16 @@ bool launch_walk(const ApplyPlan& p, cudaStream_t stream) {
 
 }  // namespace
 
-void apply(const Queue& queue, const ApplyPlan& p, const Tensor& x) {
-  with_type(x, [&](auto type) {
+void apply(cudaStream_t stream, const ApplyPlan& p, Type of_x) {
+  with_type(of_x, [&](auto type) {
     using T = decltype(type);
     const bool done = with_anatomies<T>(p.blocks > 1 ? 0 : p.A, [&](auto b) {
-      if constexpr (decltype(b)::value > 0) return launch_walk<T, decltype(b)::value>(p, queue.stream());
+      if constexpr (decltype(b)::value > 0) return launch_walk<T, decltype(b)::value>(p, stream);
       return false;
     });
     if (done) return;
     const ElementWalk walk{p.N, p.C, p.S};
-    launch(apply_any_kernel<T>, walk.grid(), 1, kThreads, 0, queue.stream(), p, walk);
+    launch(apply_any_kernel<T>, walk.grid(), 1, kThreads, 0, stream, p, walk);
   });
 }
 

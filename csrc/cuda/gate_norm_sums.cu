@@ -214,25 +214,25 @@ void launch_scalar(const SumsPlan& p, cudaStream_t stream) {
 
 }  // namespace
 
-bool scalar_sums(const Queue& queue, const SumsPlan& p, const Tensor& x) {
+bool scalar_sums(cudaStream_t stream, const SumsPlan& p, Type of_x) {
   if (p.S > kMostOffset / kMaxAnatomies) return false;
-  return with_type(x, [&](auto type) {
+  return with_type(of_x, [&](auto type) {
     using T = decltype(type);
     if constexpr (std::is_same_v<T, float> || std::is_same_v<T, Half>) {
       if (p.x.channels_last &&
           !(is_vector_map<T>(p.x_data, p.x, p.C, p.S) && is_vector_map<T>(p.d_data, p.d, p.C, p.S)))
         return false;
-      if (p.members == 1) return launch_scalar<T, 1>(p, queue.stream()), true;
-      if (p.members == 2) return launch_scalar<T, 2>(p, queue.stream()), true;
-      if (p.members == 3) return launch_scalar<T, 3>(p, queue.stream()), true;
+      if (p.members == 1) return launch_scalar<T, 1>(p, stream), true;
+      if (p.members == 2) return launch_scalar<T, 2>(p, stream), true;
+      if (p.members == 3) return launch_scalar<T, 3>(p, stream), true;
     }
     return false;
   });
 }
 
-void any_sums(const Queue& queue, const SumsPlan& p, const Tensor& x) {
-  with_type(x, [&](auto type) {
-    launch(sums_any_kernel<decltype(type)>, ceil_div(p.N * p.C, kWarps), p.blocks, kThreads, 0, queue.stream(), p);
+void any_sums(cudaStream_t stream, const SumsPlan& p, Type of_x) {
+  with_type(of_x, [&](auto type) {
+    launch(sums_any_kernel<decltype(type)>, ceil_div(p.N * p.C, kWarps), p.blocks, kThreads, 0, stream, p);
   });
 }
 

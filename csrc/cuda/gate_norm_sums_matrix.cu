@@ -209,14 +209,14 @@ void launch_matrix(const SumsPlan& p, cudaStream_t stream) {
 
 }  // namespace
 
-bool matrix_sums(const Queue& queue, const SumsPlan& p) {
+bool matrix_sums(cudaStream_t stream, const SumsPlan& p) {
   if (p.S > kMostOffset / kMaxAnatomies) return false;
   if (p.x.channels_last && !(is_vector_map<T>(p.x_data, p.x, p.C, p.S) && is_vector_map<T>(p.d_data, p.d, p.C, p.S)))
     return false;
   if (p.members > 3) return false;
-  if (p.members == 1) launch_matrix<1>(p, queue.stream());
-  if (p.members == 2) launch_matrix<2>(p, queue.stream());
-  if (p.members == 3) launch_matrix<3>(p, queue.stream());
+  if (p.members == 1) launch_matrix<1>(p, stream);
+  if (p.members == 2) launch_matrix<2>(p, stream);
+  if (p.members == 3) launch_matrix<3>(p, stream);
   return true;
 }
 

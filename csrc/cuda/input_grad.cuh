@@ -8,19 +8,6 @@
 
 namespace axnet::cuda {
 
-struct InputPlan {
-  int64_t N, C, S;
-  int A, blocks, members;  // blocks of Z (0: the descriptors' part alone) of `members` anatomies each
-  View x, d, dx;
-  const void *x_data, *d_data;
-  void* dx_data;
-  const void* mask;       // acc [N, A, S]
-  const void* coef;       // acc [N, blocks, coef_rows(members), C]: k1, k2, k3, b, w_a
-  const void* delta;      // acc [N, 2+2A, C]: gradient of the descriptors
-  const int32_t* argmax;  // [N, 1+A, C]
-  void* mask_grad;        // acc [N, A, S]
-};
-
 template <class Acc>
 __device__ inline Acc blend_grad(Acc x, Acc d, Acc gate, Acc k1, Acc k2, Acc k3) {
   return (k1 * d + k2 + k3 * (x * gate)) * gate;
@@ -62,8 +49,5 @@ struct ElementGrad {
     return total;
   }
 };
-
-// dX of the plan (masked_moments_input.cu).
-void input_grad(const Queue& queue, const InputPlan& plan, const Tensor& x);
 
 }  // namespace axnet::cuda

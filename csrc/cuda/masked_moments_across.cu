@@ -301,8 +301,7 @@ void launch_across(const MomentsPlan& p, cudaStream_t stream) {
 
 }  // namespace
 
-bool matrix_moments_across(const Queue& queue, const MomentsPlan& p, bool full) {
-  const cudaStream_t stream = queue.stream();
+bool matrix_moments_across(cudaStream_t stream, const MomentsPlan& p, bool full) {
   switch (p.A) {
     case 1: full ? launch_across<1, true>(p, stream) : launch_across<1, false>(p, stream); return true;
     case 2: full ? launch_across<2, true>(p, stream) : launch_across<2, false>(p, stream); return true;

@@ -235,18 +235,71 @@ bool launch_walk(const InputPlan& p, cudaStream_t stream) {
   return true;
 }
 
+// dm_a = sum_c [ dY_o X w_a + delta_mavg,a X / S + [s = argmax_a] delta_mmax,a X ]
+//   block   `width` pixels of one image and one anatomy; kThreads / width threads share a pixel's channels
+//   width   32 in NCHW (a warp reads pixels side by side), 8 in channels_last (a warp reads channels side by side)
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2) mask_grad_kernel(const InputPlan p, int width, int64_t tiles) {
+  using Acc = acc_t<T>;
+  AXNET_SHARED(shared);
+  Acc* parts = reinterpret_cast<Acc*>(shared);  // [kThreads / width, width]
+  const int shares = kThreads / width, t = threadIdx.x, a = static_cast<int>(blockIdx.y);
+  const int column = p.x.channels_last ? t / shares : t % width, share = p.x.channels_last ? t % shares : t / width;
+  const int64_t n = blockIdx.x / tiles, s = blockIdx.x % tiles * width + column, C = p.C, S = p.S;
+  const ElementGrad<T> element(p, n);
+  const int o = p.blocks > 1 ? a : 0,
+            first = p.blocks > 1 ? a : 0;  // the block that this anatomy is in, its first mask
+  Acc total = 0;
+  if (s < S) {
+    const T* x = static_cast<const T*>(p.x_data) + n * p.x.n + s * p.x.s;
+    const T* d = static_cast<const T*>(p.d_data) + n * p.d.n + s * p.d.s;
+    const Acc inverse = Acc(1) / static_cast<Acc>(S);
+    for (int64_t c = share; c < C; c += shares) {
+      const Acc xv = static_cast<Acc>(x[c * p.x.c]);
+      Acc slope = element.delta[(2 + a) * C + c] * inverse;
+      if (element.at[(1 + a) * C + c] == s) slope += element.delta[(2 + p.A + a) * C + c];
+      if (p.blocks) {
+        const Acc* q = element.coef + o * coef_rows(p.members) * C + c;
+        Acc gate = q[3 * C];
+        for (int k = 0; k < p.members; ++k)
+          gate += q[(4 + k) * C] * element.mask[(first + k) * S + s];
+        const Acc dy = q[0] * static_cast<Acc>(d[(o * C + c) * p.d.c]) + q[C] + q[2 * C] * (xv * gate);
+        slope += dy * q[(4 + a - first) * C];
+      }
+      total += slope * xv;
+    }
+  }
+  parts[share * width + column] = total;
+  __syncthreads();
+  if (share == 0 && s < S) {
+    double sum = 0;
+    for (int k = 0; k < shares; ++k)
+      sum += parts[k * width + column];
+    static_cast<Acc*>(p.mask_grad)[(n * p.A + a) * S + s] = static_cast<Acc>(sum);
+  }
+}
+
 }  // namespace
 
-void input_grad(const Queue& queue, const InputPlan& p, const Tensor& x) {
-  with_type(x, [&](auto type) {
+void input_grad(cudaStream_t stream, const InputPlan& p, Type of_x) {
+  with_type(of_x, [&](auto type) {
     using T = decltype(type);
     const bool done = with_anatomies<T>(p.A, [&](auto b) {
-      if constexpr (decltype(b)::value > 0) return launch_walk<T, decltype(b)::value>(p, queue.stream());
+      if constexpr (decltype(b)::value > 0) return launch_walk<T, decltype(b)::value>(p, stream);
       return false;
     });
     if (done) return;
     const ElementWalk walk{p.N, p.C, p.S};
-    launch(input_any_kernel<T>, walk.grid(), 1, kThreads, 0, queue.stream(), p, walk);
+    launch(input_any_kernel<T>, walk.grid(), 1, kThreads, 0, stream, p, walk);
+  });
+}
+
+void mask_grad(cudaStream_t stream, const InputPlan& p, Type of_x) {
+  with_type(of_x, [&](auto type) {
+    using T = decltype(type);
+    const int width = p.x.channels_last ? 8 : 32;
+    const int64_t tiles = ceil_div(p.S, width);
+    launch(mask_grad_kernel<T>, p.N * tiles, p.A, kThreads, kThreads * sizeof(acc_t<T>), stream, p, width, tiles);
   });
 }
 

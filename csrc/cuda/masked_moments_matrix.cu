@@ -228,8 +228,7 @@ void launch_rows(const MomentsPlan& p, cudaStream_t stream) {
 
 }  // namespace
 
-static bool matrix_moments_rows(const Queue& queue, const MomentsPlan& p, bool full) {
-  const cudaStream_t stream = queue.stream();
+static bool matrix_moments_rows(cudaStream_t stream, const MomentsPlan& p, bool full) {
   switch (p.A) {
     case 1: full ? launch_rows<1, true>(p, stream) : launch_rows<1, false>(p, stream); return true;
     case 2: full ? launch_rows<2, true>(p, stream) : launch_rows<2, false>(p, stream); return true;
@@ -239,10 +238,10 @@ static bool matrix_moments_rows(const Queue& queue, const MomentsPlan& p, bool f
   return true;
 }
 
-bool matrix_moments(const Queue& queue, const MomentsPlan& p, bool full) {
+bool matrix_moments(cudaStream_t stream, const MomentsPlan& p, bool full) {
   constexpr int64_t most = int64_t{kStep} << 16;  // chunks are counted in 16 bits
   if (p.S >= most || (p.x.channels_last && !is_vector_map<T>(p.x_data, p.x, p.C, p.S))) return false;
-  return p.x.channels_last ? matrix_moments_across(queue, p, full) : matrix_moments_rows(queue, p, full);
+  return p.x.channels_last ? matrix_moments_across(stream, p, full) : matrix_moments_rows(stream, p, full);
 }
 
 }  // namespace axnet::cuda

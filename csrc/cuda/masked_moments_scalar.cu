@@ -321,24 +321,38 @@ bool launch_anatomies(const MomentsPlan& p, bool full, cudaStream_t stream) {
   return true;
 }
 
+// Any type, alignment and number of anatomies: a warp for a row.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2) moments_any_kernel(const __grid_constant__ MomentsPlan p, bool full) {
+  if (weigh<T>(p)) return;
+  const int64_t row = (blockIdx.x - p.N) * kWarps + threadIdx.x / kWarp;
+  if (row < p.N * p.C) careful_row<T>(p, full, row / p.C, row % p.C);
+}
+
 }  // namespace
 
-bool scalar_moments(const Queue& queue, const MomentsPlan& p, const Tensor& x, bool full) {
+bool scalar_moments(cudaStream_t stream, const MomentsPlan& p, Type of_x, bool full) {
   if (p.S > kMostOffset / kMaxAnatomies) return false;
-  const bool done = with_type(x, [&](auto type) {
+  const bool done = with_type(of_x, [&](auto type) {
     using T = decltype(type);
     if constexpr (std::is_same_v<T, float> || std::is_same_v<T, Half>) {
       if (p.x.channels_last && !is_vector_map<T>(p.x_data, p.x, p.C, p.S)) return false;
-      return launch_anatomies<T>(p, full, queue.stream());
+      return launch_anatomies<T>(p, full, stream);
     } else if constexpr (std::is_same_v<T, BFloat16>) {
       if (!full || p.A != 3 || (p.x.channels_last && !is_vector_map<T>(p.x_data, p.x, p.C, p.S))) return false;
-      launch_scalar<T, 3, true>(p, queue.stream());
+      launch_scalar<T, 3, true>(p, stream);
       return true;
     } else {
       return false;
     }
   });
   return done;
+}
+
+void any_moments(cudaStream_t stream, const MomentsPlan& p, Type of_x, bool full) {
+  with_type(of_x, [&](auto type) {
+    launch(moments_any_kernel<decltype(type)>, p.N + ceil_div(p.N * p.C, kWarps), 1, kThreads, 0, stream, p, full);
+  });
 }
 
 }  // namespace axnet::cuda

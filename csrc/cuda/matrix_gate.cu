@@ -7,25 +7,14 @@
 // halves of the images; what the parts found is added up in shared memory. A lane reads 16 bytes along the sum of both
 // operands, so the order in which the products add is another than that of the matrix units' own layout, and the same
 // for both.
-#include "checks.h"
 #include "cuda/device.cuh"
 #include "cuda/matrix.h"
 
 namespace axnet::cuda {
 namespace {
 
-constexpr int kMatrixGateImages = 64, kMatrixGateSide = 128;      // twins in axnet/ops/linear.py
 constexpr int kRows = 16, kImages = 64, kParts = 4, kDepth = 32;  // kDepth: of the sum, a step
 constexpr int kTiles = kImages / 8 / 2;                           // of eight images, a warp
-
-struct GatePlan {
-  int N, A, C, H;
-  const float* descriptors;                                           // [N, 2+2A, C]
-  const void *hidden_weight, *hidden_bias, *gate_weight, *gate_bias;  // T
-  void* rows;                                                         // T [2+2A, N, C]
-  void* sums;                                                         // T [A, N, H]
-  float* gate;                                                        // [N, A, C]
-};
 
 // The descriptors in the type of the weights, image by image.
 template <class T>
@@ -108,53 +97,18 @@ __global__ void __launch_bounds__(kThreads) product_kernel(const __grid_constant
 }
 
 template <class T>
-void run(const Queue& queue, const GatePlan& p) {
+void run(cudaStream_t stream, const GatePlan& p) {
   const int groups = static_cast<int>(ceil_div(p.N, kImages));
   const size_t bytes = kParts * kRows * kImages * sizeof(float);
-  launch(round_kernel<T>, static_cast<int64_t>(p.N) * (2 + 2 * p.A), 1, kThreads, 0, queue.stream(), p);
-  launch(product_kernel<T, true>, p.A * (p.H / kRows), groups, kThreads, bytes, queue.stream(), p);
-  launch(product_kernel<T, false>, p.A * (p.C / kRows), groups, kThreads, bytes, queue.stream(), p);
+  launch(round_kernel<T>, static_cast<int64_t>(p.N) * (2 + 2 * p.A), 1, kThreads, 0, stream, p);
+  launch(product_kernel<T, true>, p.A * (p.H / kRows), groups, kThreads, bytes, stream, p);
+  launch(product_kernel<T, false>, p.A * (p.C / kRows), groups, kThreads, bytes, stream, p);
 }
 
 }  // namespace
 
-Tensor matrix_gate(Tensor descriptors_in, Tensor hidden_weight, Tensor hidden_bias, Tensor gate_weight,
-                   Tensor gate_bias) {
-  check_attention_gate(descriptors_in, hidden_weight, hidden_bias, gate_weight, gate_bias, kMatrixGateImages,
-                       "matrix_gate");
-  const ScalarType type = hidden_weight.scalar_type();
-  const int64_t N = descriptors_in.size(0), A = hidden_weight.size(0), H = hidden_weight.size(2),
-                C = hidden_weight.size(3);
-  AXNET_REQUIRE(type == ScalarType::BFloat16 || type == ScalarType::Half, "matrix_gate", ": hidden_weight is ",
-                checks::name_of(type), ", expected bfloat16 or float16");
-  AXNET_REQUIRE(descriptors_in.scalar_type() == ScalarType::Float, "matrix_gate",
-                ": descriptors is float64, expected float32");
-  AXNET_REQUIRE(C % kMatrixGateSide == 0 && H % kMatrixGateSide == 0, "matrix_gate", ": hidden_weight has shape ",
-                checks::shape_of(hidden_weight), ", expected H and C to be multiples of ", kMatrixGateSide);
-  const Queue queue(descriptors_in);
-  const Tensor descriptors = torch::stable::contiguous(descriptors_in);
-  const Device device = device_of(descriptors);
-  Tensor gate = empty({N, A, C}, ScalarType::Float, device);
-  if (gate.numel() == 0) return gate;
-  for (Tensor* t : {&hidden_weight, &gate_weight})  // a view into a flat parameter may begin anywhere
-    if (reinterpret_cast<uintptr_t>(data(*t)) % 16) *t = torch::stable::clone(*t);
-  Tensor rows = empty({2 + 2 * A, N, C}, type, device), sums = empty({A, N, H}, type, device);
-  const GatePlan p{static_cast<int>(N),
-                   static_cast<int>(A),
-                   static_cast<int>(C),
-                   static_cast<int>(H),
-                   static_cast<const float*>(data(descriptors)),
-                   data(hidden_weight),
-                   data(hidden_bias),
-                   data(gate_weight),
-                   data(gate_bias),
-                   data(rows),
-                   data(sums),
-                   static_cast<float*>(data(gate))};
-  type == ScalarType::Half ? run<Half>(queue, p) : run<BFloat16>(queue, p);
-  return gate;
+void matrix_gate(cudaStream_t stream, const GatePlan& p, Type of_weights) {
+  of_weights == Type::f16 ? run<Half>(stream, p) : run<BFloat16>(stream, p);
 }
-
-STABLE_TORCH_LIBRARY_IMPL(axnet, AXNET_DISPATCH_KEY, m) { m.impl("matrix_gate", TORCH_BOX(&matrix_gate)); }
 
 }  // namespace axnet::cuda

@@ -13,18 +13,6 @@ namespace axnet::cuda {
 
 constexpr double kFar = 15;  // mean^2 / variance beyond which a row's sums are taken about its mean
 
-struct MomentsPlan {
-  int64_t N, C, S;
-  int A;
-  View x;
-  const void *x_data, *mask;  // T [N, C, S], acc [N, A, S]
-  void* descriptors;          // acc [N, 2+2A, C]: avg, max, masked_avg_a, masked_max_a
-  void* moments;              // acc [N, moment_rows(A), C] or null
-  int32_t* argmax;            // [N, 1+A, C] or null
-  double* mass;               // [N, A + pairs(A)] or null
-  void *link, *coef_link;     // one element each: written zero, or null
-};
-
 // How the blocks of a fast kernel share the work; the first N blocks of a grid take the images' masses.
 struct Tiling {
   int channels, blocks;  // channels of a block, blocks of an image
@@ -235,10 +223,7 @@ __device__ inline bool weigh(const MomentsPlan& p) {
   return true;
 }
 
-// Whether a kernel took the plan (masked_moments_scalar.cu: float32, float16, three anatomies;
-// masked_moments_matrix.cu, masked_moments_across.cu: bfloat16).
-bool scalar_moments(const Queue& queue, const MomentsPlan& plan, const Tensor& x, bool full);
-bool matrix_moments(const Queue& queue, const MomentsPlan& plan, bool full);
-bool matrix_moments_across(const Queue& queue, const MomentsPlan& plan, bool full);
+// The part of matrix_moments in channels_last (masked_moments_across.cu).
+bool matrix_moments_across(cudaStream_t stream, const MomentsPlan& plan, bool full);
 
 }  // namespace axnet::cuda

@@ -5,29 +5,20 @@
 
 namespace axnet::cuda {
 
-struct Numbers {
-  const void* at = nullptr;
-  ScalarType type = ScalarType::Float;
+// f(pointer of their type)
+template <class F>
+__device__ inline void typed(const Numbers& numbers, const F& f) {
+  if (numbers.type == Type::f32) f(static_cast<const float*>(numbers.at));
+  else if (numbers.type == Type::f64) f(static_cast<const double*>(numbers.at));
+  else if (numbers.type == Type::bf16) f(static_cast<const BFloat16*>(numbers.at));
+  else f(static_cast<const Half*>(numbers.at));
+}
 
-  Numbers() = default;
-  explicit Numbers(const Tensor& t) : at(t.data_ptr()), type(t.scalar_type()) {}
-  explicit Numbers(const std::optional<Tensor>& t) {
-    if (t) *this = Numbers(*t);
-  }
-  // f(pointer of their type)
-  template <class F>
-  __device__ void typed(const F& f) const {
-    if (type == ScalarType::Float) f(static_cast<const float*>(at));
-    else if (type == ScalarType::Double) f(static_cast<const double*>(at));
-    else if (type == ScalarType::BFloat16) f(static_cast<const BFloat16*>(at));
-    else f(static_cast<const Half*>(at));
-  }
-  __device__ double operator()(int64_t i) const {
-    if (type == ScalarType::Float) return static_cast<const float*>(at)[i];
-    if (type == ScalarType::Double) return static_cast<const double*>(at)[i];
-    if (type == ScalarType::BFloat16) return static_cast<float>(static_cast<const BFloat16*>(at)[i]);
-    return static_cast<float>(static_cast<const Half*>(at)[i]);
-  }
-};
+__device__ inline double number(const Numbers& numbers, int64_t i) {
+  if (numbers.type == Type::f32) return static_cast<const float*>(numbers.at)[i];
+  if (numbers.type == Type::f64) return static_cast<const double*>(numbers.at)[i];
+  if (numbers.type == Type::bf16) return static_cast<float>(static_cast<const BFloat16*>(numbers.at)[i]);
+  return static_cast<float>(static_cast<const Half*>(numbers.at)[i]);
+}
 
 }  // namespace axnet::cuda

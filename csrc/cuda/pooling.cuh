@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cuda/tile.cuh"
+#include "cuda/wrap.h"
 
 namespace axnet::cuda {
 

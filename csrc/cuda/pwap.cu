@@ -7,7 +7,6 @@
 // One map in NCHW takes pwap_one.cuh; else up to 2048 channels of 16 and 32 bits take the matrix units (pwap_tile.cuh),
 // the rest pooling.cuh's loops.
 #include "checks.h"
-#include "cuda/algebra.cuh"
 #include "cuda/pooling.cuh"
 #include "cuda/pwap_args.cuh"
 #include "cuda/pwap_one.cuh"
@@ -55,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, 2) pwap_tile_kernel(const PoolPlan p
   for (int k = warp; k < K; k += kWarps) {
     Acc* row = weights + k * p.row;
     Acc top = -std::numeric_limits<Acc>::infinity(), mass = 0;
-    const Acc bias = args.bias.at ? static_cast<Acc>(args.bias(k)) : Acc(0);
+    const Acc bias = args.bias.at ? static_cast<Acc>(number(args.bias, k)) : Acc(0);
     for (int s = lane; s < pixels; s += kWarp) {
       row[s] += bias;
       top = row[s] > top ? row[s] : top;
@@ -144,13 +143,15 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_matrix_kernel(const
   }
   if (threadIdx.x < M) {
     tops[threadIdx.x] = -std::numeric_limits<float>::infinity(), masses[threadIdx.x] = 0, falls[threadIdx.x] = 1;
-    biases[threadIdx.x] = threadIdx.x < maps && args.bias.at ? static_cast<float>(args.bias(k0 + threadIdx.x)) : 0.f;
+    biases[threadIdx.x] =
+        threadIdx.x < maps && args.bias.at ? static_cast<float>(number(args.bias, k0 + threadIdx.x)) : 0.f;
   }
   for (int i = threadIdx.x; i < M * P; i += blockDim.x)
     shares.set(i / P, i % P, 0);
   Rows<T, M, false> weights[Tile::kSlots];
-  args.weight.typed(
-      [&](auto from) { Product::load_rows(from + static_cast<int64_t>(k0) * p.C + c0, p.C, maps, channels, weights); });
+  typed(args.weight, [&](auto from) {
+    Product::load_rows(from + static_cast<int64_t>(k0) * p.C + c0, p.C, maps, channels, weights);
+  });
   typename Product::Sums sums = {};
   int at = 0;
 
@@ -232,8 +233,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_one_kernel(const On
   const T* x = static_cast<const T*>(args.x) + walk.n * p.image;
   lane.begin(x, walk.begin, walk.end);
   float weights[Lane::kChannels], sums[Lane::kChannels] = {};
-  args.weight.typed([&](auto from) { lane.load_row(from, weights); });
-  const float bias = args.bias.at ? static_cast<float>(args.bias(0)) : 0.f;
+  typed(args.weight, [&](auto from) { lane.load_row(from, weights); });
+  const float bias = args.bias.at ? static_cast<float>(number(args.bias, 0)) : 0.f;
   float top = -std::numeric_limits<float>::infinity(), factor = 1, mass = 0;
 
 #pragma unroll 1
@@ -344,11 +345,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor
   if (!mask) one = OnePlan::of(x, K);
   const std::optional<MatrixPlan> plan = MatrixPlan::of(x, K, 1, 0);
   const Tensor rows = one || plan ? as(weight) : as(weight, acc);
-  with_type(x, [&](auto type) {
+  with_type(type_of(x.scalar_type()), [&](auto type) {
     using T = decltype(type);
     PwapArgs args{data(x),
-                  Numbers(rows),
-                  Numbers(bias),
+                  numbers_of(rows),
+                  numbers_of(bias),
                   data(pooled),
                   data(prob),
                   data(logits),

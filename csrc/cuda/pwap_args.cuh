@@ -24,7 +24,6 @@ struct PwapBackwardArgs {
   const void *logits, *norm;         // acc [N, K, S], [N, 2, K]
   void* partial;                     // acc [N, tiles, K*C + K]
   void *weight_grad, *bias_grad;     // acc [K, C], acc [K]
-  ScalarType type;                   // of x
   int64_t dx_image;                  // elements between images of dx, and between its channels and pixels
   int dx_channel, dx_pixel;
   bool dx_fast;  // every 16-byte piece of dx is aligned and lies in one row

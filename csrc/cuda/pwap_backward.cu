@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   Product::load_rows(grad + c0, p.C, maps, channels, grads);
   unsigned char* turned = reinterpret_cast<unsigned char*>(biases + M) + warp * kTurnedBytes;
   if constexpr (std::is_same_v<T, BFloat16>)
-    args.weight.typed([&](auto from) {
+    typed(args.weight, [&](auto from) {
       Product::turn_over(from + static_cast<int64_t>(k0) * p.C + c0, p.C, maps, channels, turned);
     });
   typename Product::Sums sums = {};
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   float2* const rows = reinterpret_cast<float2*>(products + p.warps) + lane.warp * kAccesses * Lane::R + lane.row;
   float grads[Lane::kChannels], weights[Lane::kChannels], sums[Lane::kChannels] = {};
   lane.load_row(static_cast<const T*>(args.grad_pooled) + n * p.C, grads);
-  args.weight.typed([&](auto from) { lane.load_row(from, weights); });
+  typed(args.weight, [&](auto from) { lane.load_row(from, weights); });
   if (!Lane::kLast && lane.column == 0)
 #pragma unroll
     for (int i = 0; i < Lane::kChannels; ++i)
@@ -346,12 +346,12 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
   const Tensor grad = as(grad_pooled, type_of_x), mean = as(pooled, type_of_x);
   std::optional<Tensor> map_grad;
   if (grad_prob) map_grad = as(*grad_prob, type_of_x);
-  with_type(x, [&](auto type) {
+  with_type(type_of(x.scalar_type()), [&](auto type) {
     using T = decltype(type);
     using Acc = acc_t<T>;
     PwapBackwardArgs args{data(x),        input_grad ? data(dx) : nullptr,
                           data(grad),     data(mean),
-                          data(map_grad), Numbers(rows),
+                          data(map_grad), numbers_of(rows),
                           data(logits),   data(norm),
                           nullptr,        data(weight_grad),
                           data(bias_grad)};

@@ -15,6 +15,7 @@
 #include "cuda/pwap_operands.cuh"
 #include "cuda/pwap_tile.cuh"
 #include "cuda/walk.cuh"
+#include "cuda/wrap.h"
 
 namespace axnet::cuda {
 

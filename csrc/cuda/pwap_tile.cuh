@@ -12,6 +12,7 @@
 
 #include "cuda/device.cuh"
 #include "cuda/matrix.h"
+#include "cuda/wrap.h"
 
 namespace axnet::cuda {
 

@@ -7,16 +7,6 @@
 
 namespace axnet::cuda {
 
-struct SumsPlan {
-  int64_t N, C, S;
-  int A, blocks, members;
-  View x, d;
-  const void *x_data, *d_data;  // T [N, C, S], T [N, blocks*C, S]
-  const void* mask;             // acc [N, A, S]
-  const void* saved;            // acc [N, blocks, saved_rows(members), C]; row 0: the shift
-  void* sums;                   // acc [N, blocks, sum_rows(members), C]
-};
-
 // How the blocks of a fast kernel share the work.
 struct SumsTiling {
   int channels, blocks, stage, pitch, parts;  // as in moments.cuh
@@ -43,10 +33,5 @@ struct SumsPlace {
     sums = static_cast<float*>(p.sums) + (static_cast<int64_t>(n) * p.blocks + o) * sum_rows(B) * p.C;
   }
 };
-
-// Whether a kernel took the plan.
-bool scalar_sums(const Queue& queue, const SumsPlan& plan, const Tensor& x);
-bool matrix_sums(const Queue& queue, const SumsPlan& plan);
-void any_sums(const Queue& queue, const SumsPlan& plan, const Tensor& x);
 
 }  // namespace axnet::cuda

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda/launch.h"
+#include "cuda/queue.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>

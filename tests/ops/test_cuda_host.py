@@ -29,7 +29,8 @@ def build(out: Path, *flags: str) -> Path:
         includes += ["-isystem", path]
     common = ["-x", "c++", "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
     common += ["-DTORCH_TARGET_VERSION=0x020b000000000000", *includes, *flags]
-    sources = [HOST / "fibers.cpp", ROOT / "csrc" / "ops.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
+    cuda = sorted(f for f in (ROOT / "csrc" / "cuda").glob("*.c*") if f.suffix != ".cuh" and f.name != "launch.cpp")
+    sources = [HOST / "fibers.cpp", ROOT / "csrc" / "ops.cpp", *cuda]
     objects = [str(out / f"{source.stem}.o") for source in sources]
 
     def compile_one(source: Path, target: str) -> None:

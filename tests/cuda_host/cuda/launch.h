@@ -16,7 +16,7 @@
 #include <tuple>
 #include <utility>
 
-#include "tensors.h"
+#include "cuda/plans.h"
 
 #define __global__
 #define __device__
@@ -24,7 +24,6 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __noinline__ __attribute__((noinline))
-#define AXNET_DISPATCH_KEY CPU
 #define AXNET_SHARED(name) unsigned char* name = axnet::host::shared()
 
 struct dim3 {
@@ -42,7 +41,6 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
-using cudaStream_t = void*;
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -53,7 +51,6 @@ void barrier();
 using Slot = unsigned char[32];
 // Calls read(slots) once every lane of the warp has put its bytes into slots[lane].
 void gather(const void* mine, size_t bytes, const std::function<void(const Slot*)>& read);
-size_t shared_limit();
 void run(int64_t blocks, int groups, int threads, size_t shared_bytes, const std::function<void()>& kernel);
 // With AXNET_RECORD_LAUNCHES naming a file, launches are written there and no kernel runs (benchmarks/cuda_model.py).
 bool recording();
@@ -130,14 +127,6 @@ void __stwb(T* p, T v) {
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
 
 namespace axnet::cuda {
-
-class Queue {
- public:
-  explicit Queue(const Tensor&) {}
-  cudaStream_t stream() const { return nullptr; }
-};
-
-inline size_t shared_limit(const Tensor&) { return host::shared_limit(); }
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int groups, int threads, size_t shared_bytes, cudaStream_t,
