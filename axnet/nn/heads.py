@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from axnet import checks, functional
+from axnet.backends import transformed
 from axnet.nn.norm import BatchNorm, counted, given_statistics, is_fused
 from axnet.ops.layouts import accumulator, channels_last
 from axnet.reference import GateFunction
+
+CHUNK = {"cpu": 2**22, "cuda": 2**25}  # elements of X - c that exist at a time
 
 
 def normalised_averages(
@@ -68,7 +72,7 @@ def _by_the_batch(
     basis = torch.cat([torch.ones_like(flat[:, :1]), flat, flat * flat], 1)  # [N, 1 + 2K, S]
     sums = basis.double().sum(2)
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):  # float32 or wider
-        products = _products(x, shift, basis)
+        products = _chunked_products(x, shift, basis)
     first, second = (_split(t.double(), m.shape[1]) for t in products)
     size, c = sums[:, :1], shift.double()
     s, sm, smm = size[None], sums[:, 1 : 1 + m.shape[1]].T[..., None], sums[:, 1 + m.shape[1] :].T[..., None]
@@ -86,14 +90,69 @@ def _by_the_batch(
     return torch.stack(normalised, 1).to(x.dtype)
 
 
+def _chunked_products(x: Tensor, shift: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """_products, for which X - c never exists as a whole, nor is kept for the backward pass."""
+    if torch.compiler.is_compiling() or transformed() or x.device.type == "meta":
+        return _products(x, shift, basis)
+    images = max(1, CHUNK.get(x.device.type, 2**25) // max(1, x[:1].numel()))
+    first, second = _Products.apply(x, shift, basis, images)
+    return first, second
+
+
+class _Products(torch.autograd.Function):
+    """_products of so many images at a time; the backward pass makes X - c again. Differentiable twice."""
+
+    @staticmethod
+    def forward(x: Tensor, shift: Tensor, basis: Tensor, images: int) -> tuple[Tensor, Tensor]:
+        parts = [_products(part, shift, rows) for part, rows in zip(x.split(images), basis.split(images), strict=True)]
+        return torch.cat([first for first, _ in parts]), torch.cat([second for _, second in parts])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.images = inputs[3]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, shift, basis = ctx.saved_tensors
+        of_x, _, of_basis, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # to be differentiated again
+            wanted = [t for t, needed in ((x, of_x), (basis, of_basis)) if needed]
+            found = iter(torch.autograd.grad(_products(x, shift, basis), wanted, grads, create_graph=True))
+            return next(found) if of_x else None, None, next(found) if of_basis else None, None
+        grad_x = torch.empty_like(x) if of_x else None
+        grad_basis = torch.empty_like(basis) if of_basis else None
+        for start in range(0, len(x), ctx.images):
+            chunk = slice(start, start + ctx.images)
+            first, second = (g[chunk] for g in grads)
+            centred = _centred(x[chunk], shift, basis.dtype)
+            if grad_x is not None:
+                slope = _across(second, basis[chunk], centred).mul_(centred)
+                slope = _across(first, basis[chunk], centred).add_(slope, alpha=2)
+                grad_x[chunk].copy_(slope.unflatten(2, x.shape[2:]))
+            if grad_basis is not None:
+                grad_basis[chunk] = torch.baddbmm(first @ centred, second, centred * centred)
+        return grad_x, None, grad_basis, None
+
+
 def _products(x: Tensor, shift: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over the pixels of X - c and of its square, times every row of the basis [N, J, S]: [N, J, C] each."""
+    centred = _centred(x, shift, basis.dtype).transpose(1, 2)
+    return basis @ centred, basis @ (centred * centred)
+
+
+def _centred(x: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+    """X - c [N, C, S], in X's layout."""
     if channels_last(x):
-        centred = x.permute(0, 2, 3, 1).flatten(1, 2).to(basis.dtype) - shift  # [N, S, C]
-        return basis @ centred, basis @ (centred * centred)
-    centred = x.flatten(2).to(basis.dtype) - shift[:, None]  # [N, C, S]
-    columns = basis.transpose(1, 2)
-    return (centred @ columns).transpose(1, 2), ((centred * centred) @ columns).transpose(1, 2)
+        return (x.permute(0, 2, 3, 1).flatten(1, 2).to(dtype) - shift).transpose(1, 2)
+    return x.flatten(2).to(dtype) - shift[:, None]
+
+
+def _across(sums: Tensor, basis: Tensor, like: Tensor) -> Tensor:
+    """Transposed sums [N, J, C] times the basis [N, J, S]: [N, C, S] in the layout of another tensor."""
+    if like.is_contiguous():
+        return sums.transpose(1, 2) @ basis
+    return (basis.transpose(1, 2) @ sums).transpose(1, 2)
 
 
 def _split(rows: Tensor, masks: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from axnet import functional as AF
 from axnet import nn as ann
 from axnet import ops, reference
 from axnet.backends import resolve
+from axnet.nn import heads as heads_module
 
 
 def statistics(channels: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -183,3 +184,37 @@ def test_pool_module(grad, monkeypatch):
         for actual, expected in zip(pooled, pooling(attention(x, mask)), strict=True):
             assert actual.requires_grad == grad
             assert_close("pool", actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("images", [1, 2])
+def test_gradients_of_heads_that_are_trained_a_few_images_at_a_time(layout, images, monkeypatch):
+    torch.manual_seed(0)
+    heads = [ann.MaskedAttention(4, dropout=0.0, backend="reference").double().train() for _ in range(3)]
+    x = draw((5, 4, 3, 6), torch.float64, shift=2.0).contiguous(memory_format=layout).requires_grad_()
+    masks = draw_mask((5, 3, 3, 6), torch.float64).requires_grad_()
+    parameters = [p for head in heads for p in head.parameters()]
+    monkeypatch.setattr(heads_module, "CHUNK", {x.device.type: images * 4 * 3 * 6})
+
+    weights = torch.randn(5, 3, 4, dtype=torch.float64)
+    found = []
+    for form in (
+        lambda: ann.average_heads(heads, x, masks),
+        lambda: torch.stack([head(x, masks[:, i : i + 1]).mean((2, 3)) for i, head in enumerate(heads)], 1),
+    ):
+        first = torch.autograd.grad((form() * weights).sum(), [x, masks, *parameters])
+        again = torch.autograd.grad((form() * weights).sum(), [x, masks], create_graph=True)
+        twice = torch.autograd.grad(sum(g.square().sum() for g in again), [x, masks])
+        found.append((*first, *twice))
+    for number, (a, b) in enumerate(zip(*found, strict=True)):
+        assert_close(f"gradient {number}", a, b, 1e-10)
+
+
+def test_heads_keep_x_alone_for_the_backward_pass():
+    heads = [ann.MaskedAttention(16, dropout=0.0).train() for _ in range(3)]
+    x, masks = torch.rand(2, 16, 32, 32).requires_grad_(), torch.rand(2, 3, 32, 32)
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t.nbytes) and t, lambda t: t):
+        ann.average_heads(heads, x, masks)
+    large = [address for address, size in kept.items() if size >= x.nbytes]
+    assert large == [x.data_ptr()]
