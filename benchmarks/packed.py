@@ -34,7 +34,8 @@ from axnet.imaging import resize
 from axnet.models import Preprocessing
 from axnet.report import environment
 from axnet.train import DataConfig, collect, with_blank_masks
-from axnet.train.data import Batches, _stack, _Stored, as_is
+from axnet.train.data import Batches, _stack, _Stored
+from axnet.train.data import loader as batch_loader
 from axnet.train.packers import Packer
 from axnet.train.packing import prepare
 
@@ -97,7 +98,7 @@ def seen(batches: Iterable[Any], key: Any) -> int:
 
 def loader(data: PackedFilms, workers: int, size: int = 224) -> Callable[[], int]:
     batches = Batches(with_blank_masks(collect(data, Preprocessing(size=size))))  # the other engines have no masks
-    made: Any = DataLoader(batches, BATCH, shuffle=True, num_workers=workers, collate_fn=as_is)
+    made = batch_loader(batches, batch_size=BATCH, workers=workers, shuffle=True)
     return lambda: seen(made, "image")
 
 

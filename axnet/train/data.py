@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -22,12 +24,13 @@ from axnet.data.packed.films import PackedFilms
 from axnet.imaging import resize
 from axnet.models.preprocessing import Preprocessing
 from axnet.train.cache import kept, key_of
-from axnet.train.handing import Batch
+from axnet.train.handing import Batch, Slots
 from axnet.train.labels import checked_labels
 from axnet.train.pixels import Drawn, Items, Pixels, PixelsOnDemand, chained, packed_pixels, subset
 
 _CHUNK = 32
 _MEMORY_SHARE = 0.5
+_MOST_SHARED = 1 << 29  # bytes for batches on their way
 
 
 class XraySource(Protocol):
@@ -269,6 +272,11 @@ class Batches(Dataset[dict[str, Tensor]]):
             raise ValueError("data has masks with a largest value of 1, expected uint8 from 0 to 255, 255 for inside.")
         self.data = data
         self.masks = data.masks
+        self.slots: Slots | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process that begins now, which shares the slots; any other copy is without."""
+        return vars(self) if get_spawning_popen() is not None else {**vars(self), "slots": None}
 
     def __len__(self) -> int:
         """Number of images."""
@@ -310,9 +318,23 @@ def _one_for_all(masks: Pixels) -> bool:
     return isinstance(masks, Tensor) and not masks.is_contiguous() and masks.stride(0) == 0
 
 
+def loader(batches: Batches, *, batch_size: int, workers: int, **options: Any) -> DataLoader[dict[str, Tensor]]:
+    """A DataLoader of these batches; options: what else that takes. workers: processes that cut them."""
+    pixels = [batches.data.images] + ([] if _one_for_all(batches.masks) else [batches.masks])
+    size = batch_size * sum(-(-math.prod(each.shape[1:]) // 64) * 64 for each in pixels)
+    # by default each process cuts two ahead, and one is on its way; a step holds one, and its successor waits
+    count = min(3 * workers + 3, _MOST_SHARED // max(1, size))
+    batches.slots = None
+    if workers and count > 1:
+        with suppress(RuntimeError):  # not as much shared memory: then each tensor goes as torch sends it
+            batches.slots = Slots(count, size)
+    return DataLoader(batches, batch_size, num_workers=workers, collate_fn=as_is, **options)  # type: ignore[arg-type]
+
+
 def as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Collate function for Batches, whose answers are batches already."""
-    return batch if get_worker_info() is None else Batch(batch)
+    process = get_worker_info()
+    return batch if process is None else Batch(batch, getattr(process.dataset, "slots", None))
 
 
 class _Stored(Dataset[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]]):

@@ -17,7 +17,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from axnet.models.preprocessing import Preprocessing
 from axnet.train.augment import Augmentation
-from axnet.train.data import Batches, XraySet, as_is
+from axnet.train.data import Batches, XraySet, loader
 from axnet.train.groups import parameter_groups
 from axnet.train.inputs import to_input
 from axnet.train.losses import LossName, loss_of
@@ -230,11 +230,11 @@ class XrayDataModule(L.LightningDataModule):
             return []
         return self._loader(self.validation_batches, batch_size=2 * self.batch_size)
 
-    def _loader(self, batches: Batches, **options: Any) -> DataLoader[dict[str, Tensor]]:
-        return DataLoader(
+    def _loader(self, batches: Batches, batch_size: int, **options: Any) -> DataLoader[dict[str, Tensor]]:
+        return loader(
             batches,
-            collate_fn=as_is,  # type: ignore[arg-type]
-            num_workers=self.workers,
+            batch_size=batch_size,
+            workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
             **options,

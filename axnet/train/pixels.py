@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from axnet.data.findings import organs_to_anatomies
+from axnet.data.packed import runs
 from axnet.data.packed.films import PackedFilms
 from axnet.data.packed.shards import Film
 from axnet.imaging import resize
 from axnet.models.preprocessing import Preprocessing
-from axnet.train.handing import empty
+
+_FULL = np.uint8(255)
 
 
 class Pixels(Protocol):
@@ -79,15 +81,31 @@ class _Packed:
         key = index.tobytes()
         if self._last is None or self._last[0] != key:
             size = self.preprocessing.size
-            images, drawn = empty((len(index), 1, size, size), (len(index), 2 * self._drawn, size, size))
-            masks = drawn if self._drawn else None
+            images = torch.empty(len(index), 1, size, size, dtype=torch.uint8)
+            masks = torch.empty(len(index), 2, size, size, dtype=torch.uint8) if self._drawn else None
             for place, which in enumerate(index.tolist()):
-                film = self.films.film(which, masks=self._drawn)
-                images.numpy()[place, 0] = self._image(film)
-                if masks is not None:
-                    masks.numpy()[place] = self._mask(film)
+                drawn = None if masks is None else masks.numpy()[place]
+                if not self._copied(which, images.numpy()[place, 0], drawn):
+                    film = self.films.film(which, masks=self._drawn)
+                    images.numpy()[place, 0] = self._image(film)
+                    if drawn is not None:
+                        drawn[...] = self._mask(film)
             self._last = (key, images, masks)
         return self._last[1:]
+
+    def _copied(self, which: int, image: npt.NDArray[np.uint8], masks: npt.NDArray[np.uint8] | None) -> bool:
+        """Whether a film is there in this size: then it is copied without all that lies between, and is the same."""
+        size = self.preprocessing.size
+        content = self.films.content(which) if self.films.manifest.size == size else None
+        if content is None or (masks is not None and not any(part.size for part in content[1:])):
+            return False
+        pixels, *organs = content
+        image[...] = np.frombuffer(pixels, np.uint8).reshape(size, size)
+        if masks is not None:
+            left, right, heart = (runs.decode(data, size, size, _FULL) for data in organs)
+            np.maximum(left, right, out=masks[0])
+            masks[1] = heart
+        return True
 
     def _image(self, film: Film) -> npt.NDArray[np.uint8]:
         if self.films.manifest.size is None:
@@ -205,7 +223,7 @@ class ChainedPixels:
         """The films of a slice, or of an array or tensor of positions; a tensor of its own."""
         chosen = self._index[index.numpy() if isinstance(index, Tensor) else index]
         places = np.atleast_1d(chosen)
-        found = empty((len(places), *self.shape[1:]))[0]
+        found = torch.empty((len(places), *self.shape[1:]), dtype=torch.uint8)
         which = np.searchsorted(self._ends, places, side="right")
         for number, part in enumerate(self._parts):
             rows = np.flatnonzero(which == number)

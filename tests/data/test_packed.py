@@ -66,6 +66,7 @@ def test_a_shard_gives_back_what_was_written(tmp_path: Path, dtype: str) -> None
         for row in (3, 0, 4, 1, 2):
             assert same(shards_here.read(0, row), written[row])
     assert shards.read(0, 1, masks=False).masks is None
+    assert [shards.content(0, row, f"{row}.png", 8) is None for row in (0, 1)] == [True, True]  # neither is 8 x 8
     # a process that was forked has files of its own
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert same(pool.apply(shards.read, (0, 2)), written[2])
@@ -96,6 +97,36 @@ def test_every_damaged_byte_of_a_shard_is_noticed_or_harmless(tmp_path: Path) ->
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"shard 'a\.arrow' is damaged"):
             Shards(tmp_path.joinpath, ["a.arrow"]).read(0, 0)
+
+
+def test_content_is_what_read_gives_or_nothing(tmp_path: Path) -> None:
+    """Of 8-bit films of one size, whatever byte is damaged."""
+    rng = np.random.default_rng(2)
+    written = [Film(name, rng.integers(0, 255, (6, 6), np.uint8), rng.random((3, 6, 6)) < 0.4) for name in "ab"]
+    path = tmp_path / "a.arrow"
+    with writing(path) as add:
+        for film in written:
+            add(film)
+    shards = Shards(tmp_path.joinpath, ["a.arrow"])
+    for row, film in enumerate(written):
+        assert film.masks is not None
+        found = shards.content(0, row, film.image, 6)
+        assert found is not None
+        assert bytes(found[0]) == film.pixels.tobytes()
+        for data, mask in zip(found[1:], film.masks, strict=True):
+            np.testing.assert_array_equal(runs.decode(data, 6, 6, np.uint8(255)), np.uint8(255) * mask)
+        assert shards.content(0, row, film.image, 7) is None
+        assert shards.content(0, row, "ab".replace(film.image, ""), 6) is None
+    assert shards.content(0, 2, "c", 6) is None
+    whole, lost = path.read_bytes(), 0
+    for place in range(0, len(whole), 5):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        damaged = Shards(tmp_path.joinpath, ["a.arrow"])
+        for row, film in enumerate(written):
+            found = damaged.content(0, row, film.image, 6)
+            lost += found is None
+            assert found is None or bytes(found[0]) == film.pixels.tobytes()
+    assert lost > len(whole) / 5 / 3
 
 
 @pytest.fixture(scope="module")

@@ -132,6 +132,13 @@ class PackedFilms(LabelledFilms):
             raise ValueError(f"packed films '{self.root}': a shard has '{found.image}' for '{self.ids[index]}'.")
         return found
 
+    def content(self, index: int) -> list[Any] | None:
+        """Bytes of a film as axnet.data.packed.shards.Shards.content gives them; None where `film` must be asked."""
+        if self.manifest.size is None:
+            return None
+        place = int(self._shard[index]), int(self._row[index])
+        return self.shards.content(*place, self.ids[index], self.manifest.size)
+
     def _read(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
         film = self.film(index, masks=self.masks is None)
         return grey_values(film.pixels), self._mask(index) if film.masks is None else film.masks.astype(np.float32)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+
+TRUE = np.bool_(True)
 
 
 def encode(mask: npt.NDArray[np.bool_]) -> bytes:
@@ -14,13 +18,18 @@ def encode(mask: npt.NDArray[np.bool_]) -> bytes:
     return np.stack((edges[::2], edges[1::2] - edges[::2]), 1).astype("<u4").tobytes()
 
 
-def decode(data: bytes, height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Mask [height, width] of runs. Raises ValueError for runs outside of it, or out of order."""
+def decode(data: Any, height: int, width: int, inside: np.bool_ | np.uint8 = TRUE) -> npt.NDArray[Any]:
+    """Mask [height, width] of runs (bytes, or a buffer of them), with this value inside and 0 outside.
+
+    Raises ValueError for runs outside of the mask, or out of order.
+    """
     edges = np.frombuffer(data, dtype="<u4").astype(np.int64)
     edges[1::2] += edges[::2]
-    lengths = np.diff(edges, prepend=0, append=height * width)  # of what is out and in, by turns
+    ends = np.empty(len(edges) + 2, dtype=np.int64)
+    ends[0], ends[1:-1], ends[-1] = 0, edges, height * width
+    lengths = ends[1:] - ends[:-1]  # of what is out and in, by turns
     if lengths.min() < 0:
         raise ValueError(f"runs are out of order or reach beyond the {height} x {width} pixels of the mask.")
-    inside = np.zeros(len(lengths), dtype=np.bool_)
-    inside[1::2] = True
-    return np.asarray(np.repeat(inside, lengths).reshape(height, width))
+    values = np.zeros(len(lengths), dtype=inside.dtype)
+    values[1::2] = inside
+    return np.repeat(values, lengths).reshape(height, width)
