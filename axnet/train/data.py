@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
@@ -324,7 +325,7 @@ def loader(batches: Batches, *, batch_size: int, workers: int, **options: Any) -
     size = batch_size * sum(-(-math.prod(each.shape[1:]) // 64) * 64 for each in pixels)
     # by default each process cuts two ahead, and one is on its way; a step holds one, and its successor waits
     count = min(3 * workers + 3, _MOST_SHARED // max(1, size))
-    batches.slots = None
+    batches = copy(batches)  # each loader has slots of its own
     if workers and count > 1:
         with suppress(RuntimeError):  # not as much shared memory: then each tensor goes as torch sends it
             batches.slots = Slots(count, size)

@@ -24,6 +24,11 @@ def batches(blank: bool = False) -> Batches:
     return Batches(with_blank_masks(films) if blank else films)
 
 
+def slots_of(made: Any) -> Slots | None:
+    found: Slots | None = made.dataset.slots
+    return found
+
+
 def owners(slots: Slots) -> list[int]:
     return slots._state[0].tolist()
 
@@ -47,8 +52,9 @@ def test_no_batch_changes_while_it_is_held(kept: int) -> None:
     """Also where more are held than there is room for, and where an epoch is left before its end."""
     cut = batches()
     made = loader(cut, batch_size=1, workers=2)
-    assert cut.slots is not None
-    assert len(owners(cut.slots)) < 24
+    slots = slots_of(made)
+    assert slots is not None
+    assert len(owners(slots)) < 24
     for _ in range(2):
         held: list[Any] = []
         for place, batch in enumerate(made):
@@ -61,7 +67,7 @@ def test_no_batch_changes_while_it_is_held(kept: int) -> None:
         del batch
     held.clear()
     gc.collect()
-    assert handing._HELD not in owners(cut.slots)
+    assert handing._HELD not in owners(slots)
 
 
 def test_room_is_free_when_the_last_tensor_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,13 +138,13 @@ def test_without_as_much_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(handing, "_shared", refuse)
     cut = batches()
-    found = [batch["image"] for batch in loader(cut, batch_size=5, workers=1)]
-    assert cut.slots is None
+    made = loader(cut, batch_size=5, workers=1)
+    found = [batch["image"] for batch in made]
+    assert slots_of(made) is None
     assert torch.equal(torch.cat(found), cut.data.images)
 
 
 def test_a_copy_of_the_batches_shares_no_room() -> None:
-    cut = batches()
-    loader(cut, batch_size=5, workers=1)
-    assert cut.slots is not None
-    assert copy.deepcopy(cut).slots is None
+    made = loader(batches(), batch_size=5, workers=1)
+    assert slots_of(made) is not None
+    assert copy.deepcopy(made.dataset).slots is None  # type: ignore[attr-defined]
