@@ -41,6 +41,7 @@ from axnet.train.packing import prepare
 
 RESULTS = Path(__file__).resolve().parent / "results"
 BATCH = 32
+SMALL = 16  # pixels of the many films: what grows with their number is kept by film, whatever its size
 FINDINGS = ("Effusion", "Mass")
 
 
@@ -227,7 +228,7 @@ def speed(folder: Path, count: int, rounds: int) -> dict[str, Any]:
 
 def memory(folder: Path, count: int) -> dict[str, Any]:
     """Prepare and fit of so many films, which are a few under many names."""
-    table = films(folder, 64, 64)
+    table = films(folder, 64, SMALL)
     rows = ["path,patient,split," + ",".join(FINDINGS)]
     for index in range(count):
         os.link(folder / "films" / f"{index % 64}.png", folder / "films" / f"n{index}.png")
@@ -235,8 +236,8 @@ def memory(folder: Path, count: int) -> dict[str, Any]:
     table.write_text("\n".join(rows) + "\n")
     table.with_suffix(".json").write_text(json.dumps({"patient": "patient", "split": "split"}))
     out, run = str(folder / "packed"), str(folder / "run")
-    pack = ["prepare", "--data", "csv", "--root", str(table), "--split", "train", "--size", "32", "--masks", "none"]
-    small = ["--architecture", "densenet-gap", "--backbone", "tiny", "--size", "32", "--epochs", "1"]
+    pack = ["prepare", "--data", "csv", "--root", str(table), "--split", "train", "--size", str(SMALL), "--masks", "none"]
+    small = ["--architecture", "densenet-gap", "--backbone", "tiny", "--size", str(SMALL), "--epochs", "1"]
     limits = ["--batch-size", "512", "--workers", "1", "--accelerator", "cpu"]
     return {
         "films": count,
