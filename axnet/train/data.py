@@ -25,13 +25,12 @@ from axnet.data.packed.films import PackedFilms
 from axnet.imaging import resize
 from axnet.models.preprocessing import Preprocessing
 from axnet.train.cache import kept, key_of
-from axnet.train.handing import Batch, Slots
+from axnet.train.handing import Batch, Slots, most_shared
 from axnet.train.labels import checked_labels
 from axnet.train.pixels import Drawn, Items, Pixels, PixelsOnDemand, chained, packed_pixels, subset
 
 _CHUNK = 32
 _MEMORY_SHARE = 0.5
-_MOST_SHARED = 1 << 29  # bytes for batches on their way
 
 
 class XraySource(Protocol):
@@ -324,7 +323,7 @@ def loader(batches: Batches, *, batch_size: int, workers: int, **options: Any) -
     pixels = [batches.data.images] + ([] if _one_for_all(batches.masks) else [batches.masks])
     size = batch_size * sum(-(-math.prod(each.shape[1:]) // 64) * 64 for each in pixels)
     # by default each process cuts two ahead, and one is on its way; a step holds one, and its successor waits
-    count = min(3 * workers + 3, _MOST_SHARED // max(1, size))
+    count = min(3 * workers + 3, most_shared() // max(1, size))
     batches = copy(batches)  # each loader has slots of its own
     if workers and count > 1:
         with suppress(RuntimeError):  # not as much shared memory: then each tensor goes as torch sends it

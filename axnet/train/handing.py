@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import shutil
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor
 
 _SMALL = 1 << 16
 """Bytes up to which copies through the loader's pipe cost less than a connection."""
+_MOST = 1 << 29
 _ALIGNED = 64
 _FREE, _HELD = 0, -1
 
@@ -100,6 +102,15 @@ class Slots:
     def _freed(self, slot: int, process: int) -> None:
         if os.getpid() == process:  # a forked process has copies of what this one holds
             self._state[0, slot] = _FREE
+
+
+def most_shared() -> int:
+    """Bytes that the slots of a loader may take: a quarter of what is free, since other tensors need some, too."""
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:  # not every system shows it
+        return _MOST
+    return min(_MOST, free // 4)
 
 
 def _shared(size: int) -> Tensor:

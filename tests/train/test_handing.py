@@ -7,6 +7,7 @@ import gc
 import io
 import multiprocessing
 from multiprocessing.reduction import ForkingPickler
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,11 +133,14 @@ def test_nothing_is_handed_over_by_a_connection_but_what_has_no_room() -> None:
         assert found["blank"].untyped_storage().nbytes() == 1
 
 
-def test_without_as_much_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("free", [1 << 20, 1 << 40])
+def test_without_as_much_shared_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     def refuse(size: int) -> None:
+        assert free == 1 << 40
         raise RuntimeError("unable to allocate shared memory")
 
     monkeypatch.setattr(handing, "_shared", refuse)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
     cut = batches()
     made = loader(cut, batch_size=5, workers=1)
     found = [batch["image"] for batch in made]
