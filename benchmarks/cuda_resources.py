@@ -60,7 +60,7 @@ def kernels(report: str) -> dict[str, dict[str, int]]:
             sys.exit(f"ptxas reported '{mangled}' in a form that is not known here:\n{entry}")
         full = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout
         name = re.search(r"(\w+_kernel(?:<.*?>)?)\(", full)
-        key = re.sub(r"c10::|\((?:int|bool)\)", "", name[1]) if name else mangled
+        key = re.sub(r"axnet::cuda::|\((?:int|bool)\)", "", name[1]) if name else mangled
         found[key] = {"registers": int(used[1]), "stack": int(stack[1]), "spills": int(stack[2]) + int(stack[3])}
     return found
 

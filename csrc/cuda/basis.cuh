@@ -48,7 +48,7 @@ struct Basis {
 
   // All threads of the block, between barriers. masks: of the image, [A, S]; an anatomy beyond A repeats the first.
   __device__ void fill(const float* masks, int A, int S, int s0, int stage, bool channels_last) const {
-    using T = c10::BFloat16;
+    using T = BFloat16;
     auto put = [&](int k, int s, float first, float second) {
       const uint32_t high = pair_of<T>(first, second);
       auto* to = reinterpret_cast<uint32_t*>(const_cast<uint16_t*>(at) + k * pitch + s);
@@ -91,7 +91,7 @@ struct Basis {
 };
 
 // Eight pixels of a row of bfloat16, from pixel s on.
-__device__ inline void load_eight(const c10::BFloat16* row, int s, bool aligned, uint32_t (&out)[4]) {
+__device__ inline void load_eight(const BFloat16* row, int s, bool aligned, uint32_t (&out)[4]) {
   if (aligned) {
     const uint4 v = __ldcs(reinterpret_cast<const uint4*>(row + s));
     out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
@@ -104,7 +104,7 @@ __device__ inline void load_eight(const c10::BFloat16* row, int s, bool aligned,
 }
 
 // The same at the end of a map of S pixels, whose last one stands for all beyond.
-__device__ inline void load_last(const c10::BFloat16* row, int s, int S, uint32_t (&out)[4]) {
+__device__ inline void load_last(const BFloat16* row, int s, int S, uint32_t (&out)[4]) {
   const auto* from = reinterpret_cast<const uint16_t*>(row);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {

@@ -12,9 +12,6 @@
 
 namespace axnet::cuda {
 
-using BFloat16 = c10::BFloat16;
-using Half = c10::Half;
-
 // The accumulation type: float, or double for double.
 template <class T>
 using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;

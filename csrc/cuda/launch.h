@@ -4,13 +4,12 @@
 #pragma once
 
 #include <cuda_runtime.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <initializer_list>
 #include <tuple>
 #include <utility>
 
+#include "cuda/halves.h"
 #include "cuda/plans.h"
 
 // Dynamic shared memory of the block, 16-byte aligned.

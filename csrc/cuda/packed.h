@@ -11,7 +11,7 @@ namespace axnet::cuda {
 
 template <class T>
 __device__ inline float first_of(uint32_t pair) {
-  if constexpr (std::is_same_v<T, c10::BFloat16>) return __uint_as_float(pair << 16);
+  if constexpr (std::is_same_v<T, BFloat16>) return __uint_as_float(pair << 16);
   float v;
   asm("{.reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, lo;}" : "=f"(v) : "r"(pair));
   return v;
@@ -19,7 +19,7 @@ __device__ inline float first_of(uint32_t pair) {
 
 template <class T>
 __device__ inline float second_of(uint32_t pair) {
-  if constexpr (std::is_same_v<T, c10::BFloat16>) return __uint_as_float(pair & 0xffff0000u);
+  if constexpr (std::is_same_v<T, BFloat16>) return __uint_as_float(pair & 0xffff0000u);
   float v;
   asm("{.reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, hi;}" : "=f"(v) : "r"(pair));
   return v;
@@ -28,7 +28,7 @@ __device__ inline float second_of(uint32_t pair) {
 template <class T>
 __device__ inline uint32_t pair_of(float first, float second) {
   uint32_t pair;
-  if constexpr (std::is_same_v<T, c10::BFloat16>)
+  if constexpr (std::is_same_v<T, BFloat16>)
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
   else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
   return pair;
@@ -70,7 +70,7 @@ __device__ inline uint32_t above(uint32_t a, uint32_t b) {
   else asm("set.gt.u32.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
 #else
-  using T = c10::BFloat16;
+  using T = BFloat16;
   const float a0 = first_of<T>(a), a1 = second_of<T>(a), b0 = first_of<T>(b), b1 = second_of<T>(b);
   const bool first = EQUAL ? a0 >= b0 : a0 > b0, second = EQUAL ? a1 >= b1 : a1 > b1;
   return (first ? 0xffffu : 0) | (second ? 0xffff0000u : 0);

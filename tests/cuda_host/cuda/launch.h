@@ -128,6 +128,9 @@ inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(
 
 namespace axnet::cuda {
 
+using BFloat16 = c10::BFloat16;
+using Half = c10::Half;
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int groups, int threads, size_t shared_bytes, cudaStream_t,
             Arguments&&... arguments) {

@@ -40,7 +40,7 @@ float as_held(float v) {
 // f(a, b) of both halves, rounded to bfloat16; what f gives in double is exact before that
 template <class F>
 uint32_t of_halves(uint32_t a, uint32_t b, const F& f) {
-  using T = c10::BFloat16;
+  using T = BFloat16;
   return pair_of<T>(static_cast<float>(f(first_of<T>(a), first_of<T>(b), 0)),
                     static_cast<float>(f(second_of<T>(a), second_of<T>(b), 1)));
 }
@@ -49,8 +49,8 @@ inline uint32_t product(uint32_t a, uint32_t b) {
   return of_halves(a, b, [](float x, float y, int) { return x * y; });
 }
 inline uint32_t left_out(uint32_t a, uint32_t b, uint32_t rounded) {
-  return of_halves(
-      a, b, [&](float x, float y, int i) { return static_cast<double>(x) * y - half_of<c10::BFloat16>(rounded, i); });
+  return of_halves(a, b,
+                   [&](float x, float y, int i) { return static_cast<double>(x) * y - half_of<BFloat16>(rounded, i); });
 }
 inline uint32_t greater_of(uint32_t a, uint32_t b) {
   return of_halves(a, b, [](float x, float y, int) { return std::isnan(x) || std::isnan(y) ? x + y : x > y ? x : y; });
@@ -58,7 +58,7 @@ inline uint32_t greater_of(uint32_t a, uint32_t b) {
 
 template <bool EQUAL>
 uint32_t above(uint32_t a, uint32_t b) {
-  using T = c10::BFloat16;
+  using T = BFloat16;
   const auto holds = [](float x, float y) { return EQUAL ? x >= y : x > y; };
   return (holds(first_of<T>(a), first_of<T>(b)) ? 0xffffu : 0) |
          (holds(second_of<T>(a), second_of<T>(b)) ? 0xffff0000u : 0);
