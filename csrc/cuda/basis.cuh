@@ -5,6 +5,10 @@
 //   tail                   NCHW: the rounded masks of the last 32 pixels, where those beyond the map repeat its last
 //   one
 //
+// Orders of the pixels. NCHW, where lane t of four reads 16 bytes: as they are; or, for X that comes by load_matrices,
+// so that they are 8 j + 2 t and the next, j = 0..3. channels_last, where load_matrices reads: so that lane t gets
+// pixels 4 t and the next, then 4 t + 2 and the next.
+//
 // Beyond the map the basis is zero, so whatever X is read there adds nothing; the kernels read its last pixel again,
 // which changes no maximum.
 #pragma once
@@ -17,6 +21,14 @@ namespace axnet::cuda {
 
 constexpr int kChunk = 32;  // pixels that four lanes take in one go, NCHW: 8 each
 constexpr int kStep = 16;   // channels_last: 4 each
+
+enum class Order { across, rows, matrices };  // of channels_last; of NCHW, of X by vectors or by load_matrices
+
+// Where pixel s stands in a row of the basis.
+__device__ inline int place_of(int s, Order order) {
+  if (order == Order::across) return (s & ~14) | (s & 12) / 2 | (s & 2) * 4;
+  return order == Order::matrices ? (s & ~30) | (s & 6) * 4 | (s & 24) / 4 : s;
+}
 
 template <int B, bool PAIRS>
 struct Basis {
@@ -34,8 +46,8 @@ struct Basis {
     const int64_t most = limit / (all * 2 + (channels_last ? B * 4 : 0)) / 64 * 64;
     return static_cast<int>(std::min(ceil_div(ceil_div(S, ceil_div(S, most)), kChunk) * kChunk, most));
   }
-  // Rows start 64 (NCHW: 16-byte reads) or 32 bytes (channels_last: 8) apart in the banks.
-  static int pitch_of(int stage, bool channels_last) { return ceil_div(stage, 64) * 64 + (channels_last ? 16 : 32); }
+  // Rows start 64 (NCHW: four lanes read 64 bytes) or 16 bytes (channels_last: load_matrices) apart in the banks.
+  static int pitch_of(int stage, bool channels_last) { return ceil_div(stage, 64) * 64 + (channels_last ? 8 : 32); }
 
   __device__ Basis(unsigned char* shared, int pitch, int stage)
       : at(reinterpret_cast<const uint16_t*>(shared)),
@@ -47,13 +59,14 @@ struct Basis {
   __device__ static int first_order(int k) { return k <= B ? k : k <= 2 * B ? rows + k - B : rows; }
 
   // All threads of the block, between barriers. masks: of the image, [A, S]; an anatomy beyond A repeats the first.
-  __device__ void fill(const float* masks, int A, int S, int s0, int stage, bool channels_last) const {
+  __device__ void fill(const float* masks, int A, int S, int s0, int stage, Order order) const {
     using T = BFloat16;
+    const bool channels_last = order == Order::across;
     auto put = [&](int k, int s, float first, float second) {
       const uint32_t high = pair_of<T>(first, second);
-      auto* to = reinterpret_cast<uint32_t*>(const_cast<uint16_t*>(at) + k * pitch + s);
-      *to = high;
-      reinterpret_cast<uint32_t*>(const_cast<uint16_t*>(at) + (rows + k) * pitch + s)[0] =
+      uint16_t* to = const_cast<uint16_t*>(at) + k * pitch + place_of(s, order);
+      reinterpret_cast<uint32_t*>(to)[0] = high;
+      reinterpret_cast<uint32_t*>(to + rows * pitch)[0] =
           pair_of<T>(first - first_of<T>(high), second - second_of<T>(high));
       return high;
     };
@@ -85,32 +98,47 @@ struct Basis {
     for (int i = threadIdx.x; i < B * kChunk; i += static_cast<int>(blockDim.x)) {
       const int a = i / kChunk, s = from + i % kChunk;
       const uint32_t high = pair_of<T>(masks[static_cast<int64_t>(a < A ? a : 0) * S + (s < S ? s : S - 1)], 0.f);
-      const_cast<uint16_t*>(tail)[i] = static_cast<uint16_t>(high);
+      const_cast<uint16_t*>(tail)[place_of(i, order)] = static_cast<uint16_t>(high);
     }
   }
 };
 
-// Eight pixels of a row of bfloat16, from pixel s on.
-__device__ inline void load_eight(const BFloat16* row, int s, bool aligned, uint32_t (&out)[4]) {
-  if (aligned) {
-    const uint4 v = __ldcs(reinterpret_cast<const uint4*>(row + s));
+// Eight pixels of a row of bfloat16 for lane t of four, in the order of the basis; s: the first of the lanes' 32.
+template <Order ORDER>
+__device__ inline void load_eight(const BFloat16* row, int s, int t, bool aligned, uint32_t (&out)[4]) {
+  constexpr bool runs = ORDER == Order::rows;
+  constexpr int apart = runs ? 2 : 8;
+  row += s + (runs ? 8 : 2) * t;
+  if (aligned && runs) {
+    const uint4 v = __ldcs(reinterpret_cast<const uint4*>(row));
     out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
     return;
   }
-  const auto* from = reinterpret_cast<const uint16_t*>(row) + s;
+  const auto* from = reinterpret_cast<const uint16_t*>(row);
 #pragma unroll
   for (int k = 0; k < 4; ++k)
-    out[k] = from[2 * k] | static_cast<uint32_t>(from[2 * k + 1]) << 16;
+    out[k] = aligned ? __ldcs(reinterpret_cast<const uint32_t*>(row + apart * k))
+                     : from[apart * k] | static_cast<uint32_t>(from[apart * k + 1]) << 16;
 }
 
 // The same at the end of a map of S pixels, whose last one stands for all beyond.
-__device__ inline void load_last(const BFloat16* row, int s, int S, uint32_t (&out)[4]) {
+template <Order ORDER>
+__device__ inline void load_last(const BFloat16* row, int s, int t, int S, uint32_t (&out)[4]) {
+  constexpr bool runs = ORDER == Order::rows;
   const auto* from = reinterpret_cast<const uint16_t*>(row);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    const int first = s + 2 * k < S ? s + 2 * k : S - 1, second = s + 2 * k + 1 < S ? s + 2 * k + 1 : S - 1;
+    const int at = s + (runs ? 8 * t + 2 * k : 2 * t + 8 * k);
+    const int first = at < S ? at : S - 1, second = at + 1 < S ? at + 1 : S - 1;
     out[k] = from[first] | static_cast<uint32_t>(from[second]) << 16;
   }
+}
+
+// Eight pixels of the r-th row of a lane as products of 16 rows and 16 pixels want them: [16 of the 32, i], row i % 2.
+__device__ inline void arrange(const uint32_t (&eight)[4], int r, uint32_t (&words)[2][4]) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+    words[k / 2][k % 2 * 2 + r] = eight[k];
 }
 
 __device__ inline void load_shared(const void* p, uint32_t (&out)[4]) {

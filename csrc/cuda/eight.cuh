@@ -15,11 +15,12 @@ struct Eight {
   Bits<T, length> bits[runs];
 
   __device__ static int pixel(int t, int i) { return i / length * 4 * length + t * length + i % length; }
-  __device__ void load(const T* row, int t, bool aligned) {
+  // first: the lane's own first pixel, pixel(t, 0) of the four lanes'
+  __device__ void load(const T* first, bool aligned) {
     if (aligned) {
 #pragma unroll
       for (int r = 0; r < runs; ++r)
-        bits[r].load(row + pixel(t, r * length));
+        bits[r].load(first + pixel(0, r * length));
       return;
     }
 #pragma unroll
@@ -27,7 +28,7 @@ struct Eight {
       T v[length];
 #pragma unroll
       for (int i = 0; i < length; ++i)
-        v[i] = row[pixel(t, r * length + i)];
+        v[i] = first[pixel(0, r * length + i)];
       memcpy(bits[r].at, v, sizeof(v));
     }
   }
@@ -43,12 +44,12 @@ struct Eight {
   }
 };
 
-// Eight masks that belong to them; `masks` at the first pixel of the four lanes.
+// Eight masks that belong to them; `first` at the lane's own first pixel.
 template <class T>
-__device__ inline void load_masks(const float* masks, int t, float (&out)[kGranule]) {
+__device__ inline void load_masks(const float* first, float (&out)[kGranule]) {
 #pragma unroll
   for (int i = 0; i < kGranule; i += 4) {
-    const float4 v = *reinterpret_cast<const float4*>(masks + Eight<T>::pixel(t, i));
+    const float4 v = *reinterpret_cast<const float4*>(first + Eight<T>::pixel(0, i));
     out[i] = v.x, out[i + 1] = v.y, out[i + 2] = v.z, out[i + 3] = v.w;
   }
 }

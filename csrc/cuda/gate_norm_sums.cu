@@ -56,25 +56,35 @@ __global__ void __launch_bounds__(kThreads, 2) sums_rows_kernel(const SumsPlan p
         masks[a * tiling.pitch + s] = place.mask[a * S + s0 + s];
     __syncthreads();
     int s = 0;
-    for (; s + kStride <= pixels; s += kStride) {
-      Eight<T> xs[2], ds[2];
+    auto walk = [&](auto x_aligned, auto d_aligned) {
+      // places are moved on, not computed anew from the plan
+      const int own = Eight<T>::pixel(t, 0);
+      const T* from[2] = {x[0] + s0 + own, x[1] + s0 + own};
+      const T* grads[2] = {d[0] + s0 + own, d[1] + s0 + own};
+      const float* weights = masks + own;
+      for (; s + kStride <= pixels; s += kStride) {
+        Eight<T> xs[2], ds[2];
 #pragma unroll
-      for (int r = 0; r < 2; ++r)
-        xs[r].load(x[r] + s0 + s, t, tiling.x_aligned);
+        for (int r = 0; r < 2; ++r)
+          xs[r].load(from[r], x_aligned), from[r] += kStride;
 #pragma unroll
-      for (int r = 0; r < 2; ++r)
-        ds[r].load(d[r] + s0 + s, t, tiling.d_aligned);
-      float m[B][kGranule];
+        for (int r = 0; r < 2; ++r)
+          ds[r].load(grads[r], d_aligned), grads[r] += kStride;
+        float m[B][kGranule];
 #pragma unroll
-      for (int a = 0; a < B; ++a)
-        load_masks<T>(masks + a * tiling.pitch + s, t, m[a]);
+        for (int a = 0; a < B; ++a)
+          load_masks<T>(weights + a * tiling.pitch, m[a]);
+        weights += kStride;
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        float v[kGranule], grad[kGranule];
-        xs[r].spread(v), ds[r].spread(grad);
-        row[r].add(v, grad, [&](int a, int i) { return m[a][i]; });
+        for (int r = 0; r < 2; ++r) {
+          float v[kGranule], grad[kGranule];
+          xs[r].spread(v), ds[r].spread(grad);
+          row[r].add(v, grad, [&](int a, int i) { return m[a][i]; });
+        }
       }
-    }
+    };
+    if (tiling.x_aligned && tiling.d_aligned) walk(std::true_type{}, std::true_type{});
+    else walk(tiling.x_aligned, tiling.d_aligned);
 #pragma unroll 1
     for (s += t; s < pixels; s += 4)  // what is left of the map, a pixel at a time
 #pragma unroll

@@ -48,19 +48,16 @@ __global__ void __launch_bounds__(kThreads, 2) sums_rows_matrix_kernel(const Sum
               {static_cast<int>(p.x.c), static_cast<int>(p.d.c)}, C - 1 - c0);
   float products[4] = {}, plain[4] = {};
   const uint16_t* column = basis.row(Shape::first_order(g)) + 8 * t;
-  auto take = [&](const uint32_t (&xs)[2][4], const uint32_t (&ds)[2][4], int s) {
+  auto take = [&](const uint32_t (&xs)[2][4], const uint32_t (&ds)[2][4], int s) {  // as of masked_moments_matrix.cu
     uint32_t b[4];
     load_shared(column + s, b);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      uint32_t grad[4], high[4], low[4];
+      uint32_t high[4], low[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const uint32_t v = xs[i % 2][2 * h + i / 2];
-        grad[i] = ds[i % 2][2 * h + i / 2];
-        high[i] = product(grad[i], v), low[i] = left_out(grad[i], v, high[i]);
-      }
-      multiply_add<T>(plain, grad, b[2 * h], b[2 * h + 1]);
+      for (int i = 0; i < 4; ++i)
+        high[i] = product(ds[h][i], xs[h][i]), low[i] = left_out(ds[h][i], xs[h][i], high[i]);
+      multiply_add<T>(plain, ds[h], b[2 * h], b[2 * h + 1]);
       multiply_add<T>(products, high, b[2 * h], b[2 * h + 1]);
       multiply_add<T>(products, low, b[2 * h], b[2 * h + 1]);
     }
@@ -69,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, 2) sums_rows_matrix_kernel(const Sum
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
     if (tiling.ring) ahead.begin(s0, s0 + pixels);
     __syncthreads();
-    basis.fill(place.mask, B, S, s0, tiling.stage, false);
+    basis.fill(place.mask, B, S, s0, tiling.stage, Order::matrices);
     __syncthreads();
     int s = 0;
     if (tiling.ring)
@@ -77,28 +74,29 @@ __global__ void __launch_bounds__(kThreads, 2) sums_rows_matrix_kernel(const Sum
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           uint32_t xs[2][4], ds[2][4];
-          ahead.read(piece, 0, half, xs), ahead.read(piece, 1, half, ds);
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+            ahead.read(piece, 0, 2 * half + h, xs[h]), ahead.read(piece, 1, 2 * half + h, ds[h]);
           take(xs, ds, s + half * kChunk);
         }
         s += Ahead::reach;
       });
-#pragma unroll 1
-    for (; s + kChunk <= pixels; s += kChunk) {
-      uint32_t xs[2][4], ds[2][4];
+    auto chunk = [&](const auto& load) {
+      uint32_t xs[2][4], ds[2][4], eight[4];
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        load_eight(x[r] + s0, s + 8 * t, tiling.x_aligned, xs[r]);
-        load_eight(d[r] + s0, s + 8 * t, tiling.d_aligned, ds[r]);
+      for (int i = 0; i < 4; ++i) {
+        load(i / 2 ? d[i % 2] : x[i % 2], i / 2 ? tiling.d_aligned : tiling.x_aligned, eight);
+        arrange(eight, i % 2, i / 2 ? ds : xs);
       }
       take(xs, ds, s);
-    }
-    if (s < pixels) {
-      uint32_t xs[2][4], ds[2][4];
-#pragma unroll
-      for (int r = 0; r < 2; ++r)
-        load_last(x[r], s0 + s + 8 * t, S, xs[r]), load_last(d[r], s0 + s + 8 * t, S, ds[r]);
-      take(xs, ds, s);
-    }
+    };
+#pragma unroll 1
+    for (; s + kChunk <= pixels; s += kChunk)
+      chunk([&](const T* row, bool aligned, uint32_t (&out)[4]) {
+        load_eight<Order::matrices>(row + s0, s, t, aligned, out);
+      });
+    if (s < pixels)
+      chunk([&](const T* row, bool, uint32_t (&out)[4]) { load_last<Order::matrices>(row, s0 + s, t, S, out); });
   }
   __syncthreads();  // the basis has been read
   float* results = reinterpret_cast<float*>(shared) + warp * kNumbers * kRows;
@@ -126,10 +124,15 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int own = warp / tiling.parts * 8 * V, c = place.c0 + own + g * V;
   const T *x = place.x + (c < C ? c : C - V), *d = place.d + (c < C ? c : C - V);
   float sum[V][4] = {};  // rows 0 to 7: of D X; 8 to 15: of D
-  const uint16_t* row = basis.row(Shape::first_order(g)) + 4 * t;
+  // fragments whose upper or lower eight rows are the basis, the others zero
+  auto start_of = [&](bool own) {
+    return again(((own ? Shape::first_order(lane % 8) : Shape::rows) * basis.pitch + lane / 16 * 8) * 2);
+  };
+  const int first = start_of(lane % 16 < 8), second = start_of(lane % 16 >= 8);
   auto take = [&](const Bits<T, V>(&xs)[4], const Bits<T, V>(&ds)[4], int s) {
-    const uint2 u = *reinterpret_cast<const uint2*>(row + s);
-    const uint32_t upper[4] = {u.x, 0, u.y, 0}, lower[4] = {0, u.x, 0, u.y};
+    uint32_t upper[4], lower[4];
+    load_matrices<false>(shared + (first + 2 * s), upper);
+    load_matrices<false>(shared + (second + 2 * s), lower);
 #pragma unroll
     for (int w = 0; w < W; ++w)
 #pragma unroll
@@ -147,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int s0 = 0; s0 < S; s0 += tiling.stage) {
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
     __syncthreads();
-    basis.fill(place.mask, B, S, s0, tiling.stage, true);
+    basis.fill(place.mask, B, S, s0, tiling.stage, Order::across);
     __syncthreads();
     int s = part * kStep;
     for (; s + kStep <= pixels; s += tiling.parts * kStep) {

@@ -23,6 +23,21 @@ struct Across {
   using Ahead = ChannelRing<kMomentsRing>;  // FULL
 };
 
+// Of maxima (tops.cuh); rows: the channels of a warp. A chunk has 16 pixels.
+struct AcrossSearch {
+  static constexpr int rows = 32, words = 2, look = 4, unit = kStep;
+  static constexpr bool both = false;
+  const T* map;  // at the first channel
+  int last;      // the first of the last four channels that there are
+  int apart;
+
+  __device__ static int word(int row) { return row % 4 / 2; }
+  __device__ static int group(int row) { return row / 4; }
+  __device__ static unsigned halves(int row) { return row % 2 ? 0x000f0000u : 0x0000000fu; }
+  __device__ const T* x(int row) const { return map + ((row / 4 * 4 < last ? row / 4 * 4 : last) + row % 4); }
+  __device__ static int pixel(int t, int, int i) { return 4 * t + i; }
+};
+
 template <int B, bool FULL>
 __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
     moments_channels_last_matrix_kernel(const __grid_constant__ MomentsPlan p, const Tiling tiling) {
@@ -51,19 +66,22 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
   // rows of the fragments that this lane holds
   auto row_of = [&](int r) {
     if constexpr (FULL) return r < Shape::rows ? r : r < 2 * Shape::rows - 1 ? r + 1 : zero;
-    return Shape::first_order(r);
+    return Plan::rows == 8 && r >= 8 ? zero : Shape::first_order(r);
   };
   auto row_of_x = [&](int r) { return r < Plan::first ? zero : Shape::first_order(r - Plan::first); };
-  int upper[Plan::tiles], lower[Plan::tiles], below = 0;  // where they begin in shared memory
-  auto start_of = [&](int row) { return again((row * basis.pitch + 4 * t) * 2); };
+  int rows[Plan::tiles], rows_of_x = 0;  // where they begin in shared memory
+  auto start_of = [&](int row) { return again((row * basis.pitch + lane / 16 * 8) * 2); };
 #pragma unroll
   for (int k = 0; k < Plan::tiles; ++k)
-    upper[k] = start_of(row_of(16 * k + g)), lower[k] = start_of(row_of(16 * k + 8 + g));
-  if constexpr (FULL) below = start_of(row_of_x(8 + g));
+    rows[k] = start_of(row_of(16 * k + lane % 16));
+  if constexpr (FULL) rows_of_x = start_of(row_of_x(lane % 16));
 
   auto take = [&](const Bits<T, V>(&bits)[4], int s, uint32_t chunks) {
     if constexpr (FULL) {
-      uint32_t best[W][1 + B];
+      uint32_t best[W][1 + B], m[B][4];  // of four pixels
+#pragma unroll
+      for (int j = 0; j < B; ++j)
+        load_shared(basis.splat + (s + 4 * t) * B + 4 * j, m[j]);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -72,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
           best[w][0] = i ? greater_of(best[w][0], v) : v;
 #pragma unroll
           for (int a = 0; a < B; ++a) {
-            const uint32_t y = product(v, basis.splat[(s + 4 * t + i) * B + a]);
+            const uint32_t y = product(v, m[(i * B + a) / 4][(i * B + a) % 4]);
             best[w][1 + a] = i ? greater_of(best[w][1 + a], y) : y;
           }
         }
@@ -99,24 +117,9 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
     }
     uint32_t a[Plan::tiles][4], ax[4] = {};
 #pragma unroll
-    for (int k = 0; k < Plan::tiles; ++k) {
-      auto four = [&](int row, uint32_t& low, uint32_t& high) {
-        const auto* from = reinterpret_cast<const uint32_t*>(shared + (row + 2 * s));
-        if constexpr (FULL) {  // two loads, so that each lands where the product wants it
-          low = from[0], high = from[1];
-        } else {
-          const uint2 v = *reinterpret_cast<const uint2*>(from);
-          low = v.x, high = v.y;
-        }
-      };
-      a[k][1] = a[k][3] = 0;
-      four(upper[k], a[k][0], a[k][2]);
-      if constexpr (Plan::rows > 8) four(lower[k], a[k][1], a[k][3]);
-    }
-    if constexpr (FULL) {
-      const auto* from = reinterpret_cast<const uint32_t*>(shared + (below + 2 * s));
-      ax[1] = from[0], ax[3] = from[1];
-    }
+    for (int k = 0; k < Plan::tiles; ++k)
+      load_matrices<false>(shared + (rows[k] + 2 * s), a[k]);
+    if constexpr (FULL) load_matrices<false>(shared + (rows_of_x + 2 * s), ax);
 #pragma unroll
     for (int w = 0; w < W; ++w)
 #pragma unroll
@@ -137,11 +140,15 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
       }
   };
 
+  auto take_at = [&](const Bits<T, V>(&bits)[4], int s0, int s) {
+    take(bits, s, static_cast<uint32_t>(s0 + s) / kStep * 0x10001u);
+  };
+
   for (int s0 = 0; s0 < S; s0 += tiling.stage) {
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
     if constexpr (FULL) ahead.begin(s0 + part * kStep, s0 + pixels);
     __syncthreads();
-    basis.fill(mask, A, S, s0, tiling.stage, true);
+    basis.fill(mask, A, S, s0, tiling.stage, Order::across);
     __syncthreads();
     auto many = [&](auto count, int s) {
       constexpr int U = decltype(count)::value;
@@ -153,10 +160,8 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
         for (int i = 0; i < 4; ++i)
           bits[u][i].load(from + (u * stride + i) * step);
 #pragma unroll
-      for (int u = 0; u < U; ++u) {
-        const int at = s + u * stride;
-        take(bits[u], at, static_cast<uint32_t>((s0 + at) / kStep) * 0x10001u);
-      }
+      for (int u = 0; u < U; ++u)
+        take_at(bits[u], s0, s + u * stride);
     };
     int s = part * kStep;
     if constexpr (FULL) {
@@ -187,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
         const int pixel = s0 + s + 4 * t + i;
         bits[i].load(x + (pixel < S ? pixel : S - 1) * step);
       }
-      take(bits, s, static_cast<uint32_t>((s0 + s) / kStep) * 0x10001u);
+      take_at(bits, s0, s);
     }
   }
 
@@ -202,39 +207,24 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
 #pragma unroll
       for (int i = 0; i < (Plan::rows > 8 ? 4 : 2); ++i)
         mine[(16 * k + g + i / 2 * 8) * channels + (2 * t + i % 2) * V + j] = sum[k][j][i];
-  Spot spots[V][1 + B];
-  auto top_of = [&](int j, int k) {
-    return j % 2 ? second_of<T>(tops[j / 2][k].top) : first_of<T>(tops[j / 2][k].top);
-  };
   if constexpr (FULL) {
-    place<B, V, 1, kStep, 1>(
-        mask, S, step,
-        [&](int j, int k, int) {
-          const Tops<FULL>& found = tops[j / 2][k];
-          return Slot{top_of(j, k), static_cast<int>(found.first >> 16 * (j % 2) & 0xffff),
-                      static_cast<int>(found.last >> 16 * (j % 2) & 0xffff)};
-        },
-        [&](int j, int of) {
-          const int channel = c0 + own + of / 4 * V;
-          return static_cast<const T*>(p.x_data) + n * p.x.n + (channel < C ? channel : C - V) + j;
-        },
-        [](int, int of) { return of % 4 * 4; }, spots);
+    const AcrossSearch search{static_cast<const T*>(p.x_data) + n * p.x.n + c0 + own, C - V - c0 - own, step};
+    auto* slots = reinterpret_cast<uint32_t*>(results + tiling.parts * Plan::numbers * channels);
+    place<AcrossSearch, B>(tops, slots + warp * kSlotWords<AcrossSearch, B>, mask, S, search)
+        .each([&](int channel, int k, const Spot& spot) {
+          mine[(Plan::rows + k) * channels + channel] = spot.top;
+          memcpy(&mine[(Plan::rows + Plan::maxima + k) * channels + channel], &spot.at, sizeof(int));
+        });
   } else {
 #pragma unroll
     for (int j = 0; j < V; ++j)
 #pragma unroll
-      for (int k = 0; k <= B; ++k)
-        spots[j][k].top = largest(top_of(j, k));
-  }
-#pragma unroll
-  for (int j = 0; j < V; ++j)
-#pragma unroll
-    for (int k = 0; k <= B; ++k)
-      if (t == 0) {
-        float* to = mine + g * V + j;
-        to[(Plan::rows + k) * channels] = spots[j][k].top;
-        if constexpr (FULL) memcpy(&to[(Plan::rows + Plan::maxima + k) * channels], &spots[j][k].at, sizeof(int));
+      for (int k = 0; k <= B; ++k) {
+        const uint32_t top = tops[j / 2][k].top;
+        const float most = largest(j % 2 ? second_of<T>(top) : first_of<T>(top));
+        if (t == 0) mine[(Plan::rows + k) * channels + g * V + j] = most;
       }
+  }
   __syncthreads();
   for (int r = threadIdx.x; r < (channels + kThreads - 1) / kThreads * kThreads; r += kThreads) {
     bool again = false;
@@ -294,7 +284,9 @@ void launch_across(const MomentsPlan& p, cudaStream_t stream) {
   tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
   const size_t basis = ring_after(Shape::bytes(tiling.pitch, tiling.stage, true));
   tiling.ring = static_cast<int>(basis);
-  const size_t results = static_cast<size_t>(Plan::numbers) * kWarps * 8 * Plan::channels * sizeof(float);
+  const size_t results =
+      static_cast<size_t>(Plan::numbers * 8 * Plan::channels + (FULL ? kSlotWords<AcrossSearch, B> : 0)) * kWarps *
+      sizeof(float);
   launch(moments_channels_last_matrix_kernel<B, FULL>, p.N * (1 + tiling.blocks), 1, kThreads,
          std::max(basis + (FULL ? Plan::Ahead::bytes * kWarps : 0), results), stream, p, tiling);
 }

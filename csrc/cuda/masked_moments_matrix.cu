@@ -1,6 +1,6 @@
 // masked_moments of bfloat16 in NCHW on the matrix units: the sums are products of X (and of X², as two bfloat16) with
 // a small basis; the maxima take two elements an instruction (docs/method.md, "Sums on the matrix units"). A warp has
-// 16 rows of X, in the order in which they lie in memory: 16 bytes of two rows a lane.
+// 16 rows of X, eight pixels of two rows a lane in one go.
 #include "cuda/basis.cuh"
 #include "cuda/ring.cuh"
 #include "cuda/tops.cuh"
@@ -17,6 +17,21 @@ constexpr int kStageBytes = 40 * 1024;
 template <int B>
 constexpr bool kAhead = B <= 3;  // more leave no registers
 
+// Of maxima (tops.cuh). A chunk has 32 pixels: a slot's lie in 64 bytes, and memory gives no fewer.
+struct RowSearch {
+  static constexpr int rows = kRows, words = 2, look = 4, unit = kChunk, apart = 1;
+  static constexpr bool both = true;
+  const T* map;  // at the first row
+  int64_t from_row_to_row;
+  int last;
+
+  __device__ static int word(int row) { return row / 8; }
+  __device__ static int group(int row) { return row % 8; }
+  __device__ static unsigned halves(int) { return 0x000f000fu; }
+  __device__ const T* x(int row) const { return map + (row < last ? row : last) * from_row_to_row; }
+  __device__ static int pixel(int t, int half, int i) { return 2 * t + half + 8 * i; }
+};
+
 template <int B, bool FULL>
 __global__ void __launch_bounds__(kThreads, 2)
     moments_rows_matrix_kernel(const __grid_constant__ MomentsPlan p, const Tiling tiling) {
@@ -25,6 +40,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int tiles = (2 * B + 8) / 8;  // of 8 columns: 1, m_a, left out of m_a
   constexpr int columns = 8 * tiles + (FULL ? 8 : 0);
   constexpr bool AHEAD = kAhead<B>;
+  constexpr Order order = AHEAD ? Order::matrices : Order::rows;
   using Ahead = RowRing<1, kMomentsRing>;
   AXNET_SHARED(shared);
   if (weigh<T>(p)) return;
@@ -45,47 +61,47 @@ __global__ void __launch_bounds__(kThreads, 2)
   float sum[tiles][4] = {}, squares[4] = {};
   Tops<FULL> tops[2][1 + B];
 
-  // words: 8 pixels of both rows from pixel 8 t of the chunk on, which begins at s of the stage
-  auto take = [&](const uint32_t (&words)[2][4], int s, const uint16_t* masks, int pitch, uint32_t chunks) {
-    const uint32_t a0[4] = {words[0][0], words[1][0], words[0][1], words[1][1]};
-    const uint32_t a1[4] = {words[0][2], words[1][2], words[0][3], words[1][3]};
+  // words: of 32 pixels from s of the stage on, as the products want them: half of them, row i % 2, a pair of pixels
+  auto take = [&](const uint32_t (&words)[2][4], int s, const uint16_t* masks, int pitch, uint32_t chunk) {
     uint32_t b[4];
 #pragma unroll
     for (int k = 0; k < tiles; ++k) {
       load_shared(basis.row(Shape::first_order(8 * k + g)) + s + 8 * t, b);
-      multiply_add<T>(sum[k], a0, b[0], b[1]);
-      multiply_add<T>(sum[k], a1, b[2], b[3]);
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        multiply_add<T>(sum[k], words[h], b[2 * h], b[2 * h + 1]);
     }
     if constexpr (FULL) {
-      uint32_t high0[4], high1[4], low0[4], low1[4], left[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        high0[i] = product(a0[i], a0[i]), low0[i] = left_out(a0[i], a0[i], high0[i]);
-        high1[i] = product(a1[i], a1[i]), low1[i] = left_out(a1[i], a1[i], high1[i]);
-      }
+      uint32_t left[4];
       const int row = g < Shape::rows ? g : 0;
       load_shared(basis.row(row) + s + 8 * t, b);
       load_shared(basis.row(Shape::rows + row) + s + 8 * t, left);
-      multiply_add<T>(squares, high0, b[0], b[1]);
-      multiply_add<T>(squares, high1, b[2], b[3]);
-      multiply_add<T>(squares, high0, left[0], left[1]);
-      multiply_add<T>(squares, high1, left[2], left[3]);
-      multiply_add<T>(squares, low0, b[0], b[1]);
-      multiply_add<T>(squares, low1, b[2], b[3]);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        uint32_t high[4], low[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          high[i] = product(words[h][i], words[h][i]), low[i] = left_out(words[h][i], words[h][i], high[i]);
+        multiply_add<T>(squares, high, b[2 * h], b[2 * h + 1]);
+        multiply_add<T>(squares, high, left[2 * h], left[2 * h + 1]);
+        multiply_add<T>(squares, low, b[2 * h], b[2 * h + 1]);
+      }
     }
+    auto see = [&](int r, int k, const uint32_t (&v)[4]) {
+      tops[r][k].see(greater_of(greater_of(v[0], v[1]), greater_of(v[2], v[3])), chunk, k == 0);
+    };
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      tops[r][0].see(greater_of(greater_of(words[r][0], words[r][1]), greater_of(words[r][2], words[r][3])), chunks,
-                     true);
+      see(r, 0, {words[0][r], words[0][2 + r], words[1][r], words[1][2 + r]});
 #pragma unroll
     for (int a = 0; a < B; ++a) {
       uint32_t m[4];
       load_shared(masks + a * pitch + 8 * t, m);
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        tops[r][1 + a].see(greater_of(greater_of(product(words[r][0], m[0]), product(words[r][1], m[1])),
-                                      greater_of(product(words[r][2], m[2]), product(words[r][3], m[3]))),
-                           chunks, false);
+        see(r, 1 + a,
+            {product(words[0][r], m[0]), product(words[0][2 + r], m[1]), product(words[1][r], m[2]),
+             product(words[1][2 + r], m[3])});
     }
   };
 
@@ -93,52 +109,60 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
     if (AHEAD && tiling.ring) ahead.begin(s0, s0 + pixels);
     __syncthreads();
-    basis.fill(mask, A, S, s0, tiling.stage, false);
+    basis.fill(mask, A, S, s0, tiling.stage, order);
     __syncthreads();
-    auto chunk = [&](const uint32_t (&words)[2][4], int at) {
-      take(words, at, basis.row(1) + at, basis.pitch, static_cast<uint32_t>((s0 + at) / kChunk) * 0x10001u);
-    };
     int s = 0;
     if constexpr (AHEAD)
       if (tiling.ring)
         s = ahead.walk(s0, s0 + pixels, [&](int place, int from) {
+          const uint32_t number = static_cast<uint32_t>(from) / kChunk * 0x10001u;
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             uint32_t words[2][4];
-            ahead.read(place, 0, half, words);
-            chunk(words, from - s0 + half * kChunk);
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+              ahead.read(place, 0, 2 * half + h, words[h]);
+            const int at = from - s0 + half * kChunk;
+            take(words, at, basis.row(1) + at, basis.pitch, number + half * 0x10001u);
           }
         }) - s0;
+    auto chunk = [&](const uint32_t (&loaded)[2][4], int at, const uint16_t* masks, int pitch) {
+      uint32_t words[2][4];
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        arrange(loaded[r], r, words);
+      take(words, at, masks, pitch, static_cast<uint32_t>(s0 + at) / kChunk * 0x10001u);
+    };
     constexpr int flight = AHEAD ? 1 : 2;  // chunks
     auto many = [&](auto count) {
       constexpr int U = decltype(count)::value;
 #pragma unroll 1
       for (; s + U * kChunk <= pixels; s += U * kChunk) {
-        uint32_t words[U][2][4];
+        uint32_t loaded[U][2][4];
 #pragma unroll
         for (int u = 0; u < U; ++u)
 #pragma unroll
           for (int r = 0; r < 2; ++r)
-            load_eight(x[r] + s0, s + u * kChunk + 8 * t, tiling.aligned, words[u][r]);
+            load_eight<order>(x[r] + s0, s + u * kChunk, t, tiling.aligned, loaded[u][r]);
 #pragma unroll
         for (int u = 0; u < U; ++u)
-          chunk(words[u], s + u * kChunk);
+          chunk(loaded[u], s + u * kChunk, basis.row(1) + s + u * kChunk, basis.pitch);
       }
     };
     if constexpr (flight > 1) many(std::integral_constant<int, flight>{});
     many(std::integral_constant<int, 1>{});
     if (s < pixels) {
-      uint32_t words[2][4];
+      uint32_t loaded[2][4];
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        load_last(x[r], s0 + s + 8 * t, S, words[r]);
-      take(words, s, basis.tail, kChunk, static_cast<uint32_t>((s0 + s) / kChunk) * 0x10001u);
+        load_last<order>(x[r], s0 + s, t, S, loaded[r]);
+      chunk(loaded, s, basis.tail, kChunk);
     }
   }
 
   __syncthreads();  // the basis has been read
-  float* results =
-      reinterpret_cast<float*>(shared) + warp * (columns + 2 * (1 + B)) * kRows;  // [columns, maxima, at; 16]
+  constexpr int numbers = (columns + 2 * (1 + B)) * kRows, slots = FULL ? kSlotWords<RowSearch, B> : 0;
+  float* results = reinterpret_cast<float*>(shared) + warp * (numbers + slots);  // [columns, maxima, at; 16], slots
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int row = g + i / 2 * 8, column = 2 * t + i % 2;
@@ -147,36 +171,23 @@ __global__ void __launch_bounds__(kThreads, 2)
       results[(8 * k + column) * kRows + row] = sum[k][i];
     if constexpr (FULL) results[(8 * tiles + column) * kRows + row] = squares[i];
   }
-  Spot spots[2][1 + B];
-  auto half_of = [](uint32_t pair, int h) { return h ? second_of<T>(pair) : first_of<T>(pair); };
+  auto put = [&](int row, int k, const Spot& spot) {
+    results[(columns + k) * kRows + row] = spot.top;
+    memcpy(&results[(columns + 1 + B + k) * kRows + row], &spot.at, sizeof(int));
+  };
   if constexpr (FULL) {
-    place<B, 2, 2, kChunk, 2>(
-        mask, S, 1,
-        [&](int r, int k, int h) {
-          const Tops<FULL>& found = tops[r][k];
-          return Slot{half_of(found.top, h), static_cast<int>(found.first >> 16 * h & 0xffff),
-                      static_cast<int>(found.last >> 16 * h & 0xffff)};
-        },
-        [&](int r, int of) {
-          const int c = c0 + 8 * r + of / 4;
-          return static_cast<const T*>(p.x_data) + n * p.x.n + (c < C ? c : C - 1) * p.x.c;
-        },
-        [](int h, int of) { return of % 4 * 8 + h; }, spots);
+    const RowSearch search{static_cast<const T*>(p.x_data) + n * p.x.n + c0 * p.x.c, p.x.c, C - 1 - c0};
+    place<RowSearch, B>(tops, reinterpret_cast<uint32_t*>(results + numbers), mask, S, search).each(put);
   } else {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll
-      for (int k = 0; k <= B; ++k)
-        spots[r][k].top = largest(fmaxf(half_of(tops[r][k].top, 0), half_of(tops[r][k].top, 1)));
-  }
-#pragma unroll
-  for (int r = 0; r < 2; ++r)
-#pragma unroll
-    for (int k = 0; k <= B; ++k)
-      if (t == 0) {
-        results[(columns + k) * kRows + 8 * r + g] = spots[r][k].top;
-        memcpy(&results[(columns + 1 + B + k) * kRows + 8 * r + g], &spots[r][k].at, sizeof(int));
+      for (int k = 0; k <= B; ++k) {
+        const uint32_t top = tops[r][k].top;
+        const float most = largest(fmaxf(first_of<T>(top), second_of<T>(top)));
+        if (t == 0) put(8 * r + g, k, Spot{most});
       }
+  }
   __syncwarp();
   bool again = false;
   const int c = c0 + lane;
@@ -221,7 +232,8 @@ void launch_rows(const MomentsPlan& p, cudaStream_t stream) {
   const size_t basis = ring_after(Shape::bytes(tiling.pitch, tiling.stage, false));
   if (kAhead<B> && tiling.aligned && p.S >= RowRing<1, 2>::reach && p.C <= kMostOffset / p.S)
     tiling.ring = static_cast<int>(basis);
-  const size_t results = ((2 * B + 8) / 8 * 8 + 8 + 2 * (1 + B)) * kRows * kWarps * sizeof(float);
+  const size_t results = (((2 * B + 8) / 8 * 8 + 8 + 2 * (1 + B)) * kRows + (FULL ? kSlotWords<RowSearch, B> : 0)) *
+                         kWarps * sizeof(float);
   launch(moments_rows_matrix_kernel<B, FULL>, p.N * (1 + tiling.blocks), 1, kThreads,
          std::max(basis + (tiling.ring ? ring : 0), results), stream, p, tiling);
 }

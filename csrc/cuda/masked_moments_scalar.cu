@@ -98,22 +98,32 @@ __global__ void __launch_bounds__(kThreads, 2)
         masks[a * tiling.pitch + s] = mask[(a < A ? a : 0) * S + s0 + s];
     __syncthreads();
     int s = 0;
-    for (; s + kStride <= pixels; s += kStride) {
-      Eight<T> eight[2];
+    auto walk = [&](auto aligned) {
+      // places are moved on, not computed anew from the plan, unless that costs the last registers
+      constexpr bool MOVED = B <= 3;
+      const int own = Eight<T>::pixel(t, 0);
+      const T* from[2] = {x[0] + s0 + own, x[1] + s0 + own};
+      const float* weights = masks + own;
+      for (; s + kStride <= pixels; s += kStride) {
+        Eight<T> eight[2];
 #pragma unroll
-      for (int r = 0; r < 2; ++r)
-        eight[r].load(x[r] + s0 + s, t, tiling.aligned);
-      float m[B][kGranule];
+        for (int r = 0; r < 2; ++r)
+          eight[r].load(MOVED ? from[r] : x[r] + s0 + s + own, aligned), from[r] += kStride;
+        float m[B][kGranule];
 #pragma unroll
-      for (int a = 0; a < B; ++a)
-        load_masks<T>(masks + a * tiling.pitch + s, t, m[a]);
+        for (int a = 0; a < B; ++a)
+          load_masks<T>((MOVED ? weights : masks + s + own) + a * tiling.pitch, m[a]);
+        weights += kStride;
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        float v[kGranule];
-        eight[r].spread(v);
-        row[r].add(v, [&](int a, int i) { return m[a][i]; }, s0 + s);
+        for (int r = 0; r < 2; ++r) {
+          float v[kGranule];
+          eight[r].spread(v);
+          row[r].add(v, [&](int a, int i) { return m[a][i]; }, s0 + s);
+        }
       }
-    }
+    };
+    if constexpr (B > 3) walk(tiling.aligned);
+    else tiling.aligned ? walk(std::true_type{}) : walk(std::false_type{});
 #pragma unroll 1
     for (s += t; s < pixels; s += 4)  // what is left of the map, a pixel at a time
 #pragma unroll
@@ -134,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         if (at < whole) {
           Eight<T> eight;
           float v[kGranule];
-          eight.load(x[r] + at, t, tiling.aligned);
+          eight.load(x[r] + at + Eight<T>::pixel(t, 0), tiling.aligned);
           eight.spread(v);
           int found = 0;
 #pragma unroll

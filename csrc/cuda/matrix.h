@@ -49,6 +49,12 @@ __device__ inline Integer again(Integer v) {
   asm volatile("" : "+r"(v));
   return v;
 }
+// Of memory that is only copied from: for loads the compiler would no longer know that it is global.
+template <class T>
+__device__ inline const T* again(const T* v) {
+  asm volatile("" : "+l"(v));
+  return v;
+}
 
 // 1 / v to the last bit but one.
 __device__ inline float reciprocal(float v) {

@@ -49,7 +49,9 @@ __device__ inline uint32_t product(uint32_t a, uint32_t b) {
 
 __device__ inline uint32_t left_out(uint32_t a, uint32_t b, uint32_t rounded) {
   uint32_t r;
-  asm("{.reg .b32 less; neg.bf16x2 less, %3; fma.rn.bf16x2 %0, %1, %2, less;}"
+  // halves that are negated one by one become the sign of the operand; neg.bf16x2 is an instruction of its own
+  asm("{.reg .b16 low, high; .reg .b32 less; mov.b32 {low, high}, %3; neg.bf16 low, low; neg.bf16 high, high; "
+      "mov.b32 less, {low, high}; fma.rn.bf16x2 %0, %1, %2, less;}"
       : "=r"(r)
       : "r"(a), "r"(b), "r"(rounded));
   return r;

@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_one_kernel(const On
   using Lane = OneLane<T, Q>;
   Lane lane(p, shared);
   const OneWalk walk(p, Lane::P);
-  const T* x = static_cast<const T*>(args.x) + walk.n * p.image;
+  const T* x = again(static_cast<const T*>(args.x) + walk.n * p.image);
   lane.begin(x, walk.begin, walk.end);
   float weights[Lane::kChannels], sums[Lane::kChannels] = {};
   typed(args.weight, [&](auto from) { lane.load_row(from, weights); });

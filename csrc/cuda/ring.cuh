@@ -49,8 +49,8 @@ class Ring {
   __device__ Own& own() { return *static_cast<Own*>(this); }
 };
 
-// NCHW: 64 pixels of 16 rows of MAPS maps. In a row's 128 bytes odd rows begin with the second half, so that two rows
-// of four lanes lie in different banks.
+// NCHW: 64 pixels of 16 rows of MAPS maps, which come out as fragments of a product of 16 rows. The eight 16-byte parts
+// of row r are in the order of their number xor r % 8: eight rows' parts of the same pixels lie in different banks.
 template <int MAPS, int DEPTH>
 struct RowRing : Ring<DEPTH, RowRing<MAPS, DEPTH>> {
   static constexpr int reach = 64, stride = reach, rows = 16, map_bytes = rows * reach * 2;
@@ -65,10 +65,10 @@ struct RowRing : Ring<DEPTH, RowRing<MAPS, DEPTH>> {
   __device__ RowRing(unsigned char* shared, int at, const BFloat16* const (&maps)[MAPS], const int (&steps)[MAPS],
                      int last)
       : shared(shared) {
-    const int lane = threadIdx.x % kWarp, row = lane / 8, g = lane / 4, t = lane % 4;
+    const int lane = threadIdx.x % kWarp, row = lane / 8;
     auto clamped = [&](int r) { return r < last ? r : last; };
-    to = again(at + row * 128 + (lane % 8 * 16 ^ row % 2 * 64));
-    from = again(at + g * 128 + (t * 16 ^ g % 2 * 64));
+    to = again(at + row * 128 + (lane % 8 ^ row) * 16);
+    from = again(at + lane % 16 * 128 + (lane / 16 ^ lane % 8) * 16);
 #pragma unroll
     for (int m = 0; m < MAPS; ++m) {
       map[m] = maps[m] + (lane % 8 * 8 + clamped(row) * steps[m]);
@@ -83,20 +83,18 @@ struct RowRing : Ring<DEPTH, RowRing<MAPS, DEPTH>> {
       next[m] = map[m] + s;
   }
   __device__ void copy(int place) {
-    unsigned char* piece = shared + (to + place);
+    unsigned char *even = shared + (to + place), *odd = shared + ((to ^ 64) + place);
 #pragma unroll
     for (int m = 0; m < MAPS; ++m) {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        copy_ahead(piece + m * map_bytes + i * 512, i ? next[m] + offset[m][i ? i - 1 : 0] : next[m]);
+        copy_ahead((i % 2 ? odd : even) + m * map_bytes + i * 512, i ? next[m] + offset[m][i ? i - 1 : 0] : next[m]);
       next[m] += stride;
     }
   }
-  // Eight pixels of rows g and g + 8 from pixel 32 half + 8 t on.
-  __device__ void read(int place, int m, int half, uint32_t (&words)[2][4]) const {
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-      load_shared(shared + ((from ^ half * 64) + place) + m * map_bytes + r * 1024, words[r]);
+  // 16 pixels of the 16 rows, from pixel 16 step on: rows g and g + 8 at 2 t, then at 2 t + 8.
+  __device__ void read(int place, int m, int step, uint32_t (&words)[4]) const {
+    load_matrices<false>(shared + ((from ^ step * 32) + place) + m * map_bytes, words);
   }
 };
 
