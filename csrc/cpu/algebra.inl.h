@@ -67,7 +67,7 @@ AXNET_INLINE Gate<B> load_gate(const Acc* gate, int count, int64_t C, bool conca
 }
 
 template <class Acc, int B>
-void gate_forward_typed(const GateArgs& g, int64_t begin, int64_t end) {
+AXNET_KERNEL gate_forward_typed(const GateArgs& g, int64_t begin, int64_t end) {
   const int count = g.concat ? 1 : g.A, blocks = g.concat ? g.A : 1, P = pairs(g.A);
   const int64_t C = g.C, rows = moment_rows(g.A);
   const double S = static_cast<double>(g.S), total = S * static_cast<double>(g.N);
@@ -155,7 +155,7 @@ void gate_forward_typed(const GateArgs& g, int64_t begin, int64_t end) {
 }
 
 template <class Acc, int B>
-void gate_backward_typed(const GateBackwardArgs& g, int64_t begin, int64_t end) {
+AXNET_KERNEL gate_backward_typed(const GateBackwardArgs& g, int64_t begin, int64_t end) {
   const int count = g.concat ? 1 : g.A, blocks = g.concat ? g.A : 1, P = pairs(g.A);
   const int64_t C = g.C;
   const double S = static_cast<double>(g.S), total = S * static_cast<double>(g.N);
@@ -230,15 +230,19 @@ void gate_backward_typed(const GateBackwardArgs& g, int64_t begin, int64_t end) 
 }
 
 void gate_forward(const GateArgs& g, int64_t begin, int64_t end) {
-  with_anatomies(g.concat ? 1 : g.A, [&](auto b) {
-    if (g.type == Type::f64) gate_forward_typed<double, decltype(b)::value>(g, begin, end);
-    else gate_forward_typed<float, decltype(b)::value>(g, begin, end);
-  });
+  const auto run = [&](auto t) {
+    using Acc = decltype(t);
+    with_anatomies<Acc>(g.concat ? 1 : g.A,
+                        [&](auto b) { gate_forward_typed<Acc, decltype(b)::value>(g, begin, end); });
+  };
+  g.type == Type::f64 ? run(double{}) : run(float{});
 }
 
 void gate_backward(const GateBackwardArgs& g, int64_t begin, int64_t end) {
-  with_anatomies(g.concat ? 1 : g.A, [&](auto b) {
-    if (g.type == Type::f64) gate_backward_typed<double, decltype(b)::value>(g, begin, end);
-    else gate_backward_typed<float, decltype(b)::value>(g, begin, end);
-  });
+  const auto run = [&](auto t) {
+    using Acc = decltype(t);
+    with_anatomies<Acc>(g.concat ? 1 : g.A,
+                        [&](auto b) { gate_backward_typed<Acc, decltype(b)::value>(g, begin, end); });
+  };
+  g.type == Type::f64 ? run(double{}) : run(float{});
 }

@@ -17,7 +17,7 @@ AXNET_INLINE typename Lanes<T>::V scaled(typename Lanes<T>::V x, const typename 
 }
 
 template <class T, int B>
-void apply_rows(const ApplyArgs& g, int64_t begin, int64_t end) {
+AXNET_KERNEL apply_rows(const ApplyArgs& g, int64_t begin, int64_t end) {
   using L = Lanes<T>;
   using Acc = acc_t<T>;
   using V = typename L::V;
@@ -58,7 +58,7 @@ void apply_rows(const ApplyArgs& g, int64_t begin, int64_t end) {
 }
 
 template <class T, int B>
-void apply_channels_last(const ApplyArgs& g, int64_t begin, int64_t end) {
+AXNET_KERNEL apply_channels_last(const ApplyArgs& g, int64_t begin, int64_t end) {
   using L = Lanes<T>;
   using Acc = acc_t<T>;
   using V = typename L::V;
@@ -107,7 +107,7 @@ AXNET_INLINE void add_products(int count, V d, V centred, const V* m, V* sum) {
 }
 
 template <class T, int B>
-void reduce_rows_of(const ReduceArgs& g, int64_t begin, int64_t end) {
+AXNET_KERNEL reduce_rows_of(const ReduceArgs& g, int64_t begin, int64_t end) {
   using L = Lanes<T>;
   using Acc = acc_t<T>;
   using V = typename L::V;
@@ -148,7 +148,7 @@ void reduce_rows_of(const ReduceArgs& g, int64_t begin, int64_t end) {
 }
 
 template <class T, int B>
-void reduce_channels_last(const ReduceArgs& g, int64_t begin, int64_t end) {
+AXNET_KERNEL reduce_channels_last(const ReduceArgs& g, int64_t begin, int64_t end) {
   using L = Lanes<T>;
   using Acc = acc_t<T>;
   using V = typename L::V;
@@ -208,8 +208,8 @@ void reduce_channels_last(const ReduceArgs& g, int64_t begin, int64_t end) {
 
 void apply(const ApplyArgs& g, int64_t begin, int64_t end) {
   with_type(g.type, [&](auto t) {
-    with_anatomies(g.B, [&](auto b) {
-      using T = decltype(t);
+    using T = decltype(t);
+    with_anatomies<T>(g.B, [&](auto b) {
       constexpr int B = decltype(b)::value;
       g.x.channels_last ? apply_channels_last<T, B>(g, begin, end) : apply_rows<T, B>(g, begin, end);
       if (g.stream) Lanes<T>::end_stream();
@@ -219,8 +219,8 @@ void apply(const ApplyArgs& g, int64_t begin, int64_t end) {
 
 void reduce(const ReduceArgs& g, int64_t begin, int64_t end) {
   with_type(g.type, [&](auto t) {
-    with_anatomies(g.B, [&](auto b) {
-      using T = decltype(t);
+    using T = decltype(t);
+    with_anatomies<T>(g.B, [&](auto b) {
       constexpr int B = decltype(b)::value;
       g.x.channels_last ? reduce_channels_last<T, B>(g, begin, end) : reduce_rows_of<T, B>(g, begin, end);
     });

@@ -71,7 +71,7 @@ AXNET_INLINE void fix_maxima(const InputArgs& g, int64_t n, int64_t c, int64_t f
 }
 
 template <class T, int B>
-void input_rows_single(const InputArgs& g, int64_t begin, int64_t end) {
+AXNET_KERNEL input_rows_single(const InputArgs& g, int64_t begin, int64_t end) {
   using L = Lanes<T>;
   using Acc = acc_t<T>;
   using V = typename L::V;
@@ -127,7 +127,7 @@ void input_rows_single(const InputArgs& g, int64_t begin, int64_t end) {
 }
 
 template <class T, int B>
-void input_channels_last_single(const InputArgs& g, int64_t begin, int64_t end) {
+AXNET_KERNEL input_channels_last_single(const InputArgs& g, int64_t begin, int64_t end) {
   using L = Lanes<T>;
   using Acc = acc_t<T>;
   using V = typename L::V;
@@ -278,7 +278,7 @@ void input(const InputArgs& g, int64_t begin, int64_t end) {
       g.x.channels_last ? input_channels_last_general<T>(g, begin, end) : input_rows_general<T>(g, begin, end);
       return;
     }
-    with_anatomies(g.A, [&](auto b) {
+    with_anatomies<T>(g.A, [&](auto b) {
       constexpr int B = decltype(b)::value;
       g.x.channels_last ? input_channels_last_single<T, B>(g, begin, end) : input_rows_single<T, B>(g, begin, end);
     });

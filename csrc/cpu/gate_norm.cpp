@@ -119,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
     ReduceArgs a{};
     a.type = type_of(x);
     a.N = N, a.C = C, a.S = S, a.B = B;
-    a.x = view_of(x), a.d = view_of(d), a.block = B <= 3 ? channel_block(N, C) : kChannelBlock;
+    a.x = view_of(x), a.d = view_of(d), a.block = has_own_code(a.type, B) ? channel_block(N, C) : kChannelBlock;
     a.x_data = data(x);
     a.d_data = static_cast<const char*>(data(d)) + o * C * a.d.c * static_cast<int64_t>(d.element_size());
     a.mask = static_cast<const char*>(data(mask)) + o * S * acc_bytes;

@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor
                    S,
                    a,
                    view_of(x),
-                   A <= 3 ? channel_block(N, C) : kChannelBlock,
+                   has_own_code(type_of(x), a) ? channel_block(N, C) : kChannelBlock,
                    data(x),
                    data(mask),
                    sums.data(),

@@ -16,13 +16,13 @@ constexpr int64_t kSumPixels = 256;
 template <class V, int SUMS>
 struct FarSums {
   V total[SUMS], lost[SUMS];
-  AXNET_INLINE void clear() {
-    for (int k = 0; k < SUMS; ++k)
+  AXNET_INLINE void clear(int used = SUMS) {
+    for (int k = 0; k < used; ++k)
       total[k] = lost[k] = V{};
   }
   // Adds the chains and starts them anew; at the end they hold the result.
-  AXNET_INLINE void take(V* chain, bool end) {
-    for (int k = 0; k < SUMS; ++k) {
+  __attribute__((noinline)) void take(V* chain, bool end, int used = SUMS) {
+    for (int k = 0; k < used; ++k) {
       const V next = chain[k] - lost[k], sum = total[k] + next;
       lost[k] = (sum - total[k]) - next;
       total[k] = sum;
@@ -37,6 +37,9 @@ struct MomentSet {
   static constexpr int cap = A ? A : kMaxAnatomies;
   static constexpr int sums = SECOND ? 2 + 2 * cap + 2 * pairs(cap) : 1 + cap;
   static constexpr int maxima = 1 + cap;
+  // Of them, what `count` anatomies use.
+  static constexpr int sums_of(int count) { return A ? sums : SECOND ? moment_rows(count) - 1 : 1 + count; }
+  static constexpr int maxima_of(int count) { return A ? maxima : 1 + count; }
 };
 
 // sum order: s1, s2, t_a.., t2_a.., q1.., q2..   (SECOND)      s1, t_a..   (else)
@@ -132,16 +135,17 @@ void sum_row(const T* x, const acc_t<T>* mask, int64_t S, int anatomies, acc_t<T
   const Acc lowest = -__builtin_inf();
   const V shift = splat<Acc>(c);
   const int64_t step = granule_of<T>(S);
+  const int used = MomentSet<A, SECOND>::sums_of(anatomies), peaks = MomentSet<A, SECOND>::maxima_of(anatomies);
   double total[sums] = {};
   Acc lanes[sums];
   V sum[sums], peak[maxima], before[maxima], m[MomentSet<A, SECOND>::cap];
   using Stamp = typename RowStatistics<T, A, SECOND>::Stamp;
   Stamp stamp[maxima] = {};
-  for (int k = 0; k < maxima; ++k)
+  for (int k = 0; k < peaks; ++k)
     before[k] = peak[k] = splat<Acc>(lowest);
   for (int64_t first = 0; first < S; first += block) {
     const int64_t last = first + block < S ? first + block : S;
-    for (int k = 0; k < sums; ++k)
+    for (int k = 0; k < used; ++k)
       sum[k] = V{};
     int64_t s = first;
     while (s + L::W <= last) {
@@ -154,7 +158,7 @@ void sum_row(const T* x, const acc_t<T>* mask, int64_t S, int anatomies, acc_t<T
         accumulate<A, SECOND, SHIFTED>(anatomies, L::load(x + s), shift, m, sum, peak);
       }
       if (positions)
-        for (int k = 0; k < (A ? maxima : 1 + anatomies); ++k) {
+        for (int k = 0; k < peaks; ++k) {
           stamp[k] = peak[k] > before[k] ? Stamp{} + static_cast<int32_t>(granule) : stamp[k];
           before[k] = peak[k];
         }
@@ -163,39 +167,44 @@ void sum_row(const T* x, const acc_t<T>* mask, int64_t S, int anatomies, acc_t<T
       const int rest = static_cast<int>(last - s);
       // The missing lanes repeat the first pixel of the tail for the maxima and count nothing in the sums.
       V v = L::first_n(L::load_n(x + s, rest), static_cast<Acc>(x[s]), rest);
-      V bare[sums] = {};
+      V bare[sums];
+      for (int k = 0; k < used; ++k)
+        bare[k] = V{};
       for (int a = 0; a < (A ? A : anatomies); ++a)
         m[a] = L::first_n(Lanes<Acc>::load_n(mask + a * S + s, rest), mask[a * S + s], rest);
       accumulate<A, SECOND, SHIFTED>(anatomies, v, shift, m, bare, peak);
-      for (int k = 0; k < sums; ++k)
+      for (int k = 0; k < used; ++k)
         sum[k] += L::first_n(bare[k], Acc(0), rest);
-      for (int k = 0; k < (A ? maxima : 1 + anatomies); ++k)
+      for (int k = 0; k < peaks; ++k)
         stamp[k] = peak[k] > before[k] ? Stamp{} + static_cast<int32_t>(s / step) : stamp[k];
     }
     if (S > block) {
-      reduce_to<Acc, false, sums>(sum, lanes);
-      for (int k = 0; k < sums; ++k)
+      if constexpr (A > 0) reduce_to<Acc, false, sums>(sum, lanes);
+      else
+        for (int k = 0; k < used; ++k)
+          lanes[k] = reduce_lanes<Acc, false, 1>(sum + k)[0];
+      for (int k = 0; k < used; ++k)
         total[k] += lanes[k];
     }
   }
-  for (int k = 0; k < sums; ++k)
+  for (int k = 0; k < used; ++k)
     row->sum[k] = S > block ? L::first_n(splat(static_cast<Acc>(total[k])), Acc(0), 1) : sum[k];
-  for (int k = 0; k < maxima; ++k) {
+  for (int k = 0; k < peaks; ++k) {
     row->peak[k] = peak[k];
     row->stamp[k] = stamp[k];
   }
 }
 
 template <class T, int A, bool SECOND>
-void moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
+AXNET_KERNEL moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
   using Acc = acc_t<T>;
   using L = Lanes<Acc>;
   using V = typename L::V;
   using Row = RowStatistics<T, A, SECOND>;
   constexpr int R = A ? L::W : 2;  // rows that are finished together
   const int anatomies = A ? A : g.A;
-  const int sums = A ? Row::sums : (SECOND ? moment_rows(anatomies) - 1 : 1 + anatomies);
-  Row rows[R];
+  const int sums = MomentSet<A, SECOND>::sums_of(anatomies);
+  Row rows[R] = {};  // those beyond the last one are taken along
   Acc shift[L::W];
   typename LaneIndex<Acc>::type lane;
   for (int i = 0; i < L::W; ++i)
@@ -210,35 +219,39 @@ void moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
     for (int i = 0; i < count; ++i)
       sum_row<T, A, SECOND, false>(x + i * g.x.c, mask, g.S, anatomies, Acc(0), g.argmax != nullptr, rows + i);
     V total[Row::sums], top[Row::maxima], column[R];
-    auto sum_of = [&](int k) {  // lane i: sum k of row i
-      for (int i = 0; i < R; ++i)
-        column[i] = rows[i < count ? i : 0].sum[k];
-      return reduce_lanes<Acc, false, R>(column);
-    };
     for (int i = 0; i < L::W; ++i)
       shift[i] = 0;
-    total[0] = sum_of(0);
-    if constexpr (SECOND) {
-      uint32_t again = bits_of<Acc>(far_from_zero(total[0], sum_of(1), static_cast<Acc>(g.S))) & ((1u << count) - 1u);
+    for (bool about_zero = true;; about_zero = false) {
+      AXNET_ROLLED
+      for (int k = 0; k < sums; ++k) {  // lane i: sum k of row i
+        for (int i = 0; i < R; ++i)
+          column[i] = rows[i].sum[k];
+        total[k] = reduce_lanes<Acc, false, R>(column);
+      }
+      uint32_t again = 0;
+      if constexpr (SECOND)
+        if (about_zero)
+          again = bits_of<Acc>(far_from_zero(total[0], total[1], static_cast<Acc>(g.S))) & ((1u << count) - 1u);
+      if (!again) break;
       for (; again; again &= again - 1) {
         const int i = __builtin_ctz(again);
         shift[i] = sample_mean(x + i * g.x.c, 1, g.S);
         sum_row<T, A, SECOND, true>(x + i * g.x.c, mask, g.S, anatomies, shift[i], g.argmax != nullptr, rows + i);
       }
     }
-    for (int k = 0; k < sums; ++k)
-      total[k] = sum_of(k);
+    AXNET_ROLLED
     for (int k = 0; k <= anatomies; ++k) {
       for (int i = 0; i < R; ++i)
-        column[i] = rows[i < count ? i : 0].peak[k];
+        column[i] = rows[i].peak[k];
       top[k] = reduce_lanes<Acc, true, R>(column);
     }
     const bool brief = g.S <= kGranule * L::W;
     const V proof = not_a_number<A, SECOND>(total, anatomies);
-    if (g.argmax && brief)
+    if (g.argmax && brief) {
+      AXNET_ROLLED
       for (int k = 0; k <= anatomies; ++k) {
         for (int i = 0; i < R; ++i) {
-          const Row& r = rows[i < count ? i : 0];
+          const Row& r = rows[i];
           const V place = __builtin_convertvector(r.stamp[k] * static_cast<int32_t>(L::W) + lane, V);
           column[i] = r.peak[k] == splat<Acc>(top[k][i]) ? -place : splat<Acc>(-__builtin_inf());
         }
@@ -246,6 +259,7 @@ void moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
         for (int i = 0; i < count; ++i)
           g.argmax[(n * (1 + anatomies) + k) * g.C + c + i] = static_cast<int32_t>(first[i]);
       }
+    }
     for (int i = 0; i < count; ++i) {
       const T* own = x + i * g.x.c;
       const bool finite = proof[i] == 0;
@@ -274,13 +288,13 @@ void moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
 }
 
 template <class T, int A, bool SECOND, bool POSITIONS>
-void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
+AXNET_KERNEL moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
   using L = Lanes<T>;
   using Acc = acc_t<T>;
   using V = typename L::V;
   using Stamp = typename LaneIndex<Acc>::type;
   constexpr int sums = MomentSet<A, SECOND>::sums, maxima = MomentSet<A, SECOND>::maxima;
-  const int anatomies = A ? A : g.A;
+  const int anatomies = A ? A : g.A, used = MomentSet<A, SECOND>::sums_of(anatomies);
   constexpr int64_t most = A ? kWideChannelBlock : kChannelBlock;
   constexpr int vectors = most / L::W;
   constexpr int64_t tile = 16;
@@ -299,23 +313,25 @@ void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
     const T* x = static_cast<const T*>(g.x_data) + n * g.x.n + c0;
     const Acc* mask = static_cast<const Acc*>(g.mask) + n * anatomies * g.S;
     auto clear = [&](Column& column) {
-      for (int k = 0; k < sums; ++k)
+      const int used = MomentSet<A, SECOND>::sums_of(anatomies), peaks = MomentSet<A, SECOND>::maxima_of(anatomies);
+      for (int k = 0; k < used; ++k)
         column.sum[k] = V{};
-      for (int k = 0; k < maxima; ++k) {
+      for (int k = 0; k < peaks; ++k) {
         column.peak[k] = splat<Acc>(lowest);
         column.at[k] = Stamp{};
       }
     };
     auto walk = [&](Column& column, int v, int64_t first, int64_t last, V shift, auto shifted) {
+      const int used = MomentSet<A, SECOND>::sums_of(anatomies), peaks = MomentSet<A, SECOND>::maxima_of(anatomies);
       constexpr bool SHIFTED = decltype(shifted)::value;
       const int rest = width - v * L::W;
       V local[sums], top[maxima], before[maxima], m[MomentSet<A, SECOND>::cap];
-      for (int k = 0; k < sums; ++k)
+      for (int k = 0; k < used; ++k)
         local[k] = column.sum[k];
-      for (int k = 0; k < maxima; ++k)
+      for (int k = 0; k < peaks; ++k)
         before[k] = top[k] = column.peak[k];
       Stamp at[maxima];
-      for (int k = 0; k < maxima; ++k)
+      for (int k = 0; k < peaks; ++k)
         at[k] = column.at[k];
       const T* p = x + first * g.x.s + v * L::W;
       for (int64_t s = first; s < last; ++s, p += g.x.s) {
@@ -325,21 +341,21 @@ void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
           m[a] = splat<Acc>(mask[a * g.S + s]);
         accumulate<A, SECOND, SHIFTED>(anatomies, value, shift, m, local, top);
         if constexpr (POSITIONS)
-          for (int k = 0; k < (A ? maxima : 1 + anatomies); ++k) {
+          for (int k = 0; k < peaks; ++k) {
             at[k] = top[k] > before[k] ? Stamp{} + static_cast<int32_t>(s) : at[k];
             before[k] = top[k];
           }
       }
-      for (int k = 0; k < sums; ++k)
+      for (int k = 0; k < used; ++k)
         column.sum[k] = local[k];
-      for (int k = 0; k < maxima; ++k) {
+      for (int k = 0; k < peaks; ++k) {
         column.peak[k] = top[k];
         column.at[k] = at[k];
       }
     };
     for (int v = 0; v * L::W < width; ++v) {
       clear(columns[v]);
-      if (many) far[v].clear();
+      if (many) far[v].clear(used);
     }
     for (int64_t chain = 0; chain < g.S; chain += kSumPixels) {
       const int64_t stop = chain + kSumPixels < g.S ? chain + kSumPixels : g.S;
@@ -349,7 +365,7 @@ void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
           walk(columns[v], v, first, last, V{}, std::false_type{});
       }
       for (int v = 0; many && v * L::W < width; ++v)
-        far[v].take(columns[v].sum, stop == g.S);
+        far[v].take(columns[v].sum, stop == g.S, used);
     }
     for (int v = 0; v * L::W < width; ++v) {
       const int lanes = width - v * L::W < L::W ? width - v * L::W : L::W;
@@ -363,11 +379,11 @@ void moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
             shift[i] = sample_mean(x + v * L::W + i, g.x.s, g.S);
           }
           clear(column);
-          far[v].clear();
+          far[v].clear(used);
           for (int64_t first = 0; first < g.S; first += kSumPixels) {
             const int64_t last = first + kSumPixels < g.S ? first + kSumPixels : g.S;
             walk(column, v, first, last, shift, std::true_type{});
-            far[v].take(column.sum, last == g.S);
+            far[v].take(column.sum, last == g.S, used);
           }
         }
       }
@@ -403,6 +419,7 @@ void moments_typed(const MomentsArgs& g, int64_t begin, int64_t end) {
 
 void moments(const MomentsArgs& g, int64_t begin, int64_t end) {
   with_type(g.type, [&](auto t) {
-    with_anatomies(g.A, [&](auto a) { moments_typed<decltype(t), decltype(a)::value>(g, begin, end); });
+    using T = decltype(t);
+    with_anatomies<T>(g.A, [&](auto a) { moments_typed<T, decltype(a)::value>(g, begin, end); });
   });
 }

@@ -35,6 +35,17 @@ struct IndexOf<double> {
 
 #define AXNET_INLINE inline __attribute__((always_inline))
 
+// A kernel: inlined beside its siblings it would be a part of one huge function, which takes longer to compile and to
+// run.
+#define AXNET_KERNEL __attribute__((noinline)) void
+
+// Before a loop of known length whose body is long: unrolled it would be most of the code, and no faster.
+#if defined(__clang__)
+#define AXNET_ROLLED _Pragma("nounroll")
+#else
+#define AXNET_ROLLED _Pragma("GCC unroll 1")
+#endif
+
 // Integers as wide as A, one per lane.
 template <class A>
 struct LaneIndex;
