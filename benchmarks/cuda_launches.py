@@ -49,6 +49,7 @@ HELD = (
         )
     ),
     ("backward sums", "bfloat16", "channels_last"),
+    ("moments", "float32", "NCHW"),
 )
 
 
