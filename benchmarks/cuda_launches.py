@@ -50,6 +50,7 @@ HELD = (
     ),
     ("backward sums", "bfloat16", "channels_last"),
     ("moments", "float32", "NCHW"),
+    ("backward sums", "float32", "NCHW"),
 )
 
 
