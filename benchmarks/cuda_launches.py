@@ -51,6 +51,7 @@ HELD = (
     ("backward sums", "bfloat16", "channels_last"),
     ("moments", "float32", "NCHW"),
     ("backward sums", "float32", "NCHW"),
+    ("pwap, 1", "float32", "channels_last"),
 )
 
 
