@@ -23,13 +23,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 from axnet.data import NIH_FINDINGS  # noqa: E402
-from axnet.metrics import delong_test  # noqa: E402
+from axnet.metrics import delong_test, mean_auc  # noqa: E402
 from axnet.metrics.bootstrap import resampled_aucs  # noqa: E402
 from benchmarks.comparison_films import labels_of  # noqa: E402
 from benchmarks.comparison_jobs import ROWS, SEEDS  # noqa: E402
+from benchmarks.report import origin  # noqa: E402
 
 LEAST, RESAMPLES = 15, 1000
-BASELINE, FULL = 2, 6
+BASELINE = 2
+SMALL = "a small DenseNet + GAP, from scratch"  # row 1 of the short plan
 
 
 class Runs:
@@ -67,7 +69,7 @@ def evaluate(runs: Runs, truth: np.ndarray, patients: np.ndarray) -> dict[str, A
     scores = [runs.logits(name, "test")[:, kept].astype(np.float64) for name in names]
     groups = np.unique(patients, return_inverse=True)[1]
     drawn = resampled_aucs(labels, scores, groups, 0, RESAMPLES).mean(1)  # [runs, resamples]
-    whole = resampled_aucs(labels, scores, np.arange(1).repeat(len(labels)), 0, 1).mean(1)[:, 0]  # one group: no draw
+    whole = np.array([mean_auc(labels, score) for score in scores])
     of = {name: index for index, name in enumerate(names)}
 
     def mean(chosen: list[str]) -> tuple[float, np.ndarray]:
@@ -81,7 +83,7 @@ def evaluate(runs: Runs, truth: np.ndarray, patients: np.ndarray) -> dict[str, A
             continue
         value, resampled = mean(chosen)
         result["rows"][row] = {
-            "name": ROWS[row],
+            "name": SMALL if runs.records[chosen[0]]["job"]["backbone"] == "tiny" else ROWS[row],
             "seeds": len(chosen),
             "auc": round(value, 4),
             "interval": interval(resampled),
@@ -122,7 +124,12 @@ def delong(
 
 
 def tables(result: dict[str, Any]) -> str:
+    recipe, films = result["recipe"], result["films"]
     lines = [
+        f"{films['train']} films of training, {films['validation']} of validation, {films['test']} of test; "
+        f"{recipe['epochs']} epochs at {recipe['size'] or 128} px in batches of {recipe['batch']}. "
+        f"{origin(result['environment'])}.",
+        "",
         "| | model | mean AUC (95 %) | by seed | against row 2 (95 %) | findings with p < 0.05: better, worse |",
         "|---|---|---|---|---|---|",
     ]
@@ -138,8 +145,9 @@ def tables(result: dict[str, Any]) -> str:
             f"| {row} | {found['name']} | {found['auc']:.3f} ({low:.3f} to {high:.3f}) | {by_seed} | {against} "
             f"| {significant} |"
         )
-    lines += ["", "| run | validation | test (95 %) | against row 2 (95 %) |", "|---|---|---|---|"]
     others = {name: run for name, run in result["runs"].items() if not name.startswith("row")}
+    if others:
+        lines += ["", "| run | validation | test (95 %) | against row 2 (95 %) |", "|---|---|---|---|"]
     for name, run in sorted(others.items(), key=lambda item: -item[1]["validation"]):
         low, high = run["interval"]
         against = "{:+.3f} ({:+.3f} to {:+.3f})".format(run["difference"], *run["difference_interval"])
@@ -183,7 +191,7 @@ def main() -> None:
     first = next(iter(runs.records.values()))
     limit = len(runs.logits(first["job"]["name"], "test"))
     result = evaluate(runs, films.labels[test[:limit]], films.table["patient"].to_numpy()[test[:limit]])
-    result |= {"films": first["films"], "environment": first["environment"]}
+    result |= {"films": first["films"], "recipe": first["job"]["recipe"], "environment": first["environment"]}
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     plot(result, arguments.docs / "comparison.png")
     page = arguments.docs / "comparison.md"
