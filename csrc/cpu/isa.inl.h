@@ -26,11 +26,9 @@ struct Anatomies {
 // Up to three anatomies are unrolled where has_own_code says so; 0 is the code for any number.
 template <class T, class F>
 inline void with_anatomies(int a, const F& f) {
-  constexpr bool all = std::is_same_v<T, float> || std::is_same_v<T, BFloat16>;
-  if constexpr (all || std::is_same_v<T, Half>)
-    if (a == 2) return f(Anatomies<2>{});
-  if constexpr (all) {
+  if constexpr (!std::is_same_v<T, double>) {
     if (a == 1) return f(Anatomies<1>{});
+    if (a == 2) return f(Anatomies<2>{});
     if (a == 3) return f(Anatomies<3>{});
   }
   f(Anatomies<0>{});

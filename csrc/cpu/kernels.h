@@ -15,11 +15,9 @@ enum class Type : int { f32, f64, bf16, f16 };
 
 constexpr int64_t kChannelBlock = 64;       // channels that one channels_last task reduces, at least
 constexpr int64_t kWideChannelBlock = 512;  // and at most: more in a row read faster, fewer make more tasks
-// Whether so many anatomies have code of their own, which takes wide blocks (isa.inl.h). Not worth the compiler's time:
-// float64, in which gradients are checked, and float16 of other than two anatomies.
-constexpr bool has_own_code(Type type, int anatomies) {
-  return type == Type::f16 ? anatomies == 2 : type != Type::f64 && anatomies <= 3;
-}
+// Whether so many anatomies have code of their own, which takes wide blocks (isa.inl.h). float64, in which gradients
+// are checked, is not worth the compiler's time.
+constexpr bool has_own_code(Type type, int anatomies) { return type != Type::f64 && anatomies <= 3; }
 constexpr int64_t kPixelGroup = 8;     // pixels that one channels_last task maps
 constexpr int64_t kGateChannels = 16;  // channels that one task of the gate's algebra holds
 
