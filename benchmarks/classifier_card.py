@@ -55,9 +55,9 @@ the validation part has fewer than 8 positives. Of 1,000 films like those of the
 Frontal films of adults from one hospital, seen at 128 px: nodules, thin pneumothorax lines and other small things are
 mostly lost. Whatever told the two views apart in the training films (portable AP films are of sicker patients) it has
 learnt too. Films that the segmenter flags (implausible organs, as on lateral films or other parts of the body, or
-inverted grey values) get probabilities but no call; a film that is flagged by nothing may still be none it was
-trained for. The comparison of eight models (`benchmarks/comparison.py`), which asks whether the anatomy pays, has not
-been run yet: nothing here says that the masks help.
+inverted grey values) get probabilities but no call; a film that is flagged by nothing may still be none it was trained
+for. In the comparison of eight models (`docs/comparison.md`), which asks whether the anatomy pays, nothing has shown so
+far that the masks help.
 
 ## Licence
 

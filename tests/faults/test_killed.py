@@ -214,7 +214,7 @@ def test_predict_on_packed_films_at_any_moment(tmp_path, films, phantoms):
     arguments = ("predict", phantoms[0], "--weights", weights, "--out")
     calls = [("command", "os", "getpid", 0, *arguments, tmp_path / "whole.csv")]
     for moment in moments:
-        where = ("axnet.train.pixels", "_Packed._image")
+        where = ("axnet.train.pixels", "_Packed._copied")
         calls.append(("command", *where, moment, *arguments, tmp_path / f"{moment}.csv"))
     assert codes(*calls) == [0] + 3 * [-signal.SIGKILL]
     assert not any((tmp_path / f"{moment}.csv").exists() for moment in moments)
