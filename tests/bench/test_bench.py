@@ -130,6 +130,7 @@ def test_ci_runs_the_command_of_the_readme():
     assert commands[1].endswith("pytest")
 
 
+@pytest.mark.slow
 def test_the_gpu_script_runs_where_there_is_none(tmp_path):
     script = ROOT / "benchmarks" / "gpu.py"
     command = [sys.executable, str(script), "--device", "cpu", "--quick", "--out", str(tmp_path)]

@@ -23,11 +23,13 @@ pytestmark = [
     ("shape", "dtype", "layout"),
     [
         ((2, 64, 16, 16), "bfloat16", "NCHW"),
-        ((2, 64, 16, 16), "bfloat16", "channels_last"),
-        ((2, 64, 16, 16), "float32", "NCHW"),
-        ((2, 64, 16, 16), "float32", "channels_last"),
-        ((1, 16, 33, 32), "bfloat16", "NCHW"),  # an image in strips
-        ((2, 70, 7, 7), "bfloat16", "NCHW"),  # rows that no vector fits, more channels than a tile
+        pytest.param((2, 64, 16, 16), "bfloat16", "channels_last", marks=pytest.mark.slow),
+        pytest.param((2, 64, 16, 16), "float32", "NCHW", marks=pytest.mark.slow),
+        pytest.param((2, 64, 16, 16), "float32", "channels_last", marks=pytest.mark.slow),
+        # an image in strips
+        pytest.param((1, 16, 33, 32), "bfloat16", "NCHW", marks=pytest.mark.slow),
+        # rows that no vector fits, more channels than a tile
+        pytest.param((2, 70, 7, 7), "bfloat16", "NCHW", marks=pytest.mark.slow),
     ],
 )
 def test_machine_code_agrees_with_the_reference(shape, dtype, layout):

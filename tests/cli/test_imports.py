@@ -86,6 +86,7 @@ def test_packages_import_no_more_than_they_need(code: str, never: set[str]) -> N
     assert not modules_after(code) & never
 
 
+@pytest.mark.slow
 def test_a_net_brings_monai_and_training_lightning() -> None:
     built = modules_after("from axnet.models import tiny; tiny()")
     assert "monai" in built

@@ -156,6 +156,7 @@ def test_the_plain_baseline_takes_images_alone(tmp_path):
     torch.testing.assert_close(probabilities, logits.sigmoid())
 
 
+@pytest.mark.slow
 def test_a_program_that_differs_is_not_written(classifier, tmp_path, monkeypatch):
     import axnet.export as module
 

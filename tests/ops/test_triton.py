@@ -196,6 +196,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 @needs_triton
 @not_interpreted
 def test_compile_sees_through_to_the_kernels(tmp_path):
