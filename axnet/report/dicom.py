@@ -47,7 +47,7 @@ _MAY_BE_EMPTY = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
-_MAKER = {"manufacturer": "axnet", "manufacturer_model_name": "axnet", "software_versions": __version__}
+_MAKER: dict[str, Any] = {"manufacturer": "axnet", "manufacturer_model_name": "axnet", "software_versions": __version__}
 _LONGEST = 64  # characters of a code's meaning and of an algorithm's name
 
 
@@ -194,8 +194,8 @@ def write_report(
         if finding in positive:
             answer = codes.SCT.Positive if positive[finding] else codes.SCT.Negative
             calls = [sr.QualitativeEvaluation(_own("Call at the stored operating point"), answer)]
-        content = {"measurements": measured(codes.DCM.Probability, probability), "qualitative_evaluations": calls}
-        groups.append(group(finding, _finding(finding), **content))
+        said = {"measurements": measured(codes.DCM.Probability, probability), "qualitative_evaluations": calls}
+        groups.append(group(finding, _finding(finding), **said))
     if not math.isnan(ctr):
         ratio = _own("Cardiothoracic ratio")
         groups.append(group("CTR", codes.SCT.Heart, measurements=measured(ratio, ctr)))
