@@ -188,7 +188,7 @@ def main() -> None:
     runs = Runs(arguments.runs)
     films = labels_of(arguments.films)
     test = films.parts()["test"]
-    first = next(iter(runs.records.values()))
+    first = runs.records[runs.of_row(BASELINE)[0]]  # the recipe of the rows, not that of a candidate
     limit = len(runs.logits(first["job"]["name"], "test"))
     result = evaluate(runs, films.labels[test[:limit]], films.table["patient"].to_numpy()[test[:limit]])
     result |= {"films": first["films"], "recipe": first["job"]["recipe"], "environment": first["environment"]}

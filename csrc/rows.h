@@ -13,6 +13,9 @@ struct View {
   bool channels_last;
 };
 
+// Element types, as kernels are told.
+enum class Type : int8_t { f32, f64, bf16, f16 };
+
 constexpr int kMaxAnatomies = 16;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

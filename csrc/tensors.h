@@ -26,6 +26,17 @@ inline ScalarType accumulator(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+inline Type type_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return Type::f32;
+    case ScalarType::Double: return Type::f64;
+    case ScalarType::BFloat16: return Type::bf16;
+    case ScalarType::Half: return Type::f16;
+    default: STD_TORCH_CHECK(false, "axnet: x must be float32, float64, bfloat16 or float16");
+  }
+}
+inline Type type_of(const Tensor& x) { return type_of(x.scalar_type()); }
+
 struct Device {
   int32_t type = aoti_torch_device_type_cpu(), index = 0;
 };

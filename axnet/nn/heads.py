@@ -117,6 +117,7 @@ class _Products(torch.autograd.Function):
         x, shift, basis = ctx.saved_tensors
         of_x, _, of_basis, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # to be differentiated again
+            x, basis = x.view_as(x), basis.view_as(basis)  # else a basis that is made of x counts twice
             wanted = [t for t, needed in ((x, of_x), (basis, of_basis)) if needed]
             found = iter(torch.autograd.grad(_products(x, shift, basis), wanted, grads, create_graph=True))
             return next(found) if of_x else None, None, next(found) if of_basis else None, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from axnet.data.files import replacing
+from axnet.data.image import StrPath
 from axnet.metrics import Interval, LabelQuality, Localisation, Subgroup, auc_difference, checks
 from axnet.metrics.evaluation import LEAST_POSITIVES
 from axnet.metrics.localisation import PRIORNET, THRESHOLDS
@@ -21,7 +21,7 @@ from axnet.report.text import facts, percent
 
 
 def write_report(
-    path: str | os.PathLike[str],
+    path: StrPath,
     *,
     title: str,
     description: str,

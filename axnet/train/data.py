@@ -25,7 +25,7 @@ from axnet.data.packed.films import PackedFilms
 from axnet.imaging import resize
 from axnet.models.preprocessing import Preprocessing
 from axnet.train.cache import kept, key_of
-from axnet.train.handing import Batch, Slots, most_shared
+from axnet.train.handing import Batch, Slots, most_shared, room_of
 from axnet.train.labels import checked_labels
 from axnet.train.pixels import Drawn, Items, Pixels, PixelsOnDemand, chained, packed_pixels, subset
 
@@ -321,7 +321,8 @@ def _one_for_all(masks: Pixels) -> bool:
 def loader(batches: Batches, *, batch_size: int, workers: int, **options: Any) -> DataLoader[dict[str, Tensor]]:
     """A DataLoader of these batches; options: what else that takes. workers: processes that cut them."""
     pixels = [batches.data.images] + ([] if _one_for_all(batches.masks) else [batches.masks])
-    size = batch_size * sum(-(-math.prod(each.shape[1:]) // 64) * 64 for each in pixels)
+    numbers = [batches.data.labels[:1].nbytes, 8]  # labels and positions, where many films make them large
+    size = sum(room_of(batch_size * each) for each in (*(math.prod(each.shape[1:]) for each in pixels), *numbers))
     # by default each process cuts two ahead, and one is on its way; a step holds one, and its successor waits
     count = min(3 * workers + 3, most_shared() // max(1, size))
     batches = copy(batches)  # each loader has slots of its own
@@ -334,7 +335,7 @@ def loader(batches: Batches, *, batch_size: int, workers: int, **options: Any) -
 def as_is(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Collate function for Batches, whose answers are batches already."""
     process = get_worker_info()
-    return batch if process is None else Batch(batch, getattr(process.dataset, "slots", None))
+    return batch if process is None else Batch(batch, process.dataset.slots)  # type: ignore[attr-defined]
 
 
 class _Stored(Dataset[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]]):

@@ -53,7 +53,7 @@ class Facts:
             return _joined([(cls.of(cast(XraySource, one)), len(one)) for one in source.sets.values()])
         known = known_attributes(source)
         if "age" in known:
-            known["age"] = [age_band(float("nan") if years is None else years) for years in known["age"]]
+            known["age"] = [None if years is None else age_band(years) for years in known["age"]]
         shown = {name: tuple(values) for name, values in known.items() if any(value is not None for value in values)}
         lacking = source.lacking if isinstance(source, PackedFilms) else ""
         return cls(shown, tuple(known_boxes(source)), (lacking,) if lacking else ())

@@ -7,6 +7,7 @@ loader of packed films. Here the memory is made once, before the processes are, 
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import os
 import shutil
@@ -63,7 +64,7 @@ class Slots:
         tensors, start = {}, 0
         for name, value in batch.items():
             tensors[name] = (start, value.dtype, tuple(value.shape))
-            start += -(-value.nbytes // _ALIGNED) * _ALIGNED
+            start += room_of(value.nbytes)
         claimed = self._claimed() if start <= self.bytes.shape[1] else None
         if claimed is None:
             return None
@@ -113,6 +114,11 @@ def most_shared() -> int:
     return min(_MOST, free // 4)
 
 
+def room_of(size: int) -> int:
+    """Bytes of a slot that a tensor of so many takes."""
+    return -(-size // _ALIGNED) * _ALIGNED
+
+
 def _shared(size: int) -> Tensor:
     """New bytes in shared memory, as torch's own collate makes it."""
     block = torch.empty(0, dtype=torch.uint8)
@@ -122,7 +128,7 @@ def _shared(size: int) -> Tensor:
 def _views(room: Tensor, tensors: dict[str, tuple[int, torch.dtype, tuple[int, ...]]]) -> dict[str, Tensor]:
     found = {}
     for name, (start, dtype, shape) in tensors.items():
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         found[name] = room[start : start + size].view(dtype).view(shape)
     return found
 
@@ -130,10 +136,8 @@ def _views(room: Tensor, tensors: dict[str, tuple[int, torch.dtype, tuple[int, .
 def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return True
 
 

@@ -10,16 +10,6 @@
 
 namespace axnet::cpu {
 
-inline Type type_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return Type::f32;
-    case ScalarType::Double: return Type::f64;
-    case ScalarType::BFloat16: return Type::bf16;
-    case ScalarType::Half: return Type::f16;
-    default: STD_TORCH_CHECK(false, "axnet: x must be float32, float64, bfloat16 or float16");
-  }
-}
-
 // One zero seen as a whole tensor: takes no memory.
 inline Tensor zero_strided(const std::vector<int64_t>& sizes, ScalarType type) {
   Tensor zero = empty({1}, type);

@@ -15,7 +15,7 @@ Tensor rows_again(const Tensor& x, const Tensor& mask, const Tensor& gate, const
   const ScalarType acc = accumulator(x);
   Tensor rows = empty({N, blocks, saved_rows(B), C}, acc);
   GateArgs args{};
-  args.type = acc == ScalarType::Double ? Type::f64 : Type::f32;
+  args.type = type_of(acc);
   args.N = N, args.C = C, args.S = x.size(2) * x.size(3), args.A = static_cast<int>(A);
   args.concat = concat, args.gate = data(gate), args.moments = data(moments);
   args.mass = static_cast<const double*>(mass.data_ptr());
@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm(Tensor x_in, Tensor mask, T
   const Tensor gate = packed(gate_in, acc);
   const std::optional<Tensor> scale = packed(weight, acc), offset = packed(bias, acc);
   GateArgs args{};
-  args.type = acc == ScalarType::Double ? Type::f64 : Type::f32;
+  args.type = type_of(acc);
   args.N = N, args.C = C, args.S = S, args.A = static_cast<int>(A);
   args.concat = concat, args.batch_statistics = !running_mean, args.eps = eps;
   args.gate = data(gate);
@@ -133,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
              [&](int64_t begin, int64_t end) { kernels().reduce(a, begin, end); });
   }
   GateBackwardArgs args{};
-  args.type = acc == ScalarType::Double ? Type::f64 : Type::f32;
+  args.type = type_of(acc);
   args.N = N, args.C = C, args.S = S, args.A = static_cast<int>(A);
   args.concat = concat, args.batch_statistics = batch_statistics, args.eps = eps;
   args.gate = data(gate), args.mass = static_cast<const double*>(mass.data_ptr());

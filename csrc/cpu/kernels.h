@@ -11,8 +11,6 @@
 
 namespace axnet::cpu {
 
-enum class Type : int { f32, f64, bf16, f16 };
-
 constexpr int64_t kChannelBlock = 64;       // channels that one channels_last task reduces, at least
 constexpr int64_t kWideChannelBlock = 512;  // and at most: more in a row read faster, fewer make more tasks
 // Whether so many anatomies have code of their own, which takes wide blocks (isa.inl.h). float64, in which gradients

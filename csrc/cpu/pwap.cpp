@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pwap(Tensor x_in, Tensor weight_in, s
   args.x = view_of(x), args.x_data = data(x);
   args.weight = data(weight), args.bias = data(bias);
   Tensor packed = empty({C, P}, acc);
-  kernels().pack_maps(acc == ScalarType::Double ? Type::f64 : Type::f32, data(weight), args.K, C, data(packed));
+  kernels().pack_maps(type_of(acc), data(weight), args.K, C, data(packed));
   args.packed = data(packed);
   args.pooled = data(pooled), args.prob = data(prob), args.logits = data(logits), args.norm = data(norm);
   args.partial = data(partial), args.tile = tile, args.tiles = tiles;

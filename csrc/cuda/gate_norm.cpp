@@ -4,13 +4,29 @@
 
 namespace axnet::cuda {
 
+static GateShape gate_shape(const Tensor& x, const Tensor& gate, const std::optional<Tensor>& mass, bool concat,
+                            bool batch_statistics, double eps) {
+  const int A = static_cast<int>(gate.size(1));
+  return {x.size(0),
+          x.size(1),
+          x.size(2) * x.size(3),
+          A,
+          concat ? A : 1,
+          concat ? 1 : A,
+          concat,
+          batch_statistics,
+          eps,
+          numbers_of(gate),
+          static_cast<const double*>(data(mass))};
+}
+
 Tensor fold_given(const Queue& queue, const Tensor& x, const Tensor& gate, const std::optional<Tensor>& weight,
                   const std::optional<Tensor>& bias, const Tensor& mean, const Tensor& var, double eps) {
   const int64_t N = x.size(0), C = x.size(1), A = gate.size(1);
   const int B = static_cast<int>(A);
   Tensor fold = empty({N, 1, fold_rows(B), C}, accumulator(x), device_of(x));
   FoldPlan plan{};
-  plan.gate = {N, C, x.size(2) * x.size(3), B, 1, B, false, false, eps, numbers_of(gate), nullptr};
+  plan.gate = gate_shape(x, gate, std::nullopt, false, false, eps);
   plan.weight = numbers_of(weight), plan.bias = numbers_of(bias);
   plan.given_mean = numbers_of(mean), plan.given_var = numbers_of(var), plan.fold = data(fold);
   fold_gate(queue.stream(), plan, type_of(accumulator(x)));
@@ -20,22 +36,12 @@ Tensor fold_given(const Queue& queue, const Tensor& x, const Tensor& gate, const
 // The rows that gate_norm saves, from X, mask and gate alone: one more read of X.
 static Tensor rows_again(const Queue& queue, const Tensor& x, const Tensor& mask, const Tensor& gate,
                          const Tensor& mass, bool concat) {
-  const int64_t N = x.size(0), C = x.size(1), S = x.size(2) * x.size(3), A = mask.size(1), blocks = concat ? A : 1;
-  const int a = static_cast<int>(A), B = concat ? 1 : a;
+  const int64_t N = x.size(0), C = x.size(1), A = mask.size(1), blocks = concat ? A : 1;
+  const int B = concat ? 1 : static_cast<int>(A);
   const Tensor moments = std::get<1>(masked_moments(x, mask, true, false, 0));
   Tensor rows = empty({N, blocks, saved_rows(B), C}, accumulator(x), device_of(x));
   FoldPlan plan{};
-  plan.gate = {N,
-               C,
-               S,
-               a,
-               static_cast<int>(blocks),
-               B,
-               concat,
-               false,
-               0,
-               numbers_of(gate),
-               static_cast<const double*>(data(mass))};
+  plan.gate = gate_shape(x, gate, mass, concat, false, 0);
   plan.moments = data(moments), plan.saved = data(rows);
   fold_gate(queue.stream(), plan, type_of(accumulator(x)));
   return rows;
@@ -66,11 +72,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm(Tensor x_in, Tensor mask, T
     return {z, mean, var, saved};
   }
   const bool have_moments = moments && moments->size(0);
-  STD_TORCH_CHECK(have_moments || !(!running_mean || save), "gate_norm: moments are needed for batch statistics");
-
   const Tensor gate = torch::stable::contiguous(gate_in);
-  const FoldPlan plan{{N, C, S, static_cast<int>(A), static_cast<int>(blocks), B, concat, !running_mean, eps,
-                       numbers_of(gate), static_cast<const double*>(data(mass))},
+  const FoldPlan plan{gate_shape(x, gate, mass, concat, !running_mean, eps),
                       have_moments ? data(moments) : nullptr,
                       numbers_of(weight),
                       numbers_of(bias),
@@ -85,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm(Tensor x_in, Tensor mask, T
   const ApplyPlan p{
       N,       C,       S,          static_cast<int>(A), static_cast<int>(blocks), B, view_of(x), view_of(z),
       data(x), data(z), data(mask), data(fold)};
-  apply(queue.stream(), p, type_of(x.scalar_type()));
+  apply(queue.stream(), p, type_of(x));
   return {z, mean, var, saved};
 }
 
@@ -114,11 +117,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
   const SumsPlan pass{N,          C,           S,          a,       static_cast<int>(blocks),
                       B,          view_of(x),  view_of(d), data(x), data(d),
                       data(mask), data(saved), data(sums)};
-  const Type type = type_of(x.scalar_type());
+  const Type type = type_of(x);
   const cudaStream_t stream = queue.stream();
   if (!(type == Type::bf16 ? matrix_sums(stream, pass) : scalar_sums(stream, pass, type))) any_sums(stream, pass, type);
-  const CombinePlan plan{{N, C, S, a, static_cast<int>(blocks), B, concat, batch_statistics, eps, numbers_of(gate),
-                          static_cast<const double*>(data(mass))},
+  const CombinePlan plan{gate_shape(x, gate, mass, concat, batch_statistics, eps),
                          numbers_of(weight),
                          numbers_of(mean),
                          numbers_of(var),
@@ -128,7 +130,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad_z, Ten
                          data(gate_grad),
                          data(weight_grad),
                          data(bias_grad)};
-  combine(queue.stream(), plan, type_of(acc));
+  combine(stream, plan, type_of(acc));
   return {coef, gate_grad, weight_grad, bias_grad};
 }
 

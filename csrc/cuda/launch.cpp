@@ -1,7 +1,7 @@
 #include <cuda_runtime_api.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <initializer_list>
+#include <stdexcept>
 #include <string>
 
 namespace axnet::cuda {

@@ -25,7 +25,8 @@ Tensor attention_gate(Tensor descriptors_in, Tensor hidden_weight, Tensor hidden
   if (gate.numel() == 0) return gate;
   for (Tensor* t : {&hidden_weight, &gate_weight})  // a view into a flat parameter may begin anywhere
     if (reinterpret_cast<uintptr_t>(data(*t)) % 16) *t = torch::stable::clone(*t);
-  Tensor rows = empty({2 + 2 * A, N, C}, type, device), sums = empty({A, N, H}, type, device);
+  Tensor rows = empty({descriptor_rows(static_cast<int>(A)), N, C}, type, device),
+         sums = empty({A, N, H}, type, device);
   const GatePlan p{static_cast<int>(N),
                    static_cast<int>(A),
                    static_cast<int>(C),

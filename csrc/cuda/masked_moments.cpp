@@ -16,10 +16,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor
   const int64_t N = x.size(0), C = x.size(1), H = x.size(2), W = x.size(3), A = mask.size(1), S = H * W;
   const int a = static_cast<int>(A), B = blocks > 1 ? 1 : a;
   const ScalarType acc = accumulator(x);
-  Tensor descriptors = empty({N, 2 + 2 * A, C}, acc, device);
+  Tensor descriptors = empty({N, descriptor_rows(a), C}, acc, device);
   Tensor moments = empty({second ? N : 0, moment_rows(a), C}, acc, device);
   Tensor argmax = empty({positions ? N : 0, 1 + A, C}, ScalarType::Int, device);
-  Tensor mass = empty({N, A + pairs(a)}, ScalarType::Double, device);
+  Tensor mass = empty({N, mass_rows(a)}, ScalarType::Double, device);
   Tensor zero = empty({blocks ? 1 : 0}, x.scalar_type(), device), coef_zero = empty({blocks ? 1 : 0}, acc, device);
   Tensor link = blocks ? expanded(zero, {N, blocks * C, H, W}) : zero;
   Tensor coef_link = blocks ? expanded(coef_zero, {N, blocks, coef_rows(B), C}) : coef_zero;
@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor
                       static_cast<double*>(data(mass)),
                       blocks ? data(zero) : nullptr,
                       data(coef_zero)};
-  const Type type = type_of(x.scalar_type());
+  const Type type = type_of(x);
   const cudaStream_t stream = queue.stream();
   if (!(type == Type::bf16 && matrix_moments(stream, p, full)) && !scalar_moments(stream, p, type, full))
     any_moments(stream, p, type, full);
@@ -72,8 +72,8 @@ std::tuple<Tensor, Tensor> masked_moments_backward(Tensor x_in, Tensor mask, Ten
   p.x_data = data(x), p.d_data = data(d), p.dx_data = data(dx);
   p.mask = data(mask), p.coef = data(q), p.delta = data(delta);
   p.argmax = static_cast<const int32_t*>(data(argmax)), p.mask_grad = data(dmask);
-  if (want_input) input_grad(queue.stream(), p, type_of(x.scalar_type()));
-  if (want_mask) mask_grad(queue.stream(), p, type_of(x.scalar_type()));
+  if (want_input) input_grad(queue.stream(), p, type_of(x));
+  if (want_mask) mask_grad(queue.stream(), p, type_of(x));
   return {dx, dmask};
 }
 

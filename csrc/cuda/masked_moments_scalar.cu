@@ -1,8 +1,7 @@
 // masked_moments in float, element by element: float32, float16, and what the matrix units do not take of bfloat16.
 //
-//   NCHW           a warp has 16 rows of X: four lanes side by side over the pixels, two rows each; their masks come
-//   from
-//                  shared memory and serve both rows
+//   NCHW           a warp has 16 rows of X: four lanes side by side over the pixels, two rows each; their masks
+//                  come from shared memory and serve both rows
 //   channels_last  a lane has V channels and walks over the pixels, whose masks every lane reads at once; `parts` warps
 //                  share the pixels and are added in order
 #include "cuda/eight.cuh"

@@ -1,4 +1,4 @@
-// What the kernels of masked_moments share: the plan, the order of a row's sums, what is written from them, and the one
+// What the kernels of masked_moments share: the order of a row's sums, what is written from them, and the one
 // careful way, by a warp for a row, which any row, type and number of anatomies can take (docs/method.md, "A3 from
 // moments"):
 //

@@ -13,8 +13,6 @@ typedef struct CUstream_st* cudaStream_t;
 
 namespace axnet::cuda {
 
-enum class Type : int8_t { f32, f64, bf16, f16 };
-
 // Parameters in whatever floating type they have (numbers.cuh), or none.
 struct Numbers {
   const void* at = nullptr;

@@ -345,7 +345,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor
   if (!mask) one = OnePlan::of(x, K);
   const std::optional<MatrixPlan> plan = MatrixPlan::of(x, K, 1, 0);
   const Tensor rows = one || plan ? as(weight) : as(weight, acc);
-  with_type(type_of(x.scalar_type()), [&](auto type) {
+  with_type(type_of(x), [&](auto type) {
     using T = decltype(type);
     PwapArgs args{data(x),
                   numbers_of(rows),

@@ -346,7 +346,7 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
   const Tensor grad = as(grad_pooled, type_of_x), mean = as(pooled, type_of_x);
   std::optional<Tensor> map_grad;
   if (grad_prob) map_grad = as(*grad_prob, type_of_x);
-  with_type(type_of(x.scalar_type()), [&](auto type) {
+  with_type(type_of(x), [&](auto type) {
     using T = decltype(type);
     using Acc = acc_t<T>;
     PwapBackwardArgs args{data(x),        input_grad ? data(dx) : nullptr,

@@ -17,15 +17,7 @@ inline Tensor dense(const Tensor& x, std::optional<bool> like = std::nullopt) {
   return torch::stable::contiguous(t);
 }
 
-inline Type type_of(ScalarType type) {
-  if (type == ScalarType::Float) return Type::f32;
-  if (type == ScalarType::Double) return Type::f64;
-  if (type == ScalarType::BFloat16) return Type::bf16;
-  STD_TORCH_CHECK(type == ScalarType::Half, "axnet: x must be float32, float64, bfloat16 or float16");
-  return Type::f16;
-}
-
-inline Numbers numbers_of(const Tensor& t) { return {t.data_ptr(), type_of(t.scalar_type())}; }
+inline Numbers numbers_of(const Tensor& t) { return {t.data_ptr(), type_of(t)}; }
 inline Numbers numbers_of(const std::optional<Tensor>& t) { return t ? numbers_of(*t) : Numbers{}; }
 
 // b', w'_a, h' of one block of anatomies under given statistics: acc [N, 1, fold_rows(A), C] (gate_norm.cpp).

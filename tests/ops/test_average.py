@@ -196,11 +196,14 @@ def test_gradients_of_heads_that_are_trained_a_few_images_at_a_time(layout, imag
     parameters = [p for head in heads for p in head.parameters()]
     monkeypatch.setattr(heads_module, "CHUNK", {x.device.type: images * 4 * 3 * 6})
 
+    def drawn():
+        return masks * x.mean(1, keepdim=True).sigmoid()  # they depend on x, as masks of a network do
+
     weights = torch.randn(5, 3, 4, dtype=torch.float64)
     found = []
     for form in (
-        lambda: ann.average_heads(heads, x, masks),
-        lambda: torch.stack([head(x, masks[:, i : i + 1]).mean((2, 3)) for i, head in enumerate(heads)], 1),
+        lambda: ann.average_heads(heads, x, drawn()),
+        lambda: torch.stack([head(x, drawn()[:, i : i + 1]).mean((2, 3)) for i, head in enumerate(heads)], 1),
     ):
         first = torch.autograd.grad((form() * weights).sum(), [x, masks, *parameters])
         again = torch.autograd.grad((form() * weights).sum(), [x, masks], create_graph=True)
