@@ -98,6 +98,57 @@ def test_a_normalisation_that_also_activates_stays():
         assert torch.equal(folded.model(x), model(x))
 
 
+class Pooled(nn.Module):
+    """Average pools behind a convolution, of which only the first three may run before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain = nn.Sequential(nn.Conv2d(6, 4, 1), nn.AvgPool2d(2))
+        self.odd = nn.Sequential(nn.Conv2d(6, 4, 1, groups=2), nn.AvgPool2d(3, 2, ceil_mode=True))
+        self.same = nn.Sequential(nn.Conv2d(6, 4, 1, padding="same", bias=False), nn.AvgPool2d((2, 1), (2, 1)))
+        self.wide = nn.Sequential(nn.Conv2d(6, 4, 3, padding=1), nn.AvgPool2d(2))
+        self.strided = nn.Sequential(nn.Conv2d(6, 4, 1, stride=2), nn.AvgPool2d(2))
+        self.padded = nn.Sequential(nn.Conv2d(6, 4, 1, padding=1), nn.AvgPool2d(2))
+        self.zeros = nn.Sequential(nn.Conv2d(6, 4, 1), nn.AvgPool2d(3, 2, padding=1))
+        self.divided = nn.Sequential(nn.Conv2d(6, 4, 1), nn.AvgPool2d(2, divisor_override=3))
+        self.no_fewer = nn.Sequential(nn.Conv2d(6, 4, 1), nn.AvgPool2d(2, 1))
+        self.hooked = nn.Sequential(nn.Conv2d(6, 4, 1), nn.AvgPool2d(2))
+        self.hooked[0].register_forward_hook(lambda module, given, out: out.relu())
+        self.up = nn.Sequential(nn.ConvTranspose2d(6, 4, 1), nn.AvgPool2d(2))
+        self.maximum = nn.Sequential(nn.Conv2d(6, 4, 1), nn.MaxPool2d(2))
+        self.read_twice, self.pool = nn.Conv2d(6, 4, 1), nn.AvgPool2d(2)
+
+    def forward(self, x):
+        y = self.read_twice(x)
+        return [y, self.pool(y), *(part(x) for part in self.children() if isinstance(part, nn.Sequential))]
+
+
+def test_an_average_runs_before_a_convolution_of_one_pixel():
+    torch.manual_seed(0)
+    model, x = Pooled().double().train(), torch.randn(2, 6, 13, 10, dtype=torch.float64)
+    folded = fold(model, (x,))
+    assert folded.earlier == {"plain.1": "plain.0", "odd.1": "odd.0", "same.1": "same.0"}
+    assert "3 average pools before the 1x1 convolution that they followed (plain.1, ...)" in str(folded)
+    assert not any(module.training for module in folded.model.modules())
+    pixels = []
+    folded.model.plain[0][1].register_forward_hook(lambda module, given, out: pixels.append(out.shape[2:]))
+    with torch.no_grad():
+        for found, wanted in zip(folded.model(x), model.eval()(x), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    assert pixels == [(6, 5)]
+
+
+@pytest.mark.parametrize("dimensions", [1, 3])
+def test_an_average_of_other_dimensions(dimensions):
+    kinds = {1: (nn.Conv1d, nn.AvgPool1d), 3: (nn.Conv3d, nn.AvgPool3d)}[dimensions]
+    model = nn.Sequential(kinds[0](2, 4, 1), kinds[1](2)).eval()
+    x = torch.randn(2, 2, *[6] * dimensions)
+    folded = fold(model, (x,))
+    assert folded.earlier == {"1": "0"}
+    with torch.no_grad():
+        torch.testing.assert_close(folded.model(x), model(x))
+
+
 @pytest.mark.parametrize("backbone", ["tiny", pytest.param("densenet121", marks=pytest.mark.slow)])
 def test_a_densenet_folds_behind_convolutions(backbone):
     model = drawn(models.AnatomyXNet(3, backbone=backbone))
@@ -107,6 +158,7 @@ def test_a_densenet_folds_behind_convolutions(backbone):
     assert set(names) == {"norm0", "norm2"}
     assert layers == {"tiny": 12, "densenet121": 58}[backbone]
     assert folded.kept["attention.1.norm"] == "part of a fused layer, or not called"
+    assert [name.rpartition(".")[2] for name in folded.earlier] == ["pool"] * {"tiny": 2, "densenet121": 3}[backbone]
     given = torch.rand(2, 1, 64, 64), torch.rand(2, 2, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(folded.model(*given).logits, model(*given).logits, rtol=1e-5, atol=1e-5)
