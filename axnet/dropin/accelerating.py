@@ -20,6 +20,7 @@ from axnet.dropin.tracing import UntraceableError
 
 Model = TypeVar("Model", bound=nn.Module)
 _MODES = (False, True)
+_NO_GRAPH = "a forward without a graph"
 _POOLINGS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Sigmoid)
 
 
@@ -29,7 +30,7 @@ def accelerate(
     inplace: bool = False,
     verify: bool = True,
     time: bool = True,
-    example: Sequence[Tensor] | Tensor | None = None,
+    example: Sequence[Any] | Tensor | None = None,
     quiet: bool = False,
 ) -> Model:
     """Let axnet's kernels compute what they can of somebody else's network, and print what was replaced.
@@ -41,28 +42,32 @@ def accelerate(
     for any other, and where hooks were put on modules that it does not call.
 
     model: any module; its copy is changed, or with `inplace` itself.
-    verify: compare outputs in both modes, gradients and buffers with the original's on random numbers in float64, place
-        by place and for the whole model; a place that deviates is kept, with the difference in the table.
+    verify: compare outputs in both modes, gradients and buffers with the original's in float64, place by place on
+        random numbers, and for the whole model on the example, in each mode in which the original takes it; a place
+        that deviates is kept, with the difference in the table.
     time: replace only what is faster on the model's device, for the example's shapes, in each mode.
-    example: what the model is called with, a tensor or a sequence of them; without it images, features and masks are
-        tried. quiet: do not print the table.
+    example: what the model is called with, a tensor, or the positional arguments as a list or tuple; without it images,
+        features and masks are tried. quiet: do not print the table.
 
     Returns the model; `.axnet_report` has the rows of the table. `restore` undoes everything.
-    Raises TypeError for something else than a module, ValueError for a model that was accelerated before, that cannot
-    be copied, that takes none of the guesses, or whose outputs as a whole deviate.
+    Raises TypeError for something else than a module or an example, ValueError for a model that was accelerated before,
+    that cannot be copied, that takes neither the example nor a guess, or whose outputs as a whole deviate.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module.")
     if any(swapped_class(m) for m in model.modules()):
         raise ValueError("model is accelerated already, expected one that is not (axnet.restore undoes it).")
-    if isinstance(example, Tensor):
-        example = (example,)
-    _check_numbers(model, example or ())
+    given = (example,) if isinstance(example, Tensor) else example
+    if not isinstance(given, list | tuple | None):
+        raise TypeError(
+            f"example is a {type(example).__name__}, expected a tensor, or a tuple of what model is called with."
+        )
+    _check_numbers(model, given or ())
     with torch.inference_mode(False):
-        return _accelerated(model, example, Options(verify, time), inplace, quiet)
+        return _accelerated(model, given, Options(verify, time), inplace, quiet)
 
 
-def _accelerated(model: Model, example: Sequence[Tensor] | None, options: Options, inplace: bool, quiet: bool) -> Model:
+def _accelerated(model: Model, example: Sequence[Any] | None, options: Options, inplace: bool, quiet: bool) -> Model:
     try:
         probe, target = copy.deepcopy(model), model if inplace else copy.deepcopy(model)
         exact = copy.deepcopy(model).double()
@@ -126,23 +131,25 @@ def _plans(
             continue
         inner = [m for name, m in gated if name.startswith(f"{path}." if path else "")]
         modes: dict[bool, Rewritten] = {}
-        try:
-            for training in _MODES:
+        failures: dict[bool, tuple[str, str]] = {}
+        for training in _MODES:
+            try:
                 copied = probe.get_submodule(path)
                 modes[training] = rewritten(copied, module, own, training, options, inner, done)
-        except UntraceableError as error:
-            if inner or any(isinstance(child, _POOLINGS) for child in module.children()):
-                kept.append(Row(path, type(module).__name__, "a forward without a graph", why=str(error)))
+            except UntraceableError as error:
+                failures[training] = _NO_GRAPH, str(error)
+            except Exception as error:  # somebody's forward, on random numbers
+                failures[training] = "a forward that fails on random numbers", " ".join(str(error).split())[:160]
+        if not modes:
+            what, why = failures[False]
+            poolings = any(isinstance(child, _POOLINGS) for child in module.children())
+            if what != _NO_GRAPH or inner or poolings:
+                kept.append(Row(path, type(module).__name__, what, why=why))
             continue
-        except Exception as error:  # somebody's forward, on random numbers
-            kept.append(
-                Row(path, type(module).__name__, "a forward that fails on random numbers", why=str(error)[:160])
-            )
-            continue
-        rows = _rows(path, module, modes, options)
+        rows = _rows(path, module, modes, {mode: f"{what}: {why}" for mode, (what, why) in failures.items()}, options)
         replaced += [row for row in rows if row.replaced]
         kept += [row for row in rows if not row.replaced]
-        if any("mask-guided" in o.site.kind for o in modes[False].outcomes):
+        if False in modes and any("mask-guided" in o.site.kind for o in modes[False].outcomes):
             gated.append((path, module))
         if any(rewrite.plan for rewrite in modes.values()):
             plans[path] = modes
@@ -168,8 +175,10 @@ def _scripted(model: nn.Module) -> list[Row]:
     return found
 
 
-def _rows(path: str, module: nn.Module, modes: dict[bool, Rewritten], options: Options) -> list[Row]:
-    """One row for each site, with what became of it in both modes."""
+def _rows(
+    path: str, module: nn.Module, modes: dict[bool, Rewritten], failures: dict[bool, str], options: Options
+) -> list[Row]:
+    """One row for each site, with what became of it in both modes; failures: modes in which there is no graph."""
     kinds: dict[tuple[str, int], dict[bool, tuple[float | None, str]]] = {}
     for training, rewrite in modes.items():
         count: dict[str, int] = {}
@@ -180,8 +189,9 @@ def _rows(path: str, module: nn.Module, modes: dict[bool, Rewritten], options: O
             kinds.setdefault((kind, count[kind]), {})[training] = (outcome.gain if taken else None, outcome.why)
     rows = []
     for (kind, _), found in kinds.items():
-        absent = (None, "not found in this mode")
-        (evaluated, no), (trained, nor) = found.get(False, absent), found.get(True, absent)
+        (evaluated, no), (trained, nor) = (
+            found.get(mode, (None, failures.get(mode, "not found in this mode"))) for mode in _MODES
+        )
         why = no if no == nor else "; ".join(f"{m}: {w}" for m, w in (("eval", no), ("training", nor)) if w)
         rows.append(Row(path, type(module).__name__, kind, evaluated, trained, why, options.time))
     return rows
@@ -193,27 +203,54 @@ def _swap(module: nn.Module, modes: dict[bool, Rewritten]) -> None:
     swap(module, plans, gates)
 
 
-def _compare(model: nn.Module, plans: dict[str, dict[bool, Rewritten]], inputs: Sequence[Tensor]) -> None:
-    """Raise ValueError where the accelerated model as a whole deviates from the original in outputs or gradients."""
-    exact = [t.to(torch.float64, copy=True) if t.is_floating_point() else t.clone() for t in inputs]
+def _compare(model: nn.Module, plans: dict[str, dict[bool, Rewritten]], inputs: Sequence[Any]) -> None:
+    """Raise ValueError where the accelerated model as a whole deviates from the original in outputs or gradients.
+
+    A mode in which the original itself takes neither the inputs nor twice as many is left out.
+    """
+    exact = [_in_float64(t) for t in inputs]
     for training in _MODES:
-        results: list[dict[str, Tensor]] = []
-        for accelerated in (False, False, True):  # twice the original: what differs then is its own randomness
-            own = copy.deepcopy(model).double().train(training)
-            if accelerated:
-                for path, modes in plans.items():
-                    _swap(own.get_submodule(path), modes)
-            torch.manual_seed(len(results))
-            with NoDropout():
-                results.append(_answers(own, exact))
-        if difference(results[0], results[1]) is None and (why := difference(results[0], results[2])):
-            mode = "training" if training else "eval"
-            raise ValueError(
-                f"model deviates as a whole when it is accelerated, so it was left as it is: {mode}, {why}."
-            )
+        for given in (exact, [_twice(t) for t in exact]):  # a batch of one is nothing to normalise over
+            try:
+                first = _trial(model, training, {}, given, 0)
+            except Exception:  # somebody's forward
+                continue
+            again, found = _trial(model, training, {}, given, 1), _trial(model, training, plans, given, 2)
+            # what differs between two runs of the original is its own randomness
+            if difference(first, again) is None and (why := difference(first, found)):
+                mode = "training" if training else "eval"
+                raise ValueError(
+                    f"model deviates as a whole when it is accelerated, so it was left as it is: {mode}, {why}."
+                )
+            break
 
 
-def _answers(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+def _trial(
+    model: nn.Module, training: bool, plans: dict[str, dict[bool, Rewritten]], inputs: Sequence[Any], seed: int
+) -> dict[str, Tensor]:
+    """What a copy in float64, with these plans, answers."""
+    own = copy.deepcopy(model).double().train(training)
+    for path, modes in plans.items():
+        _swap(own.get_submodule(path), modes)
+    torch.manual_seed(seed)
+    with NoDropout():
+        return _answers(own, inputs)
+
+
+def _in_float64(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(torch.float64, copy=True) if value.is_floating_point() else value.clone()
+
+
+def _twice(value: Any) -> Any:
+    """A batch, and as many others like it."""
+    if not isinstance(value, Tensor) or value.dim() < 2:
+        return value
+    return torch.cat([value, value / 2 if value.is_floating_point() else value.flip(-1)])
+
+
+def _answers(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Tensor]:
     with torch.enable_grad():
         outputs = torch.utils._pytree.tree_leaves(model(*inputs))
         floating = [o for o in outputs if isinstance(o, Tensor) and o.is_floating_point()]

@@ -86,6 +86,12 @@ def watched(model: nn.Module, example: Sequence[Any]) -> dict[str, Seen]:
     try:
         with torch.no_grad():
             model(*example)
+    except Exception as error:  # somebody's forward
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"example is not what model can be called with ({type(error).__name__}: {reason}), expected a tensor, or a "
+            "tuple of its positional arguments."
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,18 @@ class Report:
     def kept(self) -> list[Row]:
         """What was found and kept, each with the reason."""
         return [row for row in self.rows if not row.replaced]
+
+    def __copy__(self) -> Report:
+        """A report of the same rows."""
+        return Report(list(self.rows))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Report:
+        """A report of the same rows."""
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As its text, so that a model that is saved whole needs no axnet to be loaded."""
+        return str, (str(self),)
 
     def __str__(self) -> str:
         """The table."""

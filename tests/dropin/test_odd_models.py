@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
+import pickletools
 import sys
 from pathlib import Path
 
@@ -188,6 +190,77 @@ def test_a_model_without_numbers_is_one_sentence(build, said):
 def test_example_on_meta():
     with pytest.raises(ValueError, match="example lies on the meta device"):
         axnet.accelerate(pcam(), example=torch_image.to("meta"))
+
+
+class Scaled(nn.Module):
+    """Average and maximum, with arguments that are no tensors; in training alone it wants the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 5, 4, 2), nn.BatchNorm1d(16)
+
+    def forward(self, x, scale=None, double=False, target=None):
+        if self.training and target is None:
+            raise ValueError("in training there has to be a target")
+        x = self.stem(x)
+        y = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+        return self.norm(y if scale is None else y * scale) * (2 if double else 1)
+
+
+@pytest.mark.parametrize("more", [(), (None, True), (3, False, 1.0), (2.5, True, "target")])
+@pytest.mark.parametrize("images", [1, 2])
+def test_examples_with_other_arguments_and_of_one_image(more, images):
+    """A batch of one is nothing to normalise over; a mode in which the model itself fails is not compared."""
+    torch.manual_seed(0)
+    plain = Scaled()
+    x = torch.randn(images, 3, 24, 32)
+    fast = axnet.accelerate(plain, example=(x, *more), time=False, quiet=True)
+    (row,) = fast.axnet_report.replaced
+    trained = len(more) == 3
+    assert row.eval is not None
+    assert (row.training is not None) == trained
+    assert trained or row.why == "training: a forward without a graph: in training there has to be a target"
+    for training in (False, True) if trained else (False,):
+        two = torch.randn(2, 3, 24, 32), *more
+        torch.testing.assert_close(fast.train(training)(*two), plain.train(training)(*two), rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_of_one_is_compared_in_training(monkeypatch):
+    from axnet.dropin import checking, layers
+
+    right = layers.average_max
+    wrong = lambda x: tuple(t * (1 + torch.is_grad_enabled()) for t in right(x))  # noqa: E731
+    wrong.__name__, wrong.__module__ = "wrong", __name__
+    monkeypatch.setattr(layers, "average_max", wrong)
+    monkeypatch.setattr(checking.Pair, "deviation", lambda *_: None)
+    with pytest.raises(ValueError, match="deviates as a whole"):
+        axnet.accelerate(Scaled(), example=(torch_image[:1], None, False, 1), time=False, quiet=True)
+
+
+@pytest.mark.parametrize("example", [{"x": torch_image}, torch_image.numpy(), "image", 3, iter([torch_image])])
+def test_an_example_of_another_kind(example):
+    with pytest.raises(TypeError, match=f"example is a {type(example).__name__}, expected a tensor, or a tuple of"):
+        axnet.accelerate(pcam(), example=example)
+
+
+@pytest.mark.parametrize(
+    "example", [(), (torch_image, torch_image), torch_image[:, :2], torch_image.double(), [1.0], [torch_image.tolist()]]
+)
+def test_an_example_that_the_model_does_not_take(example):
+    with pytest.raises(ValueError, match=r"example is not what model can be called with \((Type|Runtime)Error: "):
+        axnet.accelerate(pcam(), example=example)
+
+
+@pytest.mark.parametrize("build", [pcam, lambda: Around(pcam())], ids=["replaced", "around it"])
+def test_a_pickled_model_knows_nothing_of_axnet(build):
+    fast = axnet.accelerate(build(), example=torch_image, time=False, quiet=True)
+    assert copy.deepcopy(fast).axnet_report.rows == fast.axnet_report.rows
+    written = pickle.dumps(fast)
+    said = [argument for _, argument, _ in pickletools.genops(written) if isinstance(argument, str)]
+    assert [text for text in said if text.startswith("axnet.")] == []
+    loaded = pickle.loads(written)
+    assert loaded.axnet_report == str(fast.axnet_report)
+    assert not hasattr(axnet.restore(loaded), "axnet_report")
 
 
 def test_within_inference_mode():
