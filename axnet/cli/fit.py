@@ -80,6 +80,13 @@ class Schedule(str, Enum):
     constant = "constant"
 
 
+class Strategy(str, Enum):
+    """What each of several processes keeps of the network's state."""
+
+    ddp = "ddp"
+    fsdp2 = "fsdp2"
+
+
 def fit(
     context: typer.Context,
     config_file: Config = None,
@@ -159,6 +166,10 @@ def fit(
     accelerator: Annotated[str, typer.Option(help="Lightning's accelerator: auto, cpu, gpu ...")] = "auto",
     devices: Annotated[str, typer.Option(help="Lightning's devices: auto, or how many; one process each.")] = "auto",
     num_nodes: Annotated[int, typer.Option(min=1, help="Machines, each of which runs this command (torchrun).")] = 1,
+    strategy: Annotated[
+        Strategy,
+        typer.Option(help="What each of several processes keeps of weights and Adam's state: all, or a share."),
+    ] = Strategy.ddp,
     val_fraction: Annotated[float, typer.Option(help="Share of the training patients kept for validation.")] = 0.1,
     train_images: Annotated[int, typer.Option(min=2, help="Phantoms to train on (--data phantom).")] = 2500,
     logger: Annotated[
@@ -212,6 +223,7 @@ def fit(
         accelerator=accelerator,
         devices=int(devices) if devices.isdigit() else devices,
         num_nodes=num_nodes,
+        strategy=strategy.value,
         seed=seed,
         resume=resume,
         progress=not quiet,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -37,11 +37,13 @@ from axnet.train.module import (
 )
 from axnet.train.resuming import check_same_run, keep_rows, record_of, write_record
 from axnet.train.sampling import SAMPLINGS, SamplingName
+from axnet.train.sharding import FullyShardedStrategy
 from axnet.train.shares import ended_with_a_sentence
 from axnet.train.synchronised import separate
 
 WEIGHTS_NAME = "model.safetensors"
 
+StrategyName = Literal["ddp", "fsdp2"]
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 
@@ -68,12 +70,13 @@ class FitConfig:
     channels_last: memory layout of the convolutions, faster on CPUs and GPUs alike; the weights are the same.
     compile: whether torch.compile compiles the whole network (fullgraph), in one process.
     accelerator, devices, num_nodes: as Lightning's Trainer; devices "auto" under torchrun is all processes; precision
-    too, "auto" is bf16-mixed on a GPU that has bfloat16, else 32-true. sync_batchnorm: with several devices, normalise
-    over the batches of all of them. workers: processes that cut batches.
+    too, "auto" is bf16-mixed on a GPU that has bfloat16, else 32-true. strategy: what each of several processes keeps
+    of the parameters, their average, gradients and optimizer states, a copy ("ddp") or a share ("fsdp2").
+    sync_batchnorm: with several devices, normalise over the batches of all of them, as "fsdp2" always does. workers:
+    processes that cut batches.
     resume: continue from out/checkpoints/last.ckpt, with the settings and sets that the run began with; only its length
-    (epochs, max_steps), what it writes and shows, accelerator, devices and workers may be others, and batch_size by as
-    much as the number of processes. progress: a bar on a
-    terminal, else a line now and then.
+    (epochs, max_steps), what it writes and shows, accelerator, devices, strategy and workers may be others, and
+    batch_size by as much as the number of processes. progress: a bar on a terminal, else a line now and then.
     logger: where numbers are logged to: "csv", "tensorboard", "wandb", "mlflow", or several. logs: whether to log at
     all and to write checkpoints.
     Raises ValueError for a number or name out of range, ModuleNotFoundError where a loss or logger needs a package.
@@ -107,6 +110,7 @@ class FitConfig:
     accelerator: str = "auto"
     devices: int | str = "auto"
     num_nodes: int = 1
+    strategy: StrategyName = "ddp"
     sync_batchnorm: bool = True
     workers: int = 0
     seed: int = 0
@@ -132,9 +136,12 @@ class FitConfig:
             ("sampling", SAMPLINGS),
             ("select", ("best", "last")),
             ("precision", PRECISIONS),
+            ("strategy", ("ddp", "fsdp2")),
         ):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {accepted}.")
+        if self.strategy == "fsdp2" and not self.sync_batchnorm:
+            raise ValueError("sync_batchnorm is False with strategy 'fsdp2', expected True.")
         if self.pos_weight and self.loss != "bce":
             raise ValueError(f"pos_weight is True with loss '{self.loss}', expected it with 'bce' only.")
         if not 0 <= self.label_smoothing < 1:
@@ -194,8 +201,7 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
     with _quiet(), float32_by_default(), torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model, preprocessing = _begin(config, train)
-        if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = _laid_out(model, config)
         module = ClassifierModule(
             model,
             preprocessing,
@@ -225,6 +231,8 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
         trainer = _trainer(config, keepers)
         if config.compile and trainer.world_size > 1:
             raise ValueError(f"compile is on with {trainer.world_size} processes, expected one process with it.")
+        if config.strategy == "fsdp2" and trainer.world_size == 1:
+            raise ValueError("strategy is 'fsdp2' with 1 process, expected several processes with it.")
         record = record_of(asdict(config), train, validation, trainer.world_size)
         if config.resume:
             check_same_run(out, record, FitConfig)
@@ -239,13 +247,16 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
         started = time.perf_counter()
         with ended_with_a_sentence(trainer.world_size, "--resume continues it from its last epoch."):
             trainer.fit(module, datamodule=data, ckpt_path=resume_from if config.resume else None, weights_only=True)
+        if isinstance(trainer.strategy, FullyShardedStrategy):  # the one that was trained holds shares
+            model = _laid_out(build_classifier(config.architecture, cast(Any, model).config), config)
+            model.load_state_dict(trainer.strategy.weights)
         separate(model)
         seconds = time.perf_counter() - started
         val_auc = float(trainer.callback_metrics.get("val_auc", float("nan")))
         best = keepers[0] if keepers and config.select == "best" else None
         if best is not None and best.best_model_score is not None:
             stored = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-            module.load_state_dict(stored["state_dict"])
+            model.load_state_dict({name.removeprefix("model."): value for name, value in stored["state_dict"].items()})
             val_auc = float(best.best_model_score)
     model = model.cpu().eval()
     weights = out / WEIGHTS_NAME
@@ -298,6 +309,10 @@ def _begin(config: FitConfig, train: XraySet) -> tuple[nn.Module, Preprocessing]
     return model, replace(train.preprocessing, mean=expected[0], std=expected[1])
 
 
+def _laid_out(model: nn.Module, config: FitConfig) -> nn.Module:
+    return model.to(memory_format=torch.channels_last) if config.channels_last else model  # type: ignore[call-overload]
+
+
 def _checkpoints(out: Path, watched: bool) -> list[ModelCheckpoint]:
     """Of the best epoch, where a validation set says which, and of the last: Lightning's save_last skips worse ones."""
     options: dict[str, Any] = {"save_top_k": 1, "enable_version_counter": False}
@@ -321,6 +336,7 @@ def _trainer(config: FitConfig, keepers: list[ModelCheckpoint]) -> L.Trainer:
         accelerator=config.accelerator,
         devices=devices,
         num_nodes=nodes,
+        strategy=FullyShardedStrategy() if config.strategy == "fsdp2" else "auto",
         precision=config.precision,  # type: ignore[arg-type]
         max_epochs=-1 if config.max_steps is not None else config.epochs,
         max_steps=-1 if config.max_steps is None else config.max_steps,

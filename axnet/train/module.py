@@ -7,7 +7,6 @@ from typing import Any, Literal, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler
@@ -24,6 +23,7 @@ from axnet.train.losses import LossName, loss_of
 from axnet.train.mixing import mixed, smoothed
 from axnet.train.sampling import SamplingName, WeightedSampler, class_balanced
 from axnet.train.schedule import cosine, one_cycle
+from axnet.train.sharding import SharedAveraging, local
 from axnet.train.synchronised import synchronised
 
 OptimizerName = Literal["adamw", "adam"]
@@ -241,7 +241,7 @@ class XrayDataModule(L.LightningDataModule):
         )
 
 
-def exponential_average(decay: float) -> WeightAveraging:
+def exponential_average(decay: float) -> SharedAveraging:
     """Callback that validates and ends with an exponential moving average of the weights.
 
     decay: share of the average kept per step, in (0,1); it starts lower, as min(decay, (1+t)/(10+t)) after t steps.
@@ -251,6 +251,6 @@ def exponential_average(decay: float) -> WeightAveraging:
 
     def update(average: Sequence[Tensor], current: Sequence[Tensor], count: Tensor) -> None:
         steps = float(count)
-        get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(average, current, count)
+        get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(local(average), local(current), count)
 
-    return WeightAveraging(multi_avg_fn=update)
+    return SharedAveraging(multi_avg_fn=update)

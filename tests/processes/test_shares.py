@@ -18,10 +18,10 @@ from processes import sharing, workers
 from processes.sharing import commands, run
 
 from axnet.data import NIH_FINDINGS, write_nih
-from axnet.models import AnatomyXNet, Calibration, Preprocessing
+from axnet.models import AnatomyXNet, Calibration, Preprocessing, load_classifier
 from axnet.models.storage import save_classifier
 from axnet.segment import PRESETS, Segmenter
-from axnet.train import DataConfig, FitConfig, fit, open_part
+from axnet.train import DataConfig, FitConfig, FitResult, MeanAUROC, XraySet, fit, open_part, predict
 from axnet.train.shares import ALONE, Share, shared_out
 
 pytestmark = pytest.mark.skipif(
@@ -92,21 +92,57 @@ def curve(out: Path) -> dict[str, float]:
     return {row["epoch"]: float(row["train_loss"]) for row in rows if row.get("train_loss")}
 
 
-@pytest.mark.slow
-def test_a_run_of_two_processes_is_one_on_the_whole_batch_and_can_be_continued_by_one(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def sets() -> tuple[XraySet, XraySet]:
     data = open_part(DataConfig(train_images=52, workers=0), "train", Preprocessing(size=32))
     train, validation = data.subset(range(32)), data.subset(range(32, 52))
     validation = validation.subset([i for i, who in enumerate(validation.patients) if who not in train.patients])
-    sets = (train, validation)
-    one = fit(config(tmp_path / "one", batch_size=4, devices=1), *sets)
+    return train, validation
+
+
+@pytest.fixture(scope="module")
+def one(sets: tuple[XraySet, XraySet], tmp_path_factory: pytest.TempPathFactory) -> tuple[FitResult, dict[str, float]]:
+    """A run of one process, and its curve."""
+    out = tmp_path_factory.mktemp("one")
+    return fit(config(out, batch_size=4, devices=1), *sets), curve(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_run_of_two_processes_is_one_on_the_whole_batch_and_can_be_continued_by_one(
+    tmp_path: Path, sets: tuple[XraySet, XraySet], one: tuple[FitResult, dict[str, float]], strategy: str
+) -> None:
     (tmp_path / "a").mkdir()
-    first, second = workers.together(workers.train, tmp_path / "a", config(tmp_path / "two", epochs=1), sets)
+    begun = config(tmp_path / "two", epochs=1, strategy=strategy)
+    first, second = workers.together(workers.train, tmp_path / "a", begun, sets)
     assert sorted(first["seen"] + second["seen"]) == list(range(32))  # each film once
     with pytest.raises(ValueError, match=r"batch_size is 3, but the run in .* began with 2"):
         fit(config(tmp_path / "two", batch_size=3, devices=1, resume=True), *sets)
     continued = fit(config(tmp_path / "two", batch_size=4, devices=1, resume=True), *sets)
-    assert continued.steps == one.steps == 16
-    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=2e-3)
+    assert continued.steps == one[0].steps == 16
+    assert curve(tmp_path / "two") == pytest.approx(one[1], rel=2e-3)
+
+
+@pytest.mark.slow
+def test_a_run_of_one_process_goes_on_in_shares(
+    tmp_path: Path, sets: tuple[XraySet, XraySet], one: tuple[FitResult, dict[str, float]]
+) -> None:
+    """With what it keeps: averaged weights, Adam's state of each parameter, the best epoch; one process writes."""
+    out = tmp_path / "out"
+    fit(config(out, epochs=1, batch_size=4, devices=1, select="best"), *sets)
+    continued = config(out, strategy="fsdp2", select="best", resume=True)
+    first, second = workers.together(workers.train, tmp_path, continued, sets)
+    assert curve(out) == pytest.approx(one[1], rel=2e-3)
+    assert first["val_auc"] == second["val_auc"]
+    assert second["written"] == []
+    model, info = load_classifier(out / "model.safetensors")
+    assert list(model.state_dict()) == list(one[0].model.state_dict())
+    for name, value in model.state_dict().items():
+        assert torch.equal(first["state"][name], value), name
+        assert torch.equal(second["state"][name], value), name
+    whole = MeanAUROC()
+    whole.update(torch.from_numpy(predict(model, sets[1], info.preprocessing)), sets[1].labels)
+    assert first["val_auc"] == pytest.approx(float(whole.compute()), abs=1e-6)
 
 
 LOST = """
@@ -133,6 +169,12 @@ main()
             "ClassifierModule.training_step",
             "arguments[0].current_epoch == 1",
             "fit --train-images 40 --epochs 3 -q",
+        ),
+        (
+            "module",
+            "ClassifierModule.training_step",
+            "arguments[0].current_epoch == 1",
+            "fit --train-images 40 --epochs 3 -q --strategy fsdp2 --precision bf16-mixed",
         ),
         ("scoring", "to_input", "True", "evaluate --test-images 130 --weights model.safetensors"),
     ],

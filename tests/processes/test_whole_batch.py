@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from opcases import assert_close
 from processes import workers
 
 
+@pytest.mark.parametrize("kept", ["", ", shared"], ids=["copies", "shares"])
 @pytest.mark.parametrize("fusion", ["mean", "concat"])
-def test_a_step_is_that_of_the_whole_batch(computed, fusion):
+def test_a_step_is_that_of_the_whole_batch(computed, fusion, kept):
     expected = workers.step(workers.network(fusion), *workers.batch())
     for found in computed:
-        assert set(found[fusion]) == set(expected)
+        assert set(found[fusion + kept]) == set(expected)
         for name, value in expected.items():
-            assert_close(name, found[fusion][name], value, 1e-9)
+            assert_close(name, found[fusion + kept][name], value, 1e-9)
+
+
+@pytest.mark.parametrize("fusion", ["mean", "concat"])
+def test_shares_are_saved_as_the_whole(computed, fusion):
+    model = workers.network(fusion)
+    parameters, count = dict(model.named_parameters()), sum(parameter.numel() for parameter in model.parameters())
+    shares = [found[f"{fusion}, share"] for found in computed]
+    assert sum(shares) == count
+    assert max(shares) < 0.6 * count
+    for found in computed:
+        assert list(found[f"{fusion}, state"]) == list(model.state_dict())
+        for name, value in parameters.items():
+            assert torch.equal(found[f"{fusion}, state"][name], value), name

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 WORLD = 2
 
@@ -74,17 +76,24 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
     return image, mask, torch.randint(0, 2, (4, 3), generator=generator).double()
 
 
+def whole(value: Tensor | None) -> Tensor | None:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 def step(model: nn.Module, image: Tensor, mask: Tensor, label: Tensor) -> dict[str, Tensor]:
     """Loss, gradients and buffers of one training step."""
     loss = nn.functional.binary_cross_entropy_with_logits(model(image, mask).logits, label)
     loss.backward()
-    found = {f"gradient of {name}": parameter.grad for name, parameter in model.named_parameters()}
+    found = {f"gradient of {name}": whole(parameter.grad) for name, parameter in model.named_parameters()}
     return {"loss": loss.detach(), **found, **dict(model.named_buffers())}
 
 
 def computed(rank: int, folder: Path, fusions: list[str], scores: Tensor, labels: Tensor) -> dict[str, Any]:
-    """By fusion a step on one half of the batch, losses and gradients averaged; and MeanAUROC of unequal parts."""
+    """By fusion a step on one half of the batch, losses and gradients averaged, where each process has a copy of the
+    parameters and where it has a share (with the state of that model and of its share); and MeanAUROC of unequal parts.
+    """
     from axnet.train import MeanAUROC
+    from axnet.train.sharding import share_out
 
     dist.init_process_group("gloo")
     found: dict[str, Any] = {}
@@ -97,6 +106,13 @@ def computed(rank: int, folder: Path, fusions: list[str], scores: Tensor, labels
             if name == "loss" or name.startswith("gradient"):
                 dist.all_reduce(value)
                 value /= WORLD
+        shared = nn.SyncBatchNorm.convert_sync_batchnorm(network(fusion).to(memory_format=torch.channels_last))
+        share_out(shared, init_device_mesh("cpu", (WORLD,)))
+        shared.load_state_dict(network(fusion).state_dict())
+        found[f"{fusion}, shared"] = step(shared, *(t[part] for t in batch()))  # gradients are averaged on the way
+        dist.all_reduce(found[f"{fusion}, shared"]["loss"].div_(WORLD))
+        found[f"{fusion}, state"] = shared.state_dict()
+        found[f"{fusion}, share"] = sum(parameter.to_local().numel() for parameter in shared.parameters())
     metric = MeanAUROC()
     rows = slice(0, 11) if rank == 0 else slice(11, None)
     for group in zip(scores[rows].split(3), labels[rows].split(3), strict=True):

@@ -294,6 +294,11 @@ def test_schedules() -> None:
         ({"architecture": "vit"}, "architecture is 'vit', expected one of"),
         ({"pos_weight": True, "loss": "focal"}, "pos_weight is True with loss 'focal'"),
         ({"max_steps": 0}, "max_steps is 0, expected 1 or more"),
+        ({"strategy": "fsdp"}, r"strategy is 'fsdp', expected one of \('ddp', 'fsdp2'\)"),
+        (
+            {"strategy": "fsdp2", "sync_batchnorm": False},
+            "sync_batchnorm is False with strategy 'fsdp2', expected True",
+        ),
     ],
 )
 def test_config_errors(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -304,6 +309,12 @@ def test_config_errors(tmp_path: Path, changes: dict[str, object], message: str)
 def test_several_processes_are_not_compiled(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
     with pytest.raises(ValueError, match="compile is on with 2 processes, expected one process with it"):
         fit(config(tmp_path / "out", compile=True, devices=2), *sets)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_one_process_has_nothing_to_share(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
+    with pytest.raises(ValueError, match="strategy is 'fsdp2' with 1 process, expected several processes with it"):
+        fit(config(tmp_path / "out", strategy="fsdp2", devices=1), *sets)
     assert not list((tmp_path / "out").iterdir())
 
 
