@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -43,6 +44,8 @@ def _plain(value: Any, option: Any, path: Path) -> Any:
         raise ValueError(f"config '{path}' has {option.name}: {value!r}, expected what --help says of it.")
     if isinstance(value, list):
         return ",".join(map(str, value))
+    if isinstance(value, dict):  # a policy for each finding
+        return json.dumps(value)
     return value if isinstance(value, bool) else str(value)
 
 

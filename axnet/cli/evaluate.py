@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -119,6 +120,7 @@ def evaluate(
     from axnet.train import DataConfig, Facts, assess, optional_segmenter, prepared, table, with_blank_masks
     from axnet.train import Views as Seen
     from axnet.train.calibrating import parse_rule
+    from axnet.train.labels import hard
     from axnet.train.scoring import predict_logits
     from axnet.train.shares import shared_out
 
@@ -158,6 +160,7 @@ def evaluate(
         )
         if test.masks is None:
             test = with_blank_masks(test)
+        test = replace(test, labels=hard(test.labels))
         seen_by = augmentation if tta else None
         if share.rank:
             for each, preprocessing in models.values():
@@ -166,12 +169,15 @@ def evaluate(
         facts = Facts.of(films)
         for line in facts.lacking:
             typer.echo(line)
-        known = _trained_on(files if baseline is None else [*files, baseline], test.ids)
-        if known:
-            typer.echo(
-                f"{len(known)} of the {len(test)} test films are among those that a classifier was trained or chosen "
-                f"on, by their names: {some(known)}"
-            )
+        every = files if baseline is None else [*files, baseline]
+        patients = source.patients_of(test.patients)
+        known, met = _trained_on(every, test.ids), _patients_of(every) & patients
+        for found, count, what in ((known, len(test), "films"), (sorted(met), len(patients), "patients")):
+            if found:
+                typer.echo(
+                    f"{len(found)} of the {count} test {what} are among those that a classifier was trained or chosen "
+                    f"on, by their names: {some(found)}"
+                )
         assessment = assess(
             models,
             test,
@@ -186,6 +192,7 @@ def evaluate(
                 "data": data,
                 "split name": test.split_name,
                 "test films seen in training": len(known),
+                "test patients seen in training": len(met),
                 "seed": seed,
             },
             seed=seed,
@@ -271,11 +278,21 @@ def _names(files: list[Path]) -> list[str]:
 def _trained_on(files: Sequence[Path], films: Sequence[str]) -> list[str]:
     """Which films are among those of the runs that left these weights, where their lists are beside them."""
     from axnet.cli.fit import FILMS_NAME
-    from axnet.data.joined import in_common
+    from axnet.data.joined import among
 
-    listed = {file.parent / FILMS_NAME for file in files}
-    found = [in_common(one.read_text(encoding="utf-8").splitlines(), films) for one in listed if one.is_file()]
-    return sorted({film for each in found for film in each})
+    return sorted({film for seen in _lists(files, FILMS_NAME) for film in among(films, seen)})
+
+
+def _patients_of(files: Sequence[Path]) -> set[str]:
+    """Patients of the runs that left these weights."""
+    from axnet.cli.fit import PATIENTS_NAME
+
+    return {patient for seen in _lists(files, PATIENTS_NAME) for patient in seen}
+
+
+def _lists(files: Sequence[Path], name: str) -> list[list[str]]:
+    listed = {file.parent / name for file in files}
+    return [one.read_text(encoding="utf-8").splitlines() for one in listed if one.is_file()]
 
 
 def _numbers(text: str, option: str) -> tuple[float, ...]:

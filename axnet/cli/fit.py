@@ -38,6 +38,9 @@ CACHE_VARIABLE = "AXNET_FIT_CACHE"
 FILMS_NAME = "films.txt"
 """In a run's folder: the ids of the films that it trained on or chose by, one per line."""
 
+PATIENTS_NAME = "patients.txt"
+"""In a run's folder: their patients, one per line, each after the name of the data set."""
+
 VALIDATION_NAME = "validation.txt"
 """In a run's folder: the ids of those that it held out to choose by, one per line."""
 
@@ -185,7 +188,8 @@ def fit(
 
     Writes OUT/model.safetensors (the weights that the other commands take), OUT/segmenter.safetensors where a segmenter
     drew the masks, OUT/validation.txt, the films of a real data set that were held out (axnet evaluate --calibrate),
-    OUT/films.txt, all that it saw (axnet evaluate says which test films are among them),
+    OUT/films.txt and OUT/patients.txt, all that it saw (axnet evaluate says which test films and patients are among
+    them),
     OUT/config.yaml with all settings (--config repeats the run), OUT/checkpoints for --resume, and logs in OUT/logs.
     docs/training.md says what the options do and where they come from.
     """
@@ -301,6 +305,7 @@ def _write_lists(out: Path, source: DataConfig, everything: XraySet, validation:
     lists: dict[str, tuple[str, ...]] = {}
     if source.dataset.real:  # drawn ones have no names of their own
         lists[FILMS_NAME] = everything.ids
+        lists[PATIENTS_NAME] = tuple(sorted(source.patients_of(everything.patients)))
         if not source.members:
             lists[VALIDATION_NAME] = validation.ids
     for name, ids in lists.items():

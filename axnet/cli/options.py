@@ -35,7 +35,8 @@ Root = Annotated[
 Uncertain = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        help="What uncertain labels become: zeros, ones, ignore (the default), smooth, or a file POLICY.json."
+        help="What uncertain labels become: zeros, ones, ignore (the default), smooth, smooth(LOW,HIGH), or for "
+        "each finding a file POLICY.json."
     ),
 ]
 Views = Annotated[

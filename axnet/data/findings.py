@@ -46,11 +46,16 @@ CHEXPERT_FINDINGS: tuple[str, ...] = (
 )
 """The 14 labels of CheXpert's labeller, which MIMIC-CXR has too, in canonical names and the order of CheXpert."""
 
-_CANONICAL = {
-    "Pleural Effusion": "Effusion",
-    "Pleural Thickening": "Pleural_Thickening",
-    "Infiltrate": "Infiltration",
-    "Airspace Opacity": "Lung Opacity",
+
+def _written(finding: str) -> str:
+    """A name without what tables write differently: case, and underscores for spaces."""
+    return " ".join(finding.replace("_", " ").split()).casefold()
+
+
+_CANONICAL = {_written(name): name for name in (*NIH_FINDINGS, *CHEXPERT_FINDINGS)} | {
+    "pleural effusion": "Effusion",
+    "infiltrate": "Infiltration",
+    "airspace opacity": "Lung Opacity",
 }
 
 
@@ -59,10 +64,10 @@ def canonical(finding: str) -> str:
 
     That is NIH's where NIH has it (Effusion, Pleural_Thickening, Infiltration), else CheXpert's (Lung Opacity, also for
     the Airspace Opacity of MIMIC's first release). Labels of other meaning stay apart: Lung Lesion is not Mass or
-    Nodule, Pleural Other is not Pleural_Thickening, and Lung Opacity is not Infiltration.
+    Nodule, Pleural Other is not Pleural_Thickening, and Lung Opacity is not Infiltration. Case does not count, nor
+    whether words are joined by a space or an underscore; a name that is none of these stays as it is.
     """
-    name = finding.strip()
-    return _CANONICAL.get(name, name)
+    return _CANONICAL.get(_written(finding), finding.strip())
 
 
 ORGANS: tuple[str, ...] = ("left_lung", "right_lung", "heart")

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from axnet.data.sets import names
 from axnet.data.splits import split_hash
 
 Item = dict[str, Any]
@@ -103,6 +104,19 @@ class Joined(Dataset[Item]):
         return None if None in found else hashlib.sha256("|".join(map(str, found)).encode()).hexdigest()[:24]
 
 
+def among(ids: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Those of ids whose films are among the others, as far as their names tell; either may be of sets that are joined.
+
+    Of each set by itself, as in_common, or by the same id.
+    """
+    found: set[str] = set()
+    for before, films in _by_set(ids).items():
+        for shown in _by_set(others).values():
+            shared = {*in_common(films, shown), *(set(films) & set(shown))}
+            found.update(before + film for film in films if film in shared or PurePosixPath(film).stem in shared)
+    return [film for film in ids if film in found]
+
+
 def in_common(ids: Sequence[str], others: Sequence[str]) -> list[str]:
     """Films that are in both, as far as their names tell.
 
@@ -113,5 +127,16 @@ def in_common(ids: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 def _names(ids: Sequence[str]) -> set[str]:
-    names = {PurePosixPath(film).stem for film in ids}
-    return names if len(names) == len(ids) else set(ids)
+    stems = {PurePosixPath(film).stem for film in ids}
+    return stems if len(stems) == len(ids) else set(ids)
+
+
+def _by_set(ids: Sequence[str]) -> dict[str, list[str]]:
+    """Ids by the set's name that Joined writes before them (with the slash), and without it; "" where there is none."""
+    found: dict[str, list[str]] = {}
+    known = names()
+    for film in ids:
+        label, slash, rest = film.partition("/")
+        joined = slash and label.partition("-again")[0] in known
+        found.setdefault(f"{label}/" if joined else "", []).append(rest if joined else film)
+    return found

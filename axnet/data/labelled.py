@@ -48,7 +48,7 @@ class LabelledFilms(Dataset[Item]):
     "lateral", "PA", "AP", several of these, or "all". uncertain, blank: what labels that the reports leave open become
     (axnet.data.uncertainty). size: side in pixels to which images (and masks) are resized, None for the stored size.
     masks: called with an image id, returns its mask [A,H,W], as MaskTable does. transform: called with the item,
-    returns the item to use.
+    returns the item to use. name_in_list: the id of a film, of its name in a list.
 
     Items: image float32 [1,H,W] in [0,1], label float32 [K] (NaN: left out), id, patient, view, and with masks also
     mask float32 [A,H,W]. Attributes: root, split, findings, table (image, path, patient, view), raw float64 [N,K],
@@ -71,6 +71,7 @@ class LabelledFilms(Dataset[Item]):
         size: int | None = None,
         masks: Callable[[str], npt.NDArray[Any]] | None = None,
         transform: Callable[[Item], Item] | None = None,
+        name_in_list: Callable[[str], str] = str,
     ) -> None:
         """Choose and check; the class describes the arguments."""
         wanted = films.findings if findings is None else tuple(canonical(finding) for finding in findings)
@@ -79,7 +80,7 @@ class LabelledFilms(Dataset[Item]):
             raise ValueError(f"findings has {unknown[0]!r}, expected labels out of {films.findings}.")
         only = listed(split)
         if only is not None:
-            films = _of_list(films, only, split)
+            films = _of_list(films, [name_in_list(name) for name in only], split)
         if not len(films.rows):
             raise ValueError(f"split '{split}' of table '{films.table}' holds no film.")
         shown = in_view(films.rows["view"], views)
@@ -101,7 +102,7 @@ class LabelledFilms(Dataset[Item]):
         self.raw = np.full((len(self.ids), len(wanted)), np.nan)
         self.raw[:, present] = films.raw[shown][:, columns]
         self.blank = blank
-        self.labels = settled(self.raw, self.ids, wanted, uncertain, blank)
+        self.labels = settled(self.raw, self.ids, wanted, uncertain, blank, films.findings)
         self.labels[:, np.logical_not(present)] = np.nan
         self.split_hash = split_hash(self.ids)
         self._paths: list[str] = self.table["path"].tolist()
@@ -184,11 +185,22 @@ def _of_list(films: Films, only: Sequence[str], split: str) -> Films:
 
 
 def read_table(path: StrPath) -> pd.DataFrame:
-    """A CSV file, also compressed, as text; header lines that come again, as in files put together, are left out."""
-    table = read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    table.columns = [str(name).strip() for name in table.columns]
-    first = table.columns[0]
-    return table[table[first] != first].reset_index(drop=True)
+    """A CSV file, also compressed, as text; header lines that come again, as in files put together, are left out.
+
+    Fields are divided by commas, or by semicolons or tabs where the header has no comma, as spreadsheets write them.
+    Raises ValueError as read_csv does, for a row with more fields than the header, and for two columns of one name.
+    """
+    text = {"header": None, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "skipinitialspace": True}
+    head = read_csv(path, nrows=1, **text)
+    divided = str(head.iat[0, 0]) if head.shape == (1, 1) else ""
+    table = read_csv(path, sep=next((mark for mark in ";\t" if mark in divided), ","), **text)
+    names = [str(name).strip() for name in table.iloc[0]]
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise ValueError(f"table '{path}' has the column '{twice[0]}' more than once, expected different names.")
+    table.columns = [name or f"Unnamed: {place}" for place, name in enumerate(names)]
+    first = next((name for name in names if name), table.columns[0])
+    return table[table[first].str.strip() != first].reset_index(drop=True)
 
 
 def read_csv(path: StrPath, **options: Any) -> pd.DataFrame:
@@ -202,7 +214,10 @@ def read_csv(path: StrPath, **options: Any) -> pd.DataFrame:
 
 
 def raw_labels(table: pd.DataFrame, columns: Sequence[str], path: Path) -> npt.NDArray[np.float64]:
-    """Labels [N,K] of text columns: 0, 1, -1, NaN for blank. Raises ValueError that names file, row and column."""
+    """Labels [N,K] of text columns: 0, 1 (also False, True), -1, NaN for blank.
+
+    Raises ValueError that names file, row and column.
+    """
     raw = np.empty((len(table), len(columns)))
     for place, column in enumerate(columns):
         codes, texts = pd.factorize(table[column].str.strip())
@@ -233,8 +248,11 @@ def some(names: Sequence[str], limit: int = 3) -> str:
 
 def _label(text: str) -> float:
     """A label's number; infinity for what is none."""
-    if text.lower() in ("", "nan", "na", "none"):
+    word = text.lower()
+    if word in ("", "nan", "na", "none"):
         return float("nan")
+    if word in ("true", "false"):  # as pandas writes truth values
+        return float(word == "true")
     try:
         value = float(text)
     except ValueError:
@@ -250,6 +268,6 @@ def in_view(views: pd.Series, wanted: str | Sequence[str]) -> npt.NDArray[np.boo
         raise ValueError(f"views is {wanted!r}, expected one or several of {VIEWS}.")
     if "all" in asked:
         return np.ones(len(views), dtype=bool)
-    taken = {"frontal": ("frontal", "PA", "AP"), "lateral": ("lateral", "LATERAL", "LL", "RL", "L")}
+    taken = {"frontal": ("FRONTAL", "PA", "AP"), "lateral": ("LATERAL", "LL", "RL", "L", "XTABLE LATERAL")}
     accepted = {name for view in asked for name in taken.get(view, (view,))}
-    return np.asarray(views.isin(accepted), dtype=np.bool_)
+    return np.asarray(views.astype(str).str.upper().isin(accepted), dtype=np.bool_)  # some tables write "pa"

@@ -97,7 +97,7 @@ class NIHChestXray(Dataset[Item]):
         self.split = split
         self.size = size
         self.findings: tuple[str, ...] = tuple(findings)
-        resolved(uncertain, self.findings)
+        resolved(uncertain, self.findings, NIH_FINDINGS)
         self.masks = masks
         self.transform = transform
 
@@ -255,7 +255,7 @@ def _read_lists(root: Path, split: str) -> dict[str, list[str]]:
     for name in ("train_val", "test"):
         path = root / f"{name}_list.txt"
         if path.is_file():
-            lists[name] = path.read_text().split()
+            lists[name] = path.read_text(encoding="utf-8-sig").split()
         elif name == split:
             raise FileNotFoundError(f"split '{split}' needs '{path}', which does not exist.")
     return lists

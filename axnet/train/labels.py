@@ -49,6 +49,11 @@ def counts(labels: Tensor, findings: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def hard(labels: Tensor) -> Tensor:
+    """Labels of which those between 0 and 1 are NaN: smoothed to train on, but no truth to measure with."""
+    return labels.masked_fill((labels > 0) & (labels < 1), float("nan"))
+
+
 def known_findings(labels: Tensor, findings: Sequence[str], name: str) -> None:
     """Check that every finding of checked labels [N,K] has a label to learn from; raises ValueError that names it."""
     unknown = labels.isnan().all(0).nonzero().flatten().tolist()

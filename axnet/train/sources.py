@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
@@ -22,6 +22,7 @@ from axnet.data.labelled import some
 from axnet.data.packed.films import dataset as packed_dataset
 from axnet.data.packed.manifest import Place, is_packed
 from axnet.data.sets import DEFAULT, DataSet, Request, find
+from axnet.data.uncertainty import ForAllSets, check_entries
 from axnet.models.preprocessing import Preprocessing
 from axnet.progress import SILENT, Progress
 from axnet.train.data import (
@@ -108,6 +109,8 @@ class DataConfig:
         for name, root, split in zip(names, roots, splits, strict=True):
             plain = replace(self, data=name, root=root, split=split, uncertain=None, blank=None, views=None)
             taken = {option: value for option, value in self._options().items() if option in plain.dataset.options}
+            if isinstance(taken.get("uncertain"), dict):
+                taken["uncertain"] = ForAllSets(taken["uncertain"])
             label = plain.data
             while label in found:
                 label += "-again"
@@ -137,6 +140,10 @@ class DataConfig:
             return any(member.packed for member in self.members.values())
         return is_packed(self.root)
 
+    def patients_of(self, patients: Iterable[str]) -> set[str]:
+        """Different patients of a set that source gave, each after the name of its data set, as Joined has them."""
+        return {patient if self.members else f"{self.data}/{patient}" for patient in patients}
+
     def source(self, part: Part, *, size: int = 128, with_masks: bool = True) -> XraySource:
         """The data set of one part: of a downloaded one its official lists.
 
@@ -146,6 +153,8 @@ class DataConfig:
             sets = {
                 name: member.source(part, size=size, with_masks=with_masks) for name, member in self.members.items()
             }
+            if isinstance(self.uncertain, Mapping):
+                check_entries(self.uncertain, [finding for one in sets.values() for finding in one.findings])
             return Joined(sets, self.findings)
         found = self.dataset
         options = self._options()

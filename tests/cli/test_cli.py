@@ -135,6 +135,8 @@ def test_nih_takes_the_segmenter_that_comes_with_axnet(nih: Path, tmp_path: Path
     assert (tmp_path / "model.safetensors").is_file()
     lists = {name: (tmp_path / name).read_bytes() for name in ("validation.txt", "films.txt")}
     assert set(held_out) < set(lists["films.txt"].decode().split())
+    patients = {name.partition("_")[0] for name in lists["films.txt"].decode().split()}
+    assert (tmp_path / "patients.txt").read_text().split() == sorted(f"nih/{patient}" for patient in patients)
     with pytest.raises(ValueError, match=r"seed is 5, but the run in '.*' began with 0"):
         run("fit", "--data", "nih", "--root", nih, "--out", tmp_path, "--epochs", 2, "--resume", *SMALL, "--seed", 5)
     assert {name: (tmp_path / name).read_bytes() for name in lists} == lists  # still those of the weights

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from axnet.cli import fit as fit_command
 from axnet.cli.config import CONFIG_NAME, Config, write_settings
+from axnet.data.uncertainty import read_policy
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -58,6 +59,11 @@ def test_flags_override_the_file_which_overrides_defaults(tmp_path: Path) -> Non
     assert found == {"lr": 0.5, "loss": "focal", "compile": True, "views": "PA,AP", "val_fraction": 0.25}
     again = settings(tmp_path / "again", "--config", str(tmp_path / "run" / CONFIG_NAME))
     assert again == found
+    file.write_text("views:\n  Edema: ones\n  '*': [smooth, 0.6, 0.8]\n")  # a mapping, as of --uncertain
+    assert read_policy(settings(tmp_path / "run", "--config", str(file))["views"]) == {
+        "Edema": "ones",
+        "*": ["smooth", 0.6, 0.8],
+    }
     assert settings(tmp_path / "plain") == {"lr": 1e-3, "loss": "bce", "compile": False, "val_fraction": 0.1}
 
 

@@ -91,7 +91,10 @@ def test_calibrate_is_stored_and_used(nih: Path, weights: tuple[Path, Path], tmp
     (tmp_path / "other").mkdir()
     baseline = shutil.copy(weights[0], tmp_path / "other")
     (tmp_path / "other" / "films.txt").write_text("00000001_000.png\nanother.png\n")  # those of its run
+    (tmp_path / "other" / "patients.txt").write_text("nih/00000001\nnih/00000002\nmimic/00000003\n")
     text = run("evaluate", weights[1], *arguments, "--baseline", baseline, "--segmenter", _segmenter(tmp_path))
+    assert "test patients are among those that a classifier was trained or chosen on, by their names: nih/0" in text
+    assert json.loads((tmp_path / "metrics.json").read_text())["run"]["test patients seen in training"] == 2
     assert "1 of the 60 test films are among those that a classifier was trained or chosen on" in text
     page = (tmp_path / "report.html").read_text()
     assert "Calls at the operating point" in page

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from axnet.models import AnatomyXNet, Preprocessing
 from axnet.train import FitConfig, MeanAUROC, XraySet, assess, collect, fit, focal_loss, positive_weights, predict
-from axnet.train.labels import checked_labels
+from axnet.train.labels import checked_labels, hard
 from axnet.train.losses import bce_loss
 
 NAN = math.nan
@@ -208,3 +208,8 @@ def test_training_and_prediction_under_another_default_type_and_autocast(tmp_pat
     with torch.autocast("cpu", torch.bfloat16):
         assert predict(found.model, data, data.preprocessing) == pytest.approx(scores, abs=0.05)
         fit(config(tmp_path / "c"), data)
+
+
+def test_smoothed_labels_are_no_truth() -> None:
+    labels = torch.tensor([[0.0, 0.6, 1.0, float("nan")]])
+    assert torch.equal(hard(labels).nan_to_num(-1), torch.tensor([[0.0, -1.0, 1.0, -1.0]]))

@@ -173,6 +173,18 @@ def test_wrong_options_get_one_sentence(nih: Path, tmp_path: Path, arguments: li
     assert not contents(tmp_path)
 
 
+def test_a_part_alone_has_no_other(nih: Path, tmp_path: Path) -> None:
+    """Films of one split, or of a list, say themselves what they cannot serve for."""
+    mine = tmp_path / "mine.txt"
+    mine.write_text("\n".join(NIHChestXray(nih, "train_val").ids[:4]))
+    for split, part, words in (("train_val", "test", "be measured on"), (str(mine), "train", "train on")):
+        out = tmp_path / part
+        prepare(DataConfig(data="nih", root=str(nih), workers=0), out, Packer(48), splits=(split,))
+        with pytest.raises(ValueError, match=rf"split is missing: the packed folder .* has none to {words}"):
+            DataConfig(root=str(out)).source(part)
+        assert len(DataConfig(root=str(out), split="all").source(part)) > 0
+
+
 def test_nothing_is_made_twice(nih: Path, tmp_path: Path) -> None:
     packed(nih, tmp_path)
     before = {path.name: path.stat().st_ino for path in tmp_path.glob("*.arrow")}

@@ -182,7 +182,7 @@ def dataset(root: str, cache: str | None = None) -> DataSet:
     named = load(found.data).named if found.data in names() else {}
     return DataSet(
         title=found.title,
-        root="a folder of axnet prepare",
+        root=f"the packed folder '{root}' with the splits {(*found.splits, 'all')}",
         open=opened,
         splits=found.roles,
         named={name: parts for name, parts in named.items() if set(parts.values()) <= set(found.splits)},

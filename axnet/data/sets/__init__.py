@@ -64,7 +64,14 @@ class DataSet:
     masked: bool = False
 
     def split(self, part: str, asked: str | None) -> str:
-        """The set's own split for a part of a run, "train" or "test", of the split that a user names, if any."""
+        """The set's own split for a part of a run, "train" or "test", of the split that a user names, if any.
+
+        Raises ValueError where the user names none, and the set has none for the part: of packed films, some are a
+        part alone.
+        """
+        if asked is None and part not in self.splits:
+            what = "train on" if part == "train" else "be measured on"
+            raise ValueError(f"split is missing: {self.root} has none to {what}, expected the name of one of its own.")
         if asked is None:
             return self.splits[part]
         return self.named.get(asked, {}).get(part, asked)

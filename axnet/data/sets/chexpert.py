@@ -14,7 +14,7 @@ import pandas as pd
 from axnet.data.findings import CHEXPERT_FINDINGS, canonical
 from axnet.data.folder import find_images
 from axnet.data.image import StrPath
-from axnet.data.labelled import Films, Item, LabelledFilms, need_columns, raw_labels, read_csv, read_table
+from axnet.data.labelled import Films, Item, LabelledFilms, need_columns, raw_labels, read_table
 from axnet.data.sets import DataSet, Request, absent
 from axnet.data.splits import check_disjoint, listed
 from axnet.data.uncertainty import Policy
@@ -82,6 +82,7 @@ class CheXpert(LabelledFilms):
             size=size,
             masks=masks,
             transform=transform,
+            name_in_list=_below,  # as the column Path has them, too
         )
         self.split_name = f"chexpert-{Path(own).stem if own else name}"
 
@@ -145,8 +146,10 @@ def _check_patients(folder: Path, split: str, patients: pd.Series) -> None:
     other = {"train": "valid", "valid": "train"}.get(split)
     if other is None or not (folder / f"{other}.csv").is_file():
         return
-    paths = read_csv(folder / f"{other}.csv", usecols=["Path"], dtype=str, encoding="utf-8-sig")["Path"]
-    found = paths.str.extract(r"(patient\d+)", expand=False).dropna()
+    path = folder / f"{other}.csv"
+    table = read_table(path)
+    need_columns(table, ["Path"], path)
+    found = table["Path"].str.extract(r"(patient\d+)", expand=False).dropna()
     check_disjoint({split: patients, other: found}, f"tables of '{folder}'")
 
 

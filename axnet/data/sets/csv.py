@@ -84,9 +84,10 @@ class CSVDataset(LabelledFilms):
             raise ValueError(f"table '{path}' has the labels {labels}, two of which are one finding.")
         raw = raw_labels(table, labels, path)
         names = table[image].str.strip()
-        empty = np.flatnonzero(names == "")
-        if len(empty):
-            raise ValueError(f"table '{path}' has no {image} in row {empty[0] + 1}.")
+        for column in (image, known.patient):  # films without a patient would all be one's
+            empty = [] if column is None else np.flatnonzero(table[column].str.strip() == "").tolist()
+            if len(empty):
+                raise ValueError(f"table '{path}' has no {column} in row {empty[0] + 1}.")
         rows = pd.DataFrame(
             {
                 "image": names,
@@ -99,8 +100,9 @@ class CSVDataset(LabelledFilms):
             sides = pd.Series(by_patient(rows["patient"].tolist(), test_fraction, seed), index=rows.index)
         else:
             sides = table[known.split].str.strip()
-            check_disjoint({side: group for side, group in rows["patient"].groupby(sides)}, f"table '{path}'")  # noqa: C416
-        there = sorted({*sides, "all"})
+            given = {side: group for side, group in rows["patient"].groupby(sides) if side}  # a blank is no split
+            check_disjoint(given, f"table '{path}'")
+        there = sorted({*sides, "all"} - {""})
         own = listed(split) is not None
         if split not in there and not own:
             raise ValueError(f"split is {split!r}, expected one of {tuple(there)}, which table '{path}' has.")
@@ -150,6 +152,13 @@ def _described(path: Path) -> Columns:
     strange = [name for name in said if name not in accepted] if isinstance(said, dict) else ["no mapping"]
     if strange:
         raise ValueError(f"'{file}' has the entry {strange[0]!r}, expected {accepted}.")
+    said = {name: value for name, value in said.items() if value is not None}
+    for name, value in said.items():
+        if name == "labels":
+            if not (isinstance(value, list) and value and all(isinstance(one, str) for one in value)):
+                raise ValueError(f"'{file}' has labels {value!r}, expected a list of one or more columns.")
+        elif not isinstance(value, str):
+            raise ValueError(f"'{file}' has {name} {value!r}, expected a text.")
     given: dict[str, Any] = {name: tuple(value) if name == "labels" else value for name, value in said.items()}
     return Columns(**given)
 
