@@ -50,6 +50,7 @@ HELD = (
     ),
     ("backward sums", "bfloat16", "channels_last"),
     ("moments", "float32", "NCHW"),
+    ("moments", "float32", "channels_last"),
     ("backward sums", "float32", "NCHW"),
     ("pwap, 1", "float32", "channels_last"),
 )

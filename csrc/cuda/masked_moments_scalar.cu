@@ -13,6 +13,11 @@ namespace {
 constexpr int kRows = 16;  // of a warp, NCHW
 constexpr int kStageBytes = 36 * 1024;
 
+struct None {
+  template <class... Args>
+  __device__ void operator()(const Args&...) const {}
+};
+
 // The sums and maxima of one row in one thread.
 template <int B, bool FULL>
 struct Row {
@@ -25,21 +30,26 @@ struct Row {
     for (int k = 0; k <= B; ++k)
       top[k] = -std::numeric_limits<float>::infinity();
   }
-  __device__ void rise(int k, float best, int here) {
-    if constexpr (FULL) at[k] = best > top[k] ? here : at[k];
+  // Whether it did.
+  __device__ bool rise(int k, float best, int here) {
+    const bool rose = best > top[k];
+    if constexpr (FULL) at[k] = rose ? here : at[k];
     top[k] = fmaxf(top[k], best);
+    return rose;
   }
-  // mask(a, i): of pixel i
-  template <int P, class F>
-  __device__ void add(const float (&x)[P], const F& mask, int here) {
-    float best = x[0];
+  // mask(a, i): of pixel i. HALVES: at[0] of half of the pixels; keep(a, y): where the maximum of m_a X rises
+  template <bool HALVES = false, int P, class F, class G = None>
+  __device__ void add(const float (&x)[P], const F& mask, int here, const G& keep = G()) {
+    constexpr int half = HALVES ? P / 2 : P;
+    float best = x[0], second = x[HALVES ? half : 0];
 #pragma unroll
     for (int i = 0; i < P; ++i) {
-      best = fmaxf(best, x[i]);
+      (i < half ? best : second) = fmaxf(i < half ? best : second, x[i]);
       sum[0] += x[i];
       if constexpr (FULL) sum[Sums::s2] += x[i] * x[i];
     }
-    rise(0, best, here);
+    if constexpr (HALVES) rise(0, fmaxf(best, second), second > best ? here + half : here);
+    else rise(0, best, here);
     float weighted[FULL ? B : 1][P];
 #pragma unroll
     for (int a = 0; a < B; ++a) {
@@ -51,7 +61,7 @@ struct Row {
         sum[Sums::t(a)] += y[i];
         if constexpr (FULL) sum[Sums::t2(a)] += y[i] * x[i];
       }
-      rise(1 + a, best, here);
+      if (rise(1 + a, best, here)) keep(a, y);
       if constexpr (FULL)
 #pragma unroll
         for (int b = 0; b <= a; ++b)
@@ -192,6 +202,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const float* mask = static_cast<const float*>(p.mask) + static_cast<int64_t>(n) * A * S;
   const T* x = static_cast<const T*>(p.x_data) + n * p.x.n + (c0 + own < C ? c0 + own : C - V);
   Row<B, FULL> row[V];
+  // FULL: of a thread, [V, B, 2 halves of a granule]: the m_a X among which the maximum stands
+  float4* const granules = reinterpret_cast<float4*>(masks + tiling.stage * B) + threadIdx.x;
   for (int s0 = 0; s0 < S; s0 += tiling.stage) {
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
     __syncthreads();
@@ -201,12 +213,21 @@ __global__ void __launch_bounds__(kThreads, 2)
         masks[s * B + a] = mask[(a < A ? a : 0) * S + s0 + s];
     __syncthreads();
     const T* from = x + static_cast<int64_t>(s0) * step;
-    auto take = [&](auto many, int s) {
-      constexpr int P = decltype(many)::value;
-      Bits<T, V> bits[P];
+    auto load = [&](auto& bits, int s) {
+      int i = 0;
 #pragma unroll
-      for (int i = 0; i < P; ++i)
-        bits[i].load(from + (s + i) * step);
+      for (auto& pixel : bits)
+        pixel.load(from + (s + i++) * step);
+    };
+    auto take = [&]<int P>(const Bits<T, V>(&bits)[P], int s) {
+      constexpr bool kept = FULL && P == kGranule;
+      float m[kept ? P * B : 4];  // all at once: for all the compiler knows, what is kept of a granule changes masks
+#pragma unroll
+      for (int i = 0; i < (kept ? P * B : 0); i += 4) {
+        const float4 four = *reinterpret_cast<const float4*>(masks + s * B + i);
+        m[i] = four.x, m[i + 1] = four.y, m[i + 2] = four.z, m[i + 3] = four.w;
+      }
+      auto mask_of = [&](int a, int i) { return kept ? m[i * B + a] : masks[(s + i) * B + a]; };
       float v[V][P];
 #pragma unroll
       for (int i = 0; i < P; ++i) {
@@ -217,15 +238,45 @@ __global__ void __launch_bounds__(kThreads, 2)
           v[j][i] = one[j];
       }
 #pragma unroll
-      for (int j = 0; j < V; ++j)
-        row[j].add(v[j], [&](int a, int i) { return masks[(s + i) * B + a]; }, s0 + s);
+      for (int j = 0; j < V; ++j) {
+        if constexpr (kept)
+          row[j].template add<true>(v[j], mask_of, s0 + s, [&](int a, const float (&y)[P]) {
+            float4* to = granules + (j * B + a) * 2 * kThreads;
+            to[0] = float4{y[0], y[1], y[2], y[3]}, to[kThreads] = float4{y[4], y[5], y[6], y[7]};
+          });
+        else row[j].add(v[j], mask_of, s0 + s);
+      }
     };
+    const int stride = tiling.parts * kGranule, last = pixels - kGranule;
     int s = part * kGranule;
-    for (; s + kGranule <= pixels; s += tiling.parts * kGranule)
-      take(std::integral_constant<int, kGranule>{}, s);
+    if constexpr (FULL && B <= 2) {  // a granule is on its way while another is added; there are no more registers
+      if (s <= last) {
+        Bits<T, V> now[kGranule], next[kGranule];
+        load(now, s);
+        for (; s + stride <= last; s += 2 * stride) {
+          load(next, s + stride);
+          take(now, s);
+          load(now, s + 2 * stride < last ? s + 2 * stride : last);
+          take(next, s + stride);
+        }
+        if (s <= last) {
+          take(now, s);
+          s += stride;
+        }
+      }
+    } else {
+      for (; s <= last; s += stride) {
+        Bits<T, V> now[kGranule];
+        load(now, s);
+        take(now, s);
+      }
+    }
 #pragma unroll 1
-    for (; s < pixels; ++s)  // the last granule, which one part has
-      take(std::integral_constant<int, 1>{}, s);
+    for (; s < pixels; ++s) {  // the last granule, which one part has
+      Bits<T, V> now[1];
+      load(now, s);
+      take(now, s);
+    }
   }
   if constexpr (FULL) {
 #pragma unroll
@@ -235,10 +286,17 @@ __global__ void __launch_bounds__(kThreads, 2)
         int& at = row[j].at[k];
         if (at >= whole) continue;
         int found = 0;
+        if (k == 0) {
 #pragma unroll
-        for (int i = kGranule - 1; i >= 0; --i) {
-          const float v = static_cast<float>(x[static_cast<int64_t>(at + i) * step + j]);
-          if ((k ? mask[(k ? k - 1 : 0) * S + at + i] * v : v) == row[j].top[k]) found = i;
+          for (int i = kGranule / 2 - 1; i >= 0; --i)
+            if (static_cast<float>(x[static_cast<int64_t>(at + i) * step + j]) == row[j].top[k]) found = i;
+        } else {
+          const float4* kept = granules + (j * B + (k ? k - 1 : 0)) * 2 * kThreads;
+          const float4 low = kept[0], high = kept[kThreads];
+          const float y[kGranule] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+          for (int i = kGranule - 1; i >= 0; --i)
+            if (y[i] == row[j].top[k]) found = i;
         }
         at += found;
       }
@@ -305,9 +363,10 @@ void launch_scalar(const MomentsPlan& p, cudaStream_t stream) {
     tiling.channels = kWarps / tiling.parts * kWarp * V;
     tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
     using Sums = RowSums<B, FULL>;
+    constexpr size_t granules = FULL ? V * B * kGranule * kThreads * sizeof(float) : 0;
     const size_t results = (Sums::count + (FULL ? 2 : 1) * (1 + B)) * kThreads * V * sizeof(float);
     launch(moments_channels_last_kernel<T, B, FULL>, p.N * (1 + tiling.blocks), 1, kThreads,
-           std::max<size_t>(tiling.stage * per_pixel, results), stream, p, tiling);
+           std::max(tiling.stage * per_pixel + granules, results), stream, p, tiling);
     return;
   }
   tiling.channels = kWarps * kRows;
