@@ -233,6 +233,8 @@ def fit(
         progress=not quiet,
         logger=tuple(logger.split(",")),
     )
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction is {val_fraction}, expected a number between 0 and 1.")
     writable_folder(out, "--out")
     source = DataConfig(
         data=data,

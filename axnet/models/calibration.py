@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,7 +41,9 @@ class Calibration:
             values = getattr(self, name)
             if [value is None for value in values] != [value is None for value in self.thresholds]:
                 raise ValueError(f"{name} is {values}, expected a number where thresholds {self.thresholds} has one.")
-        wrong = [value for value in self.thresholds if value is not None and not 0 <= value <= 1]
+        # the next number above 1 calls none of the films, where even a probability of 1 is to be left uncalled
+        most = math.nextafter(1, 2)
+        wrong = [value for value in self.thresholds if value is not None and not 0 <= value <= most]
         if wrong:
             raise ValueError(f"thresholds has {wrong[0]}, expected probabilities.")
 

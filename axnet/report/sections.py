@@ -12,7 +12,7 @@ from axnet.metrics.evaluation import LEAST_POSITIVES
 from axnet.report import plots
 from axnet.report.pictures import example_figures, map_note
 from axnet.report.results import Example, ModelResult
-from axnet.report.text import escape, number, percent, span, table
+from axnet.report.text import counted, escape, number, percent, span, table
 
 _MEASURES = ("average precision", "sensitivity", "Brier score", "calibration error")
 _BARS = 6  # predicted findings listed per example, besides those that are present
@@ -27,9 +27,9 @@ def headline(models: Sequence[ModelResult], difference: Interval | None) -> str:
         f'<span class="quiet">mean AUC, {level} interval {span(mean)}</span></div>'
         for i, (m, mean) in enumerate((m, m.evaluation.mean_auc) for m in models)
     )
-    units = f"{first.samples} images" + (f" of {first.groups} patients" if first.groups is not None else "")
+    units = counted(first.samples, "image") + (f" of {counted(first.groups, 'patient')}" if first.groups else "")
     count = len(first.classes) - len(first.undefined)
-    sentences = [f"Mean over {count} finding{'s' if count != 1 else ''}, measured on {units}."]
+    sentences = [f"Mean over {counted(count, 'finding')}, measured on {units}."]
     if first.undefined:
         listed = ", ".join(escape(name) for name in first.undefined)
         sentences.append(f"Without an AUC, and left out of the mean, because all its labels are equal: {listed}.")
@@ -72,7 +72,7 @@ def forest(models: Sequence[ModelResult]) -> str:
     first = f' style="color:{plots.colour(0)}"'
     axis = plots.AucAxis([c.auc for row in by_class for c in row] + means)
 
-    def line(kind: str, title: str, detail: str, intervals: Sequence[Interval]) -> str:
+    def line(kind: str, title: str, detail: str, intervals: Sequence[Interval], reason: str) -> str:
         cells = "".join(
             f"<td{first if i == 0 else ''}><b>{number(v.value)}</b> <small>{span(v)}</small></td>"
             for i, v in enumerate(intervals)
@@ -80,7 +80,7 @@ def forest(models: Sequence[ModelResult]) -> str:
         if all(math.isnan(v.value) for v in intervals):
             plot, cells = (
                 "",
-                f'<td class="none" colspan="{len(names)}"><small>undefined: all labels are equal</small></td>',
+                f'<td class="none" colspan="{len(names)}"><small>undefined: {reason}</small></td>',
             )
         else:
             plot = axis.strip(intervals, names)
@@ -89,11 +89,12 @@ def forest(models: Sequence[ModelResult]) -> str:
             f'<td class="plot">{plot}</td>{cells}</tr>'
         )
 
-    rows = [
-        line("class", row[0].name, f"{row[0].positives} of {row[0].positives + row[0].negatives}", [c.auc for c in row])
-        for row in by_class
-    ]
-    rows.append(line("mean", "Mean", "", means))
+    rows = []
+    for row in by_class:
+        known = row[0].positives + row[0].negatives
+        reason = "all labels are equal" if known else "no label is known"
+        rows.append(line("class", row[0].name, f"{row[0].positives} of {known}", [c.auc for c in row], reason))
+    rows.append(line("mean", "Mean", "", means, "no finding has an AUC"))
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     return (
         f'<h2>AUC by finding</h2>{key(models)}<table class="forest"><thead><tr><th scope="col">Finding</th>'

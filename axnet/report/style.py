@@ -16,6 +16,8 @@ p { margin: .35rem 0 .75rem; max-width: 44rem; }
 .models div { border-left: 4px solid var(--line); padding-left: .9rem; }
 .models b { display: block; font-size: 2.25rem; line-height: 1.15; font-weight: 600; letter-spacing: -.02em; }
 .models span { display: block; font-size: .875rem; }
+.key, .models div { max-width: 100%; }
+.key, .models div, .forest thead th, .measures th[colspan], h1, h3 { overflow-wrap: anywhere; }
 .key { display: inline-block; margin-right: 1.25rem; font-size: .875rem; font-weight: 600; }
 .key::before { content: ""; display: inline-block; width: .7rem; height: .7rem; border-radius: 50%;
   background: currentColor; margin-right: .4rem; }

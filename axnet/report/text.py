@@ -29,6 +29,11 @@ def span(interval: Interval, *, sign: bool = False) -> str:
     return f"{number(interval.low, sign=sign)} to {number(interval.high, sign=sign)}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, "1 film" or "2 films"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def percent(level: float) -> str:
     """A coverage as text, "95 %"."""
     return f"{100 * level:g}\N{NO-BREAK SPACE}%"

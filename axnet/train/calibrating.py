@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -61,7 +62,8 @@ def calibrate(
 
     labels [N,K]: 0, 1, or NaN for unknown; logits [N,K]: of films that no figure is reported on afterwards. rule,
     target: see axnet.metrics.operating_points. temperature: one for all findings, or "per-finding"; a finding with
-    fewer than LEAST films of either label then gets the overall one. films: what they were, in words.
+    fewer than LEAST films of either label, or whose logits rank them no better than chance, then gets the overall one.
+    films: what they were, in words.
     A finding with fewer than LEAST films of either label gets no threshold, so that no call is made.
     Raises ValueError as fit_temperature and operating_points do.
     """
@@ -72,7 +74,8 @@ def calibrate(
     each = [overall] * labels.shape[1]
     if temperature == "per-finding":
         for k in np.flatnonzero(enough).tolist():
-            each[k] = float(fit_temperature(labels[:, [k]], logits[:, [k]]))
+            with suppress(ValueError):  # no temperature above 0 is best
+                each[k] = float(fit_temperature(labels[:, [k]], logits[:, [k]]))
     chosen = tuple(each) if temperature == "per-finding" else overall
     none = (None,) * labels.shape[1]
     # by what will read the logits: a threshold lies on a film's probability, to the last bit

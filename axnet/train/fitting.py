@@ -126,8 +126,13 @@ class FitConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}, expected 1 or more.")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}, expected a positive number.")
+        for name in ("weight_decay", "gradient_clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or a positive number.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}, expected a number between 0 and 1, or None.")
         for name, accepted in (
             ("architecture", ("anatomy-xnet", "densenet-gap")),
             ("optimizer", ("adamw", "adam")),

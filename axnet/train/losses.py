@@ -33,8 +33,7 @@ def bce_loss(logits: Tensor, labels: Tensor, *, pos_weight: Tensor | None = None
 
     logits, labels: [N,K], labels in [0,1], or NaN for unknown, which is left out. pos_weight [K]: of the positives.
     """
-    known = ~labels.isnan()
-    target = labels.nan_to_num()
+    known, logits, target = _known(logits, labels)
     return _mean(F.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight, reduction="none"), known)
 
 
@@ -46,11 +45,9 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: fl
     """
     from monai.losses.focal_loss import FocalLoss  # seconds, which prediction need not wait
 
-    known = ~labels.isnan()
+    known, logits, target = _known(logits, labels)
     # each label on its own: MONAI's labels of one image would otherwise be a channel of a map
-    values = FocalLoss(gamma=gamma, alpha=alpha, reduction="none")(
-        logits.reshape(-1, 1), labels.nan_to_num().reshape(-1, 1)
-    )
+    values = FocalLoss(gamma=gamma, alpha=alpha, reduction="none")(logits.reshape(-1, 1), target.reshape(-1, 1))
     return _mean(values.reshape(labels.shape), known)
 
 
@@ -63,8 +60,7 @@ def asymmetric_loss(
     shift: L = -y (1-p)^gamma_positive log p - (1-y) q^gamma_negative log(1-q), with q = max(p - shift, 0).
     logits, labels: [N,K], labels y in [0,1], or NaN for unknown, which is left out.
     """
-    known = ~labels.isnan()
-    target = labels.nan_to_num()
+    known, logits, target = _known(logits, labels)
     shifted = (logits.sigmoid() - shift).clamp(min=0)
     log_rest = torch.logaddexp(F.logsigmoid(-logits), logits.new_tensor(shift).log()).clamp(max=0)  # log(1-q)
     positive = -(logits.neg().sigmoid() ** gamma_positive) * F.logsigmoid(logits)
@@ -82,6 +78,7 @@ def auc_margin_loss(logits: Tensor, labels: Tensor, *, margin: float = 1.0) -> T
     Raises ModuleNotFoundError where MONAI is too old to have it.
     """
     make = auc_margin_class()
+    logits = _known(logits, labels)[1]
     losses = []
     for score, label in zip(logits.sigmoid().unbind(1), labels.unbind(1), strict=True):
         known = (label == 0) | (label == 1)
@@ -116,6 +113,15 @@ def positive_weights(labels: Tensor, limit: float = 20.0) -> Tensor:
     """
     positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
     return (negatives / positives.clamp(min=1)).clamp(max=limit).to(torch.float32)
+
+
+def _known(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which labels are known, and logits and labels with 0 where they are not.
+
+    Without it a logit that is infinite, as in 16 bits, would reach the others from an unknown label: 0 times infinity.
+    """
+    known = ~labels.isnan()
+    return known, logits.where(known, 0), labels.nan_to_num()
 
 
 def _mean(values: Tensor, known: Tensor) -> Tensor:

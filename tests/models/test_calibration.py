@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from axnet.metrics import operating_points
 from axnet.models import Calibration, DenseNetGAP, Preprocessing, load_classifier, save_classifier
 
 GIVEN = Calibration(
@@ -28,6 +30,14 @@ def test_probabilities_and_calls() -> None:
     assert GIVEN.calls(probabilities) == [[True, None, False], [False, None, True]]
     edge = torch.full((1, 3), 0.25)
     assert GIVEN.calls(edge) == [[True, None, False]]  # so much or more
+
+
+def test_films_of_probability_one_are_left_uncalled() -> None:
+    """The highest specificity, where negatives are surely positive, calls nothing: its threshold is just above 1."""
+    (point,) = operating_points([[0.0], [0.0], [1.0]], [[1.0], [1.0], [0.1]], "specificity", 0.99)
+    chosen = replace(GIVEN, thresholds=(point.threshold, None, 1.0))
+    assert chosen.calls(chosen.probabilities(torch.tensor([[200.0, 0.0, 200.0]]))) == [[False, None, True]]
+    assert Calibration.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
 
 
 def test_it_comes_back_from_a_checkpoint(tmp_path: Path) -> None:

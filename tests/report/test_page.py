@@ -225,3 +225,13 @@ def test_a_finding_whose_calls_are_not_counted_says_why() -> None:
         ("Hernia", "no operating point: too few films to choose one by"),
         ("Edema", "no film with a known label"),
     ]
+
+
+def test_small_numbers_and_findings_that_no_film_tells(tmp_path: Path) -> None:
+    scores = np.array([[0.7, 0.2]])
+    model = ModelResult("m", evaluate([[1.0, np.nan]], scores, ["a", "b"], groups=["one"]), scores)
+    arguments = {"title": "t", "description": "d", "models": [model], "y_true": [[1.0, np.nan]], "findings": ["a", "b"]}
+    text = Page(write_report(tmp_path / "r.html", **arguments).read_text()).text  # type: ignore[arg-type]
+    assert "measured on 1 image of 1 patient." in text
+    assert "undefined: all labels are equal" in text
+    assert "undefined: no label is known" in text

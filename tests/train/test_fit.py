@@ -280,6 +280,10 @@ def test_schedules() -> None:
     [
         ({"epochs": 0}, "epochs is 0, expected 1 or more"),
         ({"lr": 0}, "lr is 0, expected a positive number"),
+        ({"lr": float("inf")}, "lr is inf, expected a positive number"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan, expected 0 or a positive number"),
+        ({"gradient_clip": -1.0}, r"gradient_clip is -1\.0, expected 0 or a positive number"),
+        ({"ema_decay": 1.0}, r"ema_decay is 1\.0, expected a number between 0 and 1"),
         ({"precision": "fp16"}, r"precision is 'fp16', expected one of \('auto', '32-true', 'bf16-mixed'"),
         ({"loss": "mse"}, r"loss is 'mse', expected one of \('bce', 'focal', 'asymmetric', 'auc-margin'\)"),
         ({"pos_weight": True, "loss": "asymmetric"}, "pos_weight is True with loss 'asymmetric'"),

@@ -114,6 +114,19 @@ def test_losses_of_extreme_logits_are_finite_and_teach(name: str, size: float) -
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "auc-margin" or HAS_AUCM])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_what_is_not_known_reaches_nothing(name: str, value: float) -> None:
+    """Not even where its logit has run over, as in 16 bits."""
+    labels = torch.tensor([[0.0, 1.0, torch.nan], [1.0, 0.0, 1.0], [1.0, torch.nan, 0.0]])
+    logits = torch.randn(3, 3)
+    expected, taught = value_and_gradient(lambda x: loss_of(name, x, labels), logits)
+    found, gradient = value_and_gradient(lambda x: loss_of(name, x, labels), logits.masked_fill(labels.isnan(), value))
+    assert found == expected
+    assert (gradient[labels.isnan()] == 0).all()
+    assert torch.equal(gradient, taught)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "auc-margin" or HAS_AUCM])
 def test_a_batch_without_a_known_label_teaches_nothing(name: str) -> None:
     value, gradient = value_and_gradient(lambda x: loss_of(name, x, torch.full((3, 2), torch.nan)), torch.randn(3, 2))
     assert value == 0

@@ -170,3 +170,15 @@ def test_rules_that_are_none(text: str, message: str) -> None:
         parse_rule(text)
     assert parse_rule("prevalence") == ("prevalence", None)
     assert parse_rule("prevalence=0.1") == ("prevalence", 0.1)
+
+
+def test_a_calibration_where_findings_are_ranked_worse_than_chance() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((200, 3)) < 0.4).astype(np.float32)
+    logits = (2 * labels - 1 + rng.normal(size=labels.shape)).astype(np.float32)
+    logits[:, 1] *= -1  # worse than chance: no temperature of its own
+    overall = calibrate(labels, logits, films="some").temperature
+    chosen = calibrate(labels, logits, "specificity", 0.9, temperature="per-finding", films="some")
+    assert isinstance(chosen.temperature, tuple)
+    assert chosen.temperature[1] == overall
+    assert chosen.temperature[0] != overall
