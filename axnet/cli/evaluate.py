@@ -129,7 +129,7 @@ def evaluate(
         rule = None if calibrate is None else parse_rule(calibrate)
         files = _files(classifiers or [], weights)
         if calibrate is not None:
-            _check_calibrate(files, split, data, tta)
+            _check_calibrate(files, split, real=data != DEFAULT or root is not None, tta=tta)
         augmentation = Seen(_numbers(tta_shifts, "--tta-shifts"), _numbers(tta_scales, "--tta-scales"), tta_flip)
         if not tta:
             _refuse(context, ("tta_shifts", "tta_scales", "tta_flip"), "--tta")
@@ -189,7 +189,9 @@ def evaluate(
                 "baseline": str(baseline or ""),
                 "ensemble": mean.value if len(files) > 1 else "",
                 "test-time augmentation": f"{len(augmentation)} views: {augmentation}" if tta else "",
-                "data": data,
+                "data": source.named,
+                "uncertain labels": uncertain or "",
+                "views": views or "",
                 "split name": test.split_name,
                 "test films seen in training": len(known),
                 "test patients seen in training": len(met),
@@ -207,6 +209,11 @@ def evaluate(
         )
         typer.echo(table(assessment))
         typer.echo(_few(assessment))
+        if readings is not None and not assessment.label_quality:
+            typer.echo(
+                f"--adjudicated: nothing is compared, since none of {tuple(readings.columns)} is a finding that this "
+                "set and the classifier label"
+            )
         typer.echo(str(assessment.report))
         if rule is not None:
             typer.echo(_calibrate(files[0], rule, temperature.value, assessment, test))
@@ -310,7 +317,7 @@ def _refuse(context: typer.Context, names: Sequence[str], needed: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} was given without {needed}, expected both.")
 
 
-def _check_calibrate(files: list[Path], split: str | None, data: str, tta: bool) -> None:
+def _check_calibrate(files: list[Path], split: str | None, *, real: bool, tta: bool) -> None:
     from axnet.models.storage import is_shipped
 
     if len(files) > 1:
@@ -319,7 +326,7 @@ def _check_calibrate(files: list[Path], split: str | None, data: str, tta: bool)
         raise ValueError("--calibrate would change the classifier that comes with axnet, expected a copy of its file.")
     if tta:
         raise ValueError("--calibrate was given with --tta, expected it without: axnet predict sees a film once.")
-    if split is None and data != DEFAULT:
+    if split is None and real:
         raise ValueError(
             "--calibrate needs --split, with films on which nothing is reported (OUT/validation.txt of axnet fit)."
         )

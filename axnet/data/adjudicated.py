@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from axnet.data.findings import CHEXPERT_FINDINGS, NIH_FINDINGS, canonical
 from axnet.data.image import StrPath
 from axnet.data.labelled import read_table
 
@@ -21,7 +22,7 @@ MADE_OF: dict[str, tuple[str, ...]] = {
 """Google's broader labels, and the findings of NIH's that are taken for one of them."""
 
 _TABLE = "data/google2019_nih-chest-xray-labels.csv.gz"
-_VALUES = {"YES": 1.0, "NO": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
+_VALUES = {"YES": 1.0, "NO": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0, "TRUE": 1.0, "FALSE": 0.0}
 _KEYS = ("Image Index", "image", "path")
 
 
@@ -50,8 +51,14 @@ def read_adjudicated(file: StrPath) -> pd.DataFrame:
     columns = {}
     for name in table.columns:
         text = table[name].str.strip().str.upper()
-        if name != key and text.isin([*_VALUES, ""]).all() and (text != "").any():
-            columns[name] = text.map(_VALUES).to_numpy(dtype=np.float64)
+        strange = text[~text.isin([*_VALUES, ""])]
+        if len(strange) and canonical(name) in (*NIH_FINDINGS, *CHEXPERT_FINDINGS):
+            raise ValueError(
+                f"adjudicated '{path}' has {name} {table[name][strange.index[0]]!r} in row {strange.index[0] + 1}, "
+                "expected YES, NO, 1, 0 or nothing."
+            )
+        if name != key and not len(strange) and (text != "").any():
+            columns[name if name in MADE_OF else canonical(name)] = text.map(_VALUES).to_numpy(dtype=np.float64)
     if not columns:
         raise ValueError(f"adjudicated '{path}' has no column of YES and NO or 1 and 0, expected one per finding.")
     return pd.DataFrame(columns, index=index)

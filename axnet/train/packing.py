@@ -29,7 +29,7 @@ from axnet.data.findings import Box
 from axnet.data.image import StrPath
 from axnet.data.mask_table import MaskTable
 from axnet.data.packed.films import FACTS, LABEL
-from axnet.data.packed.manifest import FILMS, MANIFEST, Manifest, Place, sha256
+from axnet.data.packed.manifest import FILMS, MANIFEST, STATE, Manifest, Place, sha256
 from axnet.data.splits import check_disjoint, split_hash
 from axnet.progress import SILENT, Progress
 from axnet.segment import Segmenter
@@ -39,7 +39,6 @@ from axnet.train.facts import ATTRIBUTES, known_attributes, known_boxes
 from axnet.train.packers import Packer, Shard, Task, count_into, pack, start
 from axnet.train.sources import DataConfig, Part
 
-STATE = ".prepare"
 _SHARD_BYTES = 1 << 28
 _DRAWN = 128  # pixels of phantoms that are kept as they are drawn
 _KEPT = 256  # films of a shard whose sizes are not known

@@ -20,8 +20,8 @@ from axnet.data.files import locked, replacing
 from axnet.data.image import StrPath
 from axnet.data.labelled import some
 from axnet.data.packed.films import dataset as packed_dataset
-from axnet.data.packed.manifest import Place, is_packed
-from axnet.data.sets import DEFAULT, DataSet, Request, find
+from axnet.data.packed.manifest import STATE, Place, is_packed
+from axnet.data.sets import DEFAULT, DataSet, Request, find, load, looks_like
 from axnet.data.uncertainty import ForAllSets, check_entries
 from axnet.models.preprocessing import Preprocessing
 from axnet.progress import SILENT, Progress
@@ -140,6 +140,11 @@ class DataConfig:
             return any(member.packed for member in self.members.values())
         return is_packed(self.root)
 
+    @property
+    def named(self) -> str:
+        """The names of the data sets, also of packed ones."""
+        return ",".join(member.data for member in self.members.values()) if self.members else self.data
+
     def patients_of(self, patients: Iterable[str]) -> set[str]:
         """Different patients of a set that source gave, each after the name of its data set, as Joined has them."""
         return {patient if self.members else f"{self.data}/{patient}" for patient in patients}
@@ -147,7 +152,8 @@ class DataConfig:
     def source(self, part: Part, *, size: int = 128, with_masks: bool = True) -> XraySource:
         """The data set of one part: of a downloaded one its official lists.
 
-        size, with_masks: of a set that is drawn.
+        size, with_masks: of a set that is drawn. Raises ValueError for a root of a set that is drawn, which holds no
+        packed films either: a name that was mistyped must not end in a classifier of phantoms.
         """
         if self.members:
             sets = {
@@ -157,6 +163,15 @@ class DataConfig:
                 check_entries(self.uncertain, [finding for one in sets.values() for finding in one.findings])
             return Joined(sets, self.findings)
         found = self.dataset
+        if self.root is not None and not self.packed and found.root is None:
+            like = looks_like(Path(self.root), self.data)
+            hint = "" if like is None else f"; it looks like {load(like).title} (data '{like}')"
+            if (Path(self.root) / STATE).is_dir():
+                hint = "; axnet prepare has not come to its end there"
+            raise ValueError(
+                f"root '{self.root}' is no folder of axnet prepare, and data '{self.data}' is drawn and takes none, "
+                f"expected data, which names the set in root{hint}."
+            )
         options = self._options()
         if part == "test" and "allow_absent" in found.options:
             options["allow_absent"] = True  # a classifier of another set is measured on the findings that both have

@@ -126,6 +126,7 @@ def test_prepare_fit_evaluate_and_predict(tmp_path: Path, layout: Any) -> None:
     assert {part["attribute"] for part in record["subgroups"]} == known[name]
     assert bool(record["localisation"]) == (layout is nih)
     assert again["run"]["split name"] == test_split
+    assert again["run"]["data"] == record["run"]["data"] == name
     run("predict", tmp_path / "packed", "--weights", weights, "--out", tmp_path / "p.csv")
     scores = {row.partition(",")[2] for row in (tmp_path / "p.csv").read_text().splitlines()[1:]}
     assert len(scores) == PATIENTS

@@ -109,6 +109,8 @@ def test_calibrate_is_stored_and_used(nih: Path, weights: tuple[Path, Path], tmp
         (("--calibrate", "youden"), "classifier that comes with axnet"),
         (("a", "--calibrate", "youden", "--tta"), "--calibrate was given with --tta"),
         (("a", "--calibrate", "youden", "--data", "nih"), "--calibrate needs --split"),
+        (("a", "--calibrate", "youden", "--root", "packed"), "--calibrate needs --split"),
+        (("a", "--root", "nih-packd"), "root 'nih-packd' is no folder of axnet prepare, and data 'phantom' is drawn"),
         (("a", "--calibrate", "best"), "rule is 'best'"),
         (("a", "--tta-shifts", "x"), "--tta-shifts is 'x'"),
         (("a", "--tta-shifts", "0.03"), "--tta-shifts was given without --tta, expected both"),

@@ -51,6 +51,19 @@ def test_unknown_names_are_refused_with_those_that_there_are() -> None:
         sets.find("wingspan", organs=True, root=None)
 
 
+def test_a_mistyped_root_is_no_wish_for_phantoms(tmp_path: Path) -> None:
+    root = write_nih(tmp_path / "nih", 8, size=32)
+    with pytest.raises(
+        ValueError, match=r"is no folder of axnet prepare.* it looks like NIH ChestX-ray14 \(data 'nih'"
+    ):
+        DataConfig(root=str(root)).source("train")
+    (tmp_path / "half" / ".prepare").mkdir(parents=True)
+    with pytest.raises(ValueError, match="; axnet prepare has not come to its end there"):
+        DataConfig(root=str(tmp_path / "half")).source("train")
+    with pytest.raises(ValueError, match="root 'gone' is no folder of axnet prepare, and data 'phantom' is drawn"):
+        DataConfig(root="gone").source("test")
+
+
 def test_a_new_set_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "newcomer.py").write_text(NEW)
     monkeypatch.setattr(sets, "__path__", [*sets.__path__, str(tmp_path)])

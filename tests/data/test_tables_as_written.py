@@ -122,6 +122,24 @@ def test_a_list_of_chexpert_films_as_its_table_has_them(tmp_path: Path) -> None:
     assert CheXpert(root, str(mine)).ids == ["train/patient00001/study1/view1_frontal.jpg"]
 
 
+def test_chexpert_as_it_is_downloaded_in_parts(tmp_path: Path) -> None:
+    """Tables and validation films in the first part, training films by patient in the others."""
+    whole = chexpert(tmp_path)
+    first = whole.rename(tmp_path / "CheXpert-v1.0 batch 1 (validate & csv)")
+    for number, name in ((2, "CheXpert-v1.0 batch 2 (train 1)"), (0, "CheXpert-v1.0 batch 3 (train 2)")):
+        patients = sorted((first / "train").iterdir())[number // 2 :]
+        (tmp_path / name).mkdir()
+        for patient in patients:
+            patient.rename(tmp_path / name / patient.name)
+    for root in (tmp_path, first):
+        data = CheXpert(root)
+        assert len(data) == 3
+        assert data.ids[0] == "train/patient00000/study1/view1_frontal.jpg"
+        assert data.path(data.ids[0]).parts[-4] == "CheXpert-v1.0 batch 3 (train 2)"
+        assert data[2]["image"].shape == (1, 8, 8)
+        assert len(CheXpert(root, "valid")) == 1
+
+
 def test_a_policy_of_all_findings_serves_a_choice_of_them(tmp_path: Path) -> None:
     policy = {"Lung Opacity": "ones", "pleural effusion": "zeros"}  # by any of their names
     data = CheXpert(chexpert(tmp_path), findings=("Effusion", "Edema"), uncertain=policy)

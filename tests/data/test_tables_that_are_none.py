@@ -73,6 +73,13 @@ def test_labels_of_radiologists_are_read_as_other_tables_are(tmp_path: Path) -> 
     assert aligned(table, ["1/b.png", "2/c.png", "2/a.png", "3/c.png"])[[0, 2], 0].tolist() == [0, 1]
     with pytest.raises(ValueError, match=r"adjudicated has 'a\.png', as several films of this split are named"):
         aligned(table, ["1/a.png", "2/a.png", "b.png"])
+    file.write_text("path,pleural effusion,Airspace opacity,reader\na.png,True,1.0,Ann\nb.png,,0\n")
+    table = read_adjudicated(file)
+    assert list(table.columns) == ["Effusion", "Airspace opacity"]  # the name of the classifier, and Google's own
+    assert table["Effusion"].fillna(-1).tolist() == [1, -1]
+    file.write_text("path,Mass,Edema\na.png,YES,NO\nb.png,unsure,NO\n")
+    with pytest.raises(ValueError, match="has Mass 'unsure' in row 2, expected YES, NO, 1, 0 or nothing"):
+        read_adjudicated(file)
     file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"^table '.*read.csv' cannot be read as CSV"):
         read_adjudicated(file)

@@ -14,6 +14,8 @@ from axnet.data.files import locked, replacing
 
 MANIFEST = "manifest.json"
 FILMS = "films.parquet"
+STATE = ".prepare"
+"""Folder of a run of axnet prepare that is under way or was cut off."""
 FORMAT = "axnet-packed-1"
 
 

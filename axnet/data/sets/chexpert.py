@@ -30,7 +30,8 @@ class CheXpert(LabelledFilms):
     """CheXpert (Irvin et al., AAAI 2019), version 1.0 or 1.0-small, read from the folder of the download.
 
     root: holds train.csv and valid.csv, or the folder CheXpert-v1.0... with them; images as train/patient00001/study1/
-        view1_frontal.jpg. The test set's labels are test.csv, test_labels.csv or groundtruth.csv, a row per film
+        view1_frontal.jpg, or, as 1.0 is downloaded in parts, in "CheXpert-v1.0 batch ..." beside the one with the
+        tables. The test set's labels are test.csv, test_labels.csv or groundtruth.csv, a row per film
         ("Path") or per study ("Study", of which every film of its folder is taken).
     split: "train", "valid" or "test", or these with "chexpert-" before them, or a .txt file that lists films of train.
     uncertain: what -1 becomes. The default leaves such labels out (U-Ignore of the paper). blank: "zeros", the paper's
@@ -112,12 +113,28 @@ def _rows(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "image": names,
-            "path": [str(folder / name) for name in names],
+            "path": _paths(folder, names),
             "patient": [_patient(name) for name in names],
             "view": views,
             **{name.lower(): table[name].tolist() for name in ("Sex", "Age") if name in table.columns},
         }
     )
+
+
+def _paths(folder: Path, names: Sequence[str]) -> list[str]:
+    """The file of each film; the training films of 1.0 may lie in several parts, by patient and without train/."""
+    parts = {
+        patient.name: patient.parent
+        for part in folder.parent.glob("CheXpert-v1.0 batch*")
+        for patient in part.iterdir()
+        if patient.name.startswith("patient")
+    }
+    found = []
+    for name in names:
+        side, _, rest = name.partition("/")
+        part = parts.get(rest.partition("/")[0]) if side == "train" else None
+        found.append(str(folder / name if part is None else part / rest))
+    return found
 
 
 def _patient(name: str) -> str:
