@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from axnet.precision import float32_by_default
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -56,7 +58,7 @@ class Augmentation:
 
         In float32 whatever the precision of the network: in bfloat16, neighbours on a side of 512 would fall together.
         """
-        with torch.autocast(image.device.type, enabled=False):
+        with torch.autocast(image.device.type, enabled=False), float32_by_default():
             return self._changed(image, mask)
 
     def _changed(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

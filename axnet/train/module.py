@@ -136,7 +136,8 @@ class ClassifierModule(L.LightningModule):
         return loss_of(self.loss_name, logits.float(), labels, pos_weight=weight)
 
     def _logits(self, ready: dict[str, Tensor]) -> Tensor:
-        logits: Tensor = (self._run or self.model)(ready["image"], ready["mask"]).logits
+        kind = next(self.model.parameters()).dtype  # bf16-true and its like: films are float32, whatever Lightning does
+        logits: Tensor = (self._run or self.model)(ready["image"].to(kind), ready["mask"].to(kind)).logits
         return logits
 
     def on_train_start(self) -> None:

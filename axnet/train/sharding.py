@@ -75,9 +75,12 @@ class SharedAveraging(WeightAveraging):
     """Lightning's callback, which also averages the share of a process; what it saves is whole as well."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the module, and share out the copy where the strategy will share out the module."""
+        """Copy the module; the copy becomes what the strategy will make of the module: of its precision, shared out."""
         super().setup(trainer, pl_module, stage)
-        if self._average_model is not None and isinstance(trainer.strategy, FullyShardedStrategy):
+        if self._average_model is None:
+            return
+        trainer.precision_plugin.convert_module(self._average_model.module)
+        if isinstance(trainer.strategy, FullyShardedStrategy):
             share_out(cast(nn.Module, self._average_model.module.model), trainer.strategy.mesh)
 
 

@@ -212,6 +212,8 @@ def test_best_weights_are_kept(tmp_path: Path, sets: tuple[XraySet, XraySet]) ->
         {"pos_weight": True, "schedule": "constant", "ema_decay": None},
         {"accumulate": 2, "precision": "bf16-mixed"},
         {"max_steps": 3},
+        {"precision": "bf16-true"},
+        {"precision": "64-true"},
         {"loss": "asymmetric", "label_smoothing": 0.1, "mixup": 0.4, "sampling": "balanced", "layer_decay": 0.8},
         {"loss": "auc-margin", "augmentation": Augmentation(gamma=0.5, noise=0.05, blur=1.0, erase=0.5)},
     ],
@@ -223,6 +225,8 @@ def test_options(tmp_path: Path, sets: tuple[XraySet, XraySet], changes: dict[st
     expected = {"max_steps": 3, "accumulate": -(-batches // 2)}
     assert result.steps == next((expected[name] for name in expected if name in changes), batches)
     assert all(torch.isfinite(value).all() for value in result.model.state_dict().values())
+    kind = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(str(changes.get("precision")), torch.float32)
+    assert {parameter.dtype for parameter in result.model.parameters()} == {kind}
 
 
 def test_averaged_weights_differ_from_the_last(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
