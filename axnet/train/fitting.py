@@ -253,7 +253,8 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
         with ended_with_a_sentence(trainer.world_size, "--resume continues it from its last epoch."):
             trainer.fit(module, datamodule=data, ckpt_path=resume_from if config.resume else None, weights_only=True)
         if isinstance(trainer.strategy, FullyShardedStrategy):  # the one that was trained holds shares
-            model = _laid_out(build_classifier(config.architecture, cast(Any, model).config), config)
+            kind = next(model.parameters()).dtype
+            model = _laid_out(build_classifier(config.architecture, cast(Any, model).config).to(kind), config)
             model.load_state_dict(trainer.strategy.weights)
         separate(model)
         seconds = time.perf_counter() - started
