@@ -48,6 +48,7 @@ HELD = (
             *("pwap backward, 1", "pwap, 14", "pwap backward, 14"),
         )
     ),
+    ("moments", "bfloat16", "channels_last"),
     ("backward sums", "bfloat16", "channels_last"),
     ("moments", "float32", "NCHW"),
     ("moments", "float32", "channels_last"),

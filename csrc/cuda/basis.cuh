@@ -70,18 +70,16 @@ struct Basis {
           pair_of<T>(first - first_of<T>(high), second - second_of<T>(high));
       return high;
     };
-    for (int s = 2 * static_cast<int>(threadIdx.x); s < stage; s += 2 * static_cast<int>(blockDim.x)) {
+    auto mask_of = [&](int a) { return masks + static_cast<int64_t>(a < A ? a : 0) * S; };
+    auto fill_two = [&](int s, const float (&m)[B][2]) {
       const bool first = s0 + s < S, second = s0 + s + 1 < S;
       put(0, s, first ? 1.f : 0.f, second ? 1.f : 0.f);
-      float m[B][2];
 #pragma unroll
       for (int a = 0; a < B; ++a) {
-        const float* mask = masks + static_cast<int64_t>(a < A ? a : 0) * S;
-        m[a][0] = first ? mask[s0 + s] : 0.f, m[a][1] = second ? mask[s0 + s + 1] : 0.f;
         const uint32_t high = put(1 + a, s, m[a][0], m[a][1]);
         if (channels_last) {
           auto* to = const_cast<uint32_t*>(splat) + s * B + a;
-          const uint32_t last = first && second ? 0u : pair_of<T>(mask[S - 1], 0.f);
+          const uint32_t last = first && second ? 0u : pair_of<T>(mask_of(a)[S - 1], 0.f);
           to[0] = first ? firsts(high, high) : firsts(last, last);
           to[B] = second ? seconds(high, high) : firsts(last, last);
         }
@@ -92,6 +90,24 @@ struct Basis {
 #pragma unroll
           for (int b = a; b < B; ++b)
             put(1 + B + pair_row(B, a, b), s, m[a][0] * m[b][0], m[a][1] * m[b][1]);
+    };
+    constexpr int flight = B <= 3 ? 3 : 1;  // all of a thread's masks of 48 x 48 pixels in two stages
+    const int apart = 2 * static_cast<int>(blockDim.x);
+#pragma unroll 1
+    for (int s = 2 * static_cast<int>(threadIdx.x); s < stage; s += flight * apart) {
+      float m[flight][B][2];
+#pragma unroll
+      for (int u = 0; u < flight; ++u)
+#pragma unroll
+        for (int a = 0; a < B; ++a)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int at = s + u * apart + i;
+            m[u][a][i] = at < stage && s0 + at < S ? mask_of(a)[s0 + at] : 0.f;
+          }
+#pragma unroll
+      for (int u = 0; u < flight; ++u)
+        if (s + u * apart < stage) fill_two(s + u * apart, m[u]);
     }
     if (channels_last || s0 + stage < S) return;
     const int from = S / kChunk * kChunk;

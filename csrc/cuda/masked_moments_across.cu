@@ -1,5 +1,6 @@
 // masked_moments of bfloat16 in channels_last on the matrix units: the product of masked_moments_matrix.cu across, 8 V
-// channels a warp. Pairs of pixels are formed in registers; `parts` warps share the pixels and are added in order.
+// channels a warp; `parts` warps share the pixels and are added in order. Training: X comes out of a ring, as pairs of
+// channels for the maxima and as pairs of pixels for the products; else the pairs of pixels are formed in registers.
 #include "cuda/basis.cuh"
 #include "cuda/eight.cuh"
 #include "cuda/ring.cuh"
@@ -11,6 +12,7 @@ namespace {
 using T = BFloat16;
 
 constexpr int kStageBytes = 40 * 1024;
+constexpr int kPad = 8;  // numbers between rows of results, for the banks
 
 // channels_last: pairs of channels of a lane, rows of the fragments of the basis.
 template <int B, bool FULL>
@@ -26,7 +28,7 @@ struct Across {
 // Of maxima (tops.cuh); rows: the channels of a warp. A chunk has 16 pixels.
 struct AcrossSearch {
   static constexpr int rows = 32, words = 2, look = 4, unit = kStep;
-  static constexpr bool both = false;
+  static constexpr bool both = false, scattered = true;
   const T* map;  // at the first channel
   int last;      // the first of the last four channels that there are
   int apart;
@@ -55,11 +57,11 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
   const float* mask = static_cast<const float*>(p.mask) + static_cast<int64_t>(n) * A * S;
   const int c = c0 + own + g * V;
   const T* x = static_cast<const T*>(p.x_data) + n * p.x.n + (c < C ? c : C - V);
-  const int stride = tiling.parts * kStep;
-  const uint32_t further = static_cast<uint32_t>(tiling.parts) * 0x10001u;  // chunks to the next step
+  constexpr int piece = 2 * kStep;  // pixels that a warp takes in one go
+  const int stride = tiling.parts * piece;
   typename Plan::Ahead ahead(shared, tiling.ring + warp * Plan::Ahead::bytes,
                              static_cast<const T*>(p.x_data) + n * p.x.n + c0 + own, step, (C - c0 - own) / 8 - 1,
-                             stride);
+                             tiling.parts);
   float sum[Plan::tiles][V][4] = {};
   Tops<FULL> tops[W][1 + B];
 
@@ -76,50 +78,70 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
     rows[k] = start_of(row_of(16 * k + lane % 16));
   if constexpr (FULL) rows_of_x = start_of(row_of_x(lane % 16));
 
-  auto take = [&](const Bits<T, V>(&bits)[4], int s, uint32_t chunks) {
-    if constexpr (FULL) {
-      uint32_t best[W][1 + B], m[B][4];  // of four pixels
+  const uint32_t further = again(static_cast<uint32_t>(stride) / kStep * 0x10001u);  // chunks to the next piece
+  // FULL: 16 pixels from s of the stage on, step u of a piece of the ring
+  auto take = [&](int place, int u, int s, uint32_t chunks) {
+    uint32_t v[4][W], best[W][1 + B], m[B][4];  // of four pixels
 #pragma unroll
-      for (int j = 0; j < B; ++j)
-        load_shared(basis.splat + (s + 4 * t) * B + 4 * j, m[j]);
+    for (int i = 0; i < 4; ++i) {
+      const uint2 channels = ahead.read(place, u, i);
+      v[i][0] = channels.x, v[i][1] = channels.y;
+    }
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < B; ++j)
+      load_shared(basis.splat + (s + 4 * t) * B + 4 * j, m[j]);
 #pragma unroll
-        for (int w = 0; w < W; ++w) {
-          const uint32_t v = bits[i].at[w];
-          best[w][0] = i ? greater_of(best[w][0], v) : v;
+    for (int i = 0; i < 4; ++i)
 #pragma unroll
-          for (int a = 0; a < B; ++a) {
-            const uint32_t y = product(v, m[(i * B + a) / 4][(i * B + a) % 4]);
-            best[w][1 + a] = i ? greater_of(best[w][1 + a], y) : y;
-          }
-        }
-#pragma unroll
-      for (int w = 0; w < W; ++w)
-#pragma unroll
-        for (int k = 0; k <= B; ++k)
-          tops[w][k].see(best[w][k], chunks, k == 0);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int w = 0; w < W; ++w)
-          tops[w][0].top = greater_of(tops[w][0].top, bits[i].at[w]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
+      for (int w = 0; w < W; ++w) {
+        best[w][0] = i ? greater_of(best[w][0], v[i][w]) : v[i][w];
 #pragma unroll
         for (int a = 0; a < B; ++a) {
-          const uint32_t m = basis.splat[(s + 4 * t + i) * B + a];
-#pragma unroll
-          for (int w = 0; w < W; ++w)
-            tops[w][1 + a].top = greater_of(tops[w][1 + a].top, product(bits[i].at[w], m));
+          const uint32_t y = product(v[i][w], m[(i * B + a) / 4][(i * B + a) % 4]);
+          best[w][1 + a] = i ? greater_of(best[w][1 + a], y) : y;
         }
+      }
+#pragma unroll
+    for (int w = 0; w < W; ++w)
+#pragma unroll
+      for (int k = 0; k <= B; ++k)
+        tops[w][k].see(best[w][k], chunks, k == 0);
+    uint32_t a[4], ax[4];
+    load_matrices<false>(shared + (rows[0] + 2 * s), a);
+    load_matrices<false>(shared + (rows_of_x + 2 * s), ax);
+#pragma unroll
+    for (int upper = 0; upper < 2; ++upper) {
+      uint32_t x[4];
+      ahead.read_columns(place, u, upper, x);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float (&to)[4] = sum[0][2 * upper + h];
+        const uint32_t b0 = x[2 * h], b1 = x[2 * h + 1], high0 = product(b0, b0), high1 = product(b1, b1);
+        multiply_add<T>(to, ax, b0, b1);
+        multiply_add<T>(to, a, left_out(b0, b0, high0), left_out(b1, b1, high1));
+        multiply_add<T>(to, a, high0, high1);
+      }
     }
-    uint32_t a[Plan::tiles][4], ax[4] = {};
+  };
+  auto describe = [&](const Bits<T, V>(&bits)[4], int s) {  // not FULL
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int w = 0; w < W; ++w)
+        tops[w][0].top = greater_of(tops[w][0].top, bits[i].at[w]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int a = 0; a < B; ++a) {
+        const uint32_t m = basis.splat[(s + 4 * t + i) * B + a];
+#pragma unroll
+        for (int w = 0; w < W; ++w)
+          tops[w][1 + a].top = greater_of(tops[w][1 + a].top, product(bits[i].at[w], m));
+      }
+    uint32_t a[Plan::tiles][4];
 #pragma unroll
     for (int k = 0; k < Plan::tiles; ++k)
       load_matrices<false>(shared + (rows[k] + 2 * s), a[k]);
-    if constexpr (FULL) load_matrices<false>(shared + (rows_of_x + 2 * s), ax);
 #pragma unroll
     for (int w = 0; w < W; ++w)
 #pragma unroll
@@ -127,77 +149,65 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
         const uint32_t v[4] = {bits[0].at[w], bits[1].at[w], bits[2].at[w], bits[3].at[w]};
         const uint32_t b0 = h ? seconds(v[0], v[1]) : firsts(v[0], v[1]);
         const uint32_t b1 = h ? seconds(v[2], v[3]) : firsts(v[2], v[3]);
-        if constexpr (FULL) {
-          const uint32_t high0 = product(b0, b0), high1 = product(b1, b1);
-          multiply_add<T>(sum[0][2 * w + h], ax, b0, b1);
-          multiply_add<T>(sum[0][2 * w + h], a[0], high0, high1);
-          multiply_add<T>(sum[0][2 * w + h], a[0], left_out(b0, b0, high0), left_out(b1, b1, high1));
-        } else {
 #pragma unroll
-          for (int k = 0; k < Plan::tiles; ++k)
-            multiply_add<T>(sum[k][2 * w + h], a[k], b0, b1);
-        }
+        for (int k = 0; k < Plan::tiles; ++k)
+          multiply_add<T>(sum[k][2 * w + h], a[k], b0, b1);
       }
-  };
-
-  auto take_at = [&](const Bits<T, V>(&bits)[4], int s0, int s) {
-    take(bits, s, static_cast<uint32_t>(s0 + s) / kStep * 0x10001u);
   };
 
   for (int s0 = 0; s0 < S; s0 += tiling.stage) {
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
-    if constexpr (FULL) ahead.begin(s0 + part * kStep, s0 + pixels);
+    if constexpr (FULL) ahead.begin(s0 + part * piece, s0 + pixels);
     __syncthreads();
     basis.fill(mask, A, S, s0, tiling.stage, Order::across);
     __syncthreads();
-    auto many = [&](auto count, int s) {
-      constexpr int U = decltype(count)::value;
-      const T* from = x + (s0 + s + 4 * t) * step;
-      Bits<T, V> bits[U][4];
-#pragma unroll
-      for (int u = 0; u < U; ++u)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          bits[u][i].load(from + (u * stride + i) * step);
-#pragma unroll
-      for (int u = 0; u < U; ++u)
-        take_at(bits[u], s0, s + u * stride);
-    };
-    int s = part * kStep;
+    int s = part * piece;
     if constexpr (FULL) {
-      uint32_t chunks = static_cast<uint32_t>(s0 / kStep + part) * 0x10001u;
-      ahead.walk(s0 + s, s0 + pixels, [&](int place, int) {
-#pragma unroll
-        for (int u = 0; u < 2; ++u) {
-          Bits<T, V> bits[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const uint2 v = ahead.read(place, u, i);
-            bits[i].at[0] = v.x, bits[i].at[1] = v.y;
-          }
-          take(bits, s, chunks);
-          s += stride, chunks += further;
-        }
+      uint32_t chunks = static_cast<uint32_t>(s0 + s) / kStep * 0x10001u;
+      s = ahead.walk(s, pixels, [&](int place, int at) {
+        take(place, 0, at, chunks);
+        take(place, 1, at + kStep, chunks + 0x10001u);
+        chunks += further;
       });
-    } else
-      for (; s + stride + kStep <= pixels; s += 2 * stride)
-        many(std::integral_constant<int, 2>{}, s);
-#pragma unroll 1
-    for (; s + kStep <= pixels; s += stride)
-      many(std::integral_constant<int, 1>{}, s);
-    if (s < pixels) {
-      Bits<T, V> bits[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int pixel = s0 + s + 4 * t + i;
-        bits[i].load(x + (pixel < S ? pixel : S - 1) * step);
+      if (s < pixels) {  // of the last piece, which one part has
+        const int place = ahead.rest(s0 + s, S);
+        take(place, 0, s, chunks);
+        if (s + kStep < pixels) take(place, 1, s + kStep, chunks + 0x10001u);
       }
-      take_at(bits, s0, s);
+    } else {
+      auto many = [&](auto count) {
+        constexpr int U = decltype(count)::value;
+        const T* from = x + (s0 + s + 4 * t) * step;
+        Bits<T, V> bits[U][4];
+#pragma unroll
+        for (int u = 0; u < U; ++u)
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            bits[u][i].load(from + (u * kStep + i) * step);
+#pragma unroll
+        for (int u = 0; u < U; ++u)
+          describe(bits[u], s + u * kStep);
+      };
+      for (; s + piece <= pixels; s += stride)
+        many(std::integral_constant<int, 2>{});
+      if (s + kStep <= pixels) {  // of the last piece, which one part has
+        many(std::integral_constant<int, 1>{});
+        s += kStep;
+      }
+      if (s < pixels) {
+        Bits<T, V> bits[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int pixel = s0 + s + 4 * t + i;
+          bits[i].load(x + (pixel < S ? pixel : S - 1) * step);
+        }
+        describe(bits, s);
+      }
     }
   }
 
   __syncthreads();  // the basis has been read
-  const int channels = tiling.channels;
+  const int channels = tiling.channels + kPad;
   float* results = reinterpret_cast<float*>(shared);  // [parts, numbers, channels]
   float* mine = results + part * Plan::numbers * channels + own;
 #pragma unroll
@@ -206,10 +216,11 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
     for (int j = 0; j < V; ++j)
 #pragma unroll
       for (int i = 0; i < (Plan::rows > 8 ? 4 : 2); ++i)
-        mine[(16 * k + g + i / 2 * 8) * channels + (2 * t + i % 2) * V + j] = sum[k][j][i];
+        mine[(16 * k + g + i / 2 * 8) * channels + (FULL ? 8 * j + 2 * t + i % 2 : (2 * t + i % 2) * V + j)] =
+            sum[k][j][i];
   if constexpr (FULL) {
     const AcrossSearch search{static_cast<const T*>(p.x_data) + n * p.x.n + c0 + own, C - V - c0 - own, step};
-    auto* slots = reinterpret_cast<uint32_t*>(results + tiling.parts * Plan::numbers * channels);
+    auto* slots = reinterpret_cast<uint32_t*>(results + (tiling.parts * Plan::numbers * channels + 3) / 4 * 4);
     place<AcrossSearch, B>(tops, slots + warp * kSlotWords<AcrossSearch, B>, mask, S, search)
         .each([&](int channel, int k, const Spot& spot) {
           mine[(Plan::rows + k) * channels + channel] = spot.top;
@@ -226,16 +237,16 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
       }
   }
   __syncthreads();
-  for (int r = threadIdx.x; r < (channels + kThreads - 1) / kThreads * kThreads; r += kThreads) {
+  for (int r = threadIdx.x; r < (tiling.channels + kThreads - 1) / kThreads * kThreads; r += kThreads) {
     bool again = false;
-    if (r < channels && c0 + r < C) {
+    if (r < tiling.channels && c0 + r < C) {
       float total[Sums::count], top[1 + B];
       int at[1 + B] = {};
       const float* from = results + r;
       auto add = [&](int row) {
-        float v = 0;
+        float v = from[row * channels];
 #pragma unroll 1
-        for (int w = 0; w < tiling.parts; ++w)
+        for (int w = 1; w < tiling.parts; ++w)
           v += from[(w * Plan::numbers + row) * channels];
         return v;
       };
@@ -284,9 +295,9 @@ void launch_across(const MomentsPlan& p, cudaStream_t stream) {
   tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
   const size_t basis = ring_after(Shape::bytes(tiling.pitch, tiling.stage, true));
   tiling.ring = static_cast<int>(basis);
-  const size_t results =
-      static_cast<size_t>(Plan::numbers * 8 * Plan::channels + (FULL ? kSlotWords<AcrossSearch, B> : 0)) * kWarps *
-      sizeof(float);
+  const size_t results = (static_cast<size_t>(Plan::numbers * tiling.parts * (tiling.channels + kPad)) +
+                          (FULL ? kSlotWords<AcrossSearch, B> * kWarps : 0) + 4) *
+                         sizeof(float);
   launch(moments_channels_last_matrix_kernel<B, FULL>, p.N * (1 + tiling.blocks), 1, kThreads,
          std::max(basis + (FULL ? Plan::Ahead::bytes * kWarps : 0), results), stream, p, tiling);
 }

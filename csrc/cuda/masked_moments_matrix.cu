@@ -20,7 +20,7 @@ constexpr bool kAhead = B <= 3;  // more leave no registers
 // Of maxima (tops.cuh). A chunk has 32 pixels: a slot's lie in 64 bytes, and memory gives no fewer.
 struct RowSearch {
   static constexpr int rows = kRows, words = 2, look = 4, unit = kChunk, apart = 1;
-  static constexpr bool both = true;
+  static constexpr bool both = true, scattered = false;
   const T* map;  // at the first row
   int64_t from_row_to_row;
   int last;

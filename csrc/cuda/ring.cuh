@@ -31,15 +31,15 @@ class Ring {
   // After begin(s, end): f(place, s) for each whole piece in turn; where the first one begins that is not whole.
   template <class F>
   __device__ int walk(int s, int end, const F& f) {
-    int place = 0;  // in bytes
+    int place = 0, before = (DEPTH - 1) * Own::piece_bytes;  // in bytes
 #pragma unroll 1
     for (; s + own().reach <= end; s += own().stride) {
       copies_wait(DEPTH - 2);
       __syncwarp();  // the copies of all lanes are there, and the piece before has been read
-      if (s + (DEPTH - 1) * own().stride + own().reach <= end)
-        own().copy(place ? place - Own::piece_bytes : (DEPTH - 1) * Own::piece_bytes);
+      if (s + (DEPTH - 1) * own().stride + own().reach <= end) own().copy(before);
       copies_commit();
       f(place, s);
+      before = place;
       place = place < (DEPTH - 1) * Own::piece_bytes ? place + Own::piece_bytes : 0;
     }
     return s;
@@ -98,40 +98,62 @@ struct RowRing : Ring<DEPTH, RowRing<MAPS, DEPTH>> {
   }
 };
 
-// channels_last: 32 channels of two steps of 16 pixels, which are `step` pixels apart. The pixels of a step stand in
-// the order 4 t + i for t, i: 0 0, 1 0, 2 0, 3 0, 0 1, ... , and of the last two t the 16-byte parts are swapped by
-// two, so that what four by four lanes read together lies in different banks.
+// channels_last: 32 channels of two steps of 16 pixels; of `parts` warps each takes such a piece in turn. The pixels of
+// a step stand in the order 4 t + i for t, i: 0 0, 1 0, 2 0, 3 0, 0 1, ... ; of the last two t the 16-byte parts are
+// swapped by two, of odd i by one, so that what lanes read together, either way, lies in different banks.
 template <int DEPTH>
 struct ChannelRing : Ring<DEPTH, ChannelRing<DEPTH>> {
   static constexpr int channels = 32, step_bytes = kStep * channels * 2, piece_bytes = 2 * step_bytes;
+  static constexpr int reach = 2 * kStep;
   static constexpr int bytes = DEPTH * piece_bytes;  // of a warp
 
   unsigned char* shared;
-  const BFloat16 *map, *next;
-  int to, from, reach, stride, pixel, half, apart;  // elements: from a pixel to the next, to the eighth, to the step
+  const unsigned char *map, *next;
+  int to, from, columns;
+  int stride, pixel, eight, further;  // bytes: from a pixel to the next, to the eighth, from a piece's last to the next
 
-  // x: at the first channel; of its groups of eight `last` is the last one that there is
-  __device__ ChannelRing(unsigned char* shared, int at, const BFloat16* x, int pixel, int last, int step)
-      : shared(shared), reach(step + kStep), stride(2 * step), pixel(pixel) {
-    const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-    map = x + (lane / 4 * pixel + (t < last ? t : last) * 8);
-    half = again(8 * pixel), apart = again(step * pixel);
-    to = again(at + (lane / 4 % 4 * 4 + lane / 16) * 64 + t * 16);
+  // x: at the first channel; of its groups of eight `last` is the last one that there is; step: elements of a pixel
+  __device__ ChannelRing(unsigned char* shared, int at, const BFloat16* x, int step, int last, int parts)
+      : shared(shared), stride(again(parts * reach)), pixel(2 * step) {
+    const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4, row = lane % 8, second = lane / 8 % 2;
+    map = reinterpret_cast<const unsigned char*>(x + (lane / 4 * step + (t < last ? t : last) * 8));
+    eight = again(8 * pixel), further = again((stride - 24) * pixel);
+    to = again(at + (g % 4 * 4 + g / 4) * 64 + (t ^ g % 2) * 16);
     from = again(at + t * 64 + (g / 2 ^ t / 2 * 2) * 16 + g % 2 * 8);
+    columns = again(at + (row % 2 + 2 * second) * 256 + row / 2 * 64 + (lane / 16 ^ row / 4 * 2 ^ row % 2) * 16);
   }
-  __device__ void start(int s) { next = map + s * pixel; }
+  __device__ void start(int s) { next = map + static_cast<int64_t>(s) * pixel; }
   __device__ void copy(int place) {
     unsigned char *low = shared + (to + place), *high = shared + ((to ^ 32) + place) + 128;
 #pragma unroll
-    for (int u = 0; u < 2; ++u) {
-      copy_ahead(low + u * step_bytes, next);
-      copy_ahead(high + u * step_bytes, next + half);
-      next += apart;
+    for (int i = 0; i < 4; ++i) {
+      copy_ahead((i % 2 ? high : low) + i / 2 * step_bytes, next);
+      next += i < 3 ? eight : further;
     }
+  }
+  // The pixels from s on of the S that there are, its last one again for those beyond; they are there at once.
+  __device__ int rest(int s, int S) {
+    const int own = static_cast<int>(threadIdx.x) % kWarp / 4;
+    copies_wait(0);
+    __syncwarp();  // the pieces before have been read
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int p = s + own + 8 * i, there = p < S ? p : S - 1;
+      copy_ahead(shared + ((i % 2 ? to ^ 32 : to) + i % 2 * 128) + i / 2 * step_bytes,
+                 map + static_cast<int64_t>(there - own) * pixel);
+    }
+    copies_commit();
+    copies_wait(0);
+    __syncwarp();
+    return 0;  // their place
   }
   // Four channels from 4 g on of pixel 4 t + i of step u.
   __device__ uint2 read(int place, int u, int i) const {
-    return *reinterpret_cast<const uint2*>(shared + (from + place) + u * step_bytes + i * 256);
+    return *reinterpret_cast<const uint2*>(shared + ((i % 2 ? from ^ 16 : from) + place) + u * step_bytes + i * 256);
+  }
+  // Of step u the pairs of pixels 4 t, 4 t + 2 of channels g and 8 + g, or of 16 + g and 24 + g with `upper`.
+  __device__ void read_columns(int place, int u, int upper, uint32_t (&pairs)[4]) const {
+    load_matrices<true>(shared + ((upper ? columns ^ 32 : columns) + place) + u * step_bytes, pairs);
   }
 };
 

@@ -58,10 +58,15 @@ __device__ inline float largest(float top) {
 // one chunk, all its pixels together. Where a slot's maximum stands in later chunks as well, whose exact products may
 // be larger, the warp goes over those together, or over many such slots lane by lane.
 //
+// Pixels that lie in as many places of memory cost as much as the rows they stand in, so of them fewer are read: those
+// whose mask times the slot's largest X reaches its maximum; of X itself, whose maximum is exact, one slot, and the
+// second half of its pixels where the first has not the maximum.
+//
 // Search, of the rows that a warp has, by index:
 //   rows, words, look           how many rows; registers of maxima of a lane; pixels of a slot in a chunk
 //   unit                        pixels from a chunk to the next
 //   word(row), group(row)       the register of the row's slots, and the first of its four lanes, by four
+//   scattered                   whether a slot's pixels lie in as many places of memory
 //   both, halves(row)           whether a row has slots in both halves; bits of its slots: t, 16 + t in the upper half
 //   x(row)                      its place in X, whose pixels are `apart` apart
 //   pixel(t, half, i)           of the slot of lane t of four, the i-th of `look`, from the chunk on, ascending
@@ -103,11 +108,17 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
   Task found;
   unsigned open[rounds];  // slots of the task that are still to be looked at: t, 16 + t of the upper half
   const uint32_t* from[rounds];
+  auto words_of = [&](int row, int k) {  // of four lanes: tops; from kWarp and 2 kWarp on, first and last chunks
+    return slots + (search.word(row) * (1 + B) + k) * 3 * kWarp + 4 * search.group(row);
+  };
+  auto half_of = [](const uint32_t* words, int slot) {
+    return static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(words + slot % 16)[slot / 16]);
+  };
   auto task_of = [&](int i) { return i * kWarp + lane < Task::tasks ? i * kWarp + lane : 0; };
 #pragma unroll
   for (int i = 0; i < rounds; ++i) {
     const int row = task_of(i) % Search::rows, k = task_of(i) / Search::rows;
-    from[i] = slots + (search.word(row) * (1 + B) + k) * 3 * kWarp + 4 * search.group(row);
+    from[i] = words_of(row, k);
     uint32_t top[4];
     load_shared(from[i], top);
     uint32_t most = greater_of(greater_of(top[0], top[1]), greater_of(top[2], top[3]));
@@ -117,6 +128,19 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
     for (int t = 0; t < 4; ++t)
       open[i] |= above<true>(top[t], most) & 0x10001u << t;
     open[i] &= i * kWarp + lane < Task::tasks ? search.halves(row) : 0;
+    if constexpr (Search::scattered)
+      if (k == 0) {  // X itself is exact: of equal slots the first chunk's has the place, and the first there
+        uint32_t chunks[4];
+        load_shared(from[i] + kWarp, chunks);
+        const int upper = open[i] >> 16 ? 16 : 0;
+        unsigned least = ~0u;
+#pragma unroll
+        for (int t = 0; t < 4; ++t) {
+          const unsigned at = (chunks[t] >> upper & 0xffffu) * 4 + t;
+          least = open[i] >> upper >> t & 1 && at < least ? at : least;
+        }
+        open[i] = open[i] ? 1u << (upper + least % 4) : 0;
+      }
   }
   auto any = [&] {
     unsigned left = 0;
@@ -126,27 +150,52 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
     return __ballot_sync(0xffffffffu, left != 0) != 0;
   };
   auto inside = [&](int s) { return s < S ? s : S - 1; };
-  auto exact = [&](const BFloat16* x, int k, int s) {
-    const float v = static_cast<float>(x[s * search.apart]);
-    return k ? as_held<BFloat16>(mask[(k - 1) * S + s]) * v : v;
+  // bits of those of two pixels, by their masks, that may have the slot's maximum, since X is at most its own there
+  auto reached = [&](uint32_t masks, const uint32_t* words, int k, int slot) {
+    const uint32_t most = half_of(words - k * 3 * kWarp, slot), top = half_of(words, slot);
+    return above<true>(product(masks, most * 0x10001u), top * 0x10001u) | ~above<true>(masks, 0u);
   };
+  unsigned second[rounds] = {};  // scattered, of X itself: the lower half of a slot's pixels was not its place
   while (any()) {
     int slot[rounds], later[rounds], first[rounds];
-    float x[rounds][look], weight[rounds][look];
+    float weight[rounds][look];
+    uint32_t x[rounds][look];  // as the first half of a pair; -inf is not read
+    bool mine[rounds];
 #pragma unroll
     for (int i = 0; i < rounds; ++i) {  // all loads are on their way before the first use
       const int row = task_of(i) % Search::rows, k = task_of(i) / Search::rows;
-      const bool mine = open[i] != 0;
-      slot[i] = mine ? __ffs(static_cast<int>(open[i])) - 1 : 0;
-      const auto* chunks = reinterpret_cast<const uint16_t*>(from[i] + kWarp + slot[i] % 16) + slot[i] / 16;
-      first[i] = chunks[0], later[i] = k > 0 && mine && chunks[2 * kWarp] > first[i] ? chunks[2 * kWarp] : 0;
-      const BFloat16* pixels = search.x(row);
+      mine[i] = open[i] != 0;
+      slot[i] = mine[i] ? __ffs(static_cast<int>(open[i])) - 1 : 0;
+      first[i] = static_cast<int>(half_of(from[i] + kWarp, slot[i]));
+      const int last = static_cast<int>(half_of(from[i] + 2 * kWarp, slot[i]));
+      later[i] = k > 0 && mine[i] && last > first[i] ? last : 0;
+      const auto* pixels = reinterpret_cast<const uint16_t*>(search.x(row));
       const float* weights = mask + (k > 0 ? (k - 1) * S : 0);
 #pragma unroll
       for (int p = 0; p < look; ++p) {
         const int s = inside(first[i] * Search::unit + search.pixel(slot[i] % 16, slot[i] / 16, p));
-        x[i][p] = mine ? static_cast<float>(pixels[s * search.apart]) : 0.f;
-        weight[i][p] = mine && k > 0 ? weights[s] : 1.f;
+        weight[i][p] = mine[i] && k > 0 ? weights[s] : 1.f;
+        x[i][p] = kLowest & 0xffffu;
+        if (!Search::scattered && mine[i]) x[i][p] = pixels[s * search.apart];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < rounds; ++i) {
+      const int row = task_of(i) % Search::rows, k = task_of(i) / Search::rows;
+      const auto* pixels = reinterpret_cast<const uint16_t*>(search.x(row));
+#pragma unroll
+      for (int p = 0; p < look; p += 2) {
+        const uint32_t held = pair_of<BFloat16>(weight[i][p], weight[i][p + 1]);
+        weight[i][p] = first_of<BFloat16>(held), weight[i][p + 1] = second_of<BFloat16>(held);
+        if constexpr (Search::scattered) {
+          uint32_t wanted = reached(held, from[i], k, slot[i]);
+          if (!mine[i] || (k == 0 && second[i] != p / (look / 2))) wanted = 0;
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            const int s = inside(first[i] * Search::unit + search.pixel(slot[i] % 16, slot[i] / 16, p + j));
+            if (wanted >> 16 * j & 1) x[i][p + j] = pixels[s * search.apart];
+          }
+        }
       }
     }
 #pragma unroll
@@ -154,10 +203,18 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
       Spot best;
 #pragma unroll
       for (int p = 0; p < look; ++p) {
-        const float y = as_held<BFloat16>(weight[i][p]) * x[i][p];
+        const float y = weight[i][p] * first_of<BFloat16>(x[i][p]);
         if (y > best.top) best.top = y, best.at = p;
       }
       if (best.top == 0) later[i] = 0;
+      if constexpr (Search::scattered) {
+        const int k = task_of(i) / Search::rows;
+        if (k == 0 && !second[i] && best.top < first_of<BFloat16>(half_of(from[i], slot[i]))) {
+          second[i] = 1;
+          continue;
+        }
+        second[i] = 0;
+      }
       best.at = inside(first[i] * Search::unit + search.pixel(slot[i] % 16, slot[i] / 16, best.at % look));
       if (open[i] != 0) found.spots[i].see(best.top, best.at);
       open[i] &= open[i] - 1;
@@ -170,22 +227,27 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
 #pragma unroll 1
     for (int i = 0; i < rounds; ++i) {
       int slot_of = 0, last = 0;
-      const uint32_t* at = slots;
+      const uint32_t* words = slots;
 #pragma unroll
       for (int j = 0; j < rounds; ++j)
-        if (j == i) slot_of = slot[j], last = later[j], at = from[j];
+        if (j == i) slot_of = slot[j], last = later[j], words = from[j];
       unsigned left = __ballot_sync(0xffffffffu, last > 0);
       if (!left) continue;
       const int row = task_of(i) % Search::rows, k = task_of(i) / Search::rows;
-      const auto* chunks = reinterpret_cast<const uint16_t*>(at + kWarp + slot_of % 16) + slot_of / 16;
-      const int first = chunks[0] + 1;
+      const int first = static_cast<int>(half_of(words + kWarp, slot_of)) + 1;
       Spot further;
       auto see = [&](int owner_row, int owner_k, int owner_slot, int chunk) {
         const BFloat16* x = search.x(owner_row);
+        const float* weights = mask + (owner_k - 1) * S;
 #pragma unroll
-        for (int p = 0; p < look; ++p) {
-          const int s = inside(chunk * Search::unit + search.pixel(owner_slot % 16, owner_slot / 16, p));
-          further.see(exact(x, owner_k, s), s);
+        for (int p = 0; p < look; p += 2) {
+          const int s[2] = {inside(chunk * Search::unit + search.pixel(owner_slot % 16, owner_slot / 16, p)),
+                            inside(chunk * Search::unit + search.pixel(owner_slot % 16, owner_slot / 16, p + 1))};
+          const uint32_t held = pair_of<BFloat16>(weights[s[0]], weights[s[1]]);
+          const uint32_t wanted =
+              Search::scattered ? reached(held, words_of(owner_row, owner_k), owner_k, owner_slot) : ~0u;
+          if (wanted & 1) further.see(first_of<BFloat16>(held) * static_cast<float>(x[s[0] * search.apart]), s[0]);
+          if (wanted >> 16) further.see(second_of<BFloat16>(held) * static_cast<float>(x[s[1] * search.apart]), s[1]);
         }
       };
       auto keep = [&] {
