@@ -201,6 +201,7 @@ def fit(
     from axnet.train import Augmentation, DataConfig, FitConfig, find_segmenter, open_part, with_blank_masks
     from axnet.train import fit as train_classifier
     from axnet.train.anatomy import SEGMENTER_EPOCHS, SEGMENTER_NAME
+    from axnet.train.fitting import check_processes
     from axnet.train.labels import counts
 
     config = FitConfig(
@@ -235,6 +236,8 @@ def fit(
     )
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction is {val_fraction}, expected a number between 0 and 1.")
+    if not processes.started_by_another() and (devices.isdigit() or devices == "auto"):
+        check_processes(config, num_nodes * _processes(accelerator, devices))
     writable_folder(out, "--out")
     source = DataConfig(
         data=data,

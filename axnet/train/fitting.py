@@ -234,10 +234,7 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
         )
         keepers = _checkpoints(out, validation is not None) if config.logs else []
         trainer = _trainer(config, keepers)
-        if config.compile and trainer.world_size > 1:
-            raise ValueError(f"compile is on with {trainer.world_size} processes, expected one process with it.")
-        if config.strategy == "fsdp2" and trainer.world_size == 1:
-            raise ValueError("strategy is 'fsdp2' with 1 process, expected several processes with it.")
+        check_processes(config, trainer.world_size)
         record = record_of(asdict(config), train, validation, trainer.world_size)
         if config.resume:
             check_same_run(out, record, FitConfig)
@@ -278,6 +275,14 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
         val_auc=val_auc,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
+
+
+def check_processes(config: FitConfig, count: int) -> None:
+    """Raises ValueError for a setting that does not go with so many processes, on all machines."""
+    if config.compile and count > 1:
+        raise ValueError(f"compile is on with {count} processes, expected one process with it.")
+    if config.strategy == "fsdp2" and count == 1:
+        raise ValueError("strategy is 'fsdp2' with 1 process, expected several processes with it.")
 
 
 def _checked_sets(train: XraySet, validation: XraySet | None) -> tuple[XraySet, XraySet | None]:

@@ -147,6 +147,19 @@ def test_nih_needs_a_root(tmp_path: Path) -> None:
         run("fit", "--data", "nih", "--out", tmp_path, *SMALL)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--strategy", "fsdp2", "--devices", 1), "strategy is 'fsdp2' with 1 process, expected several processes"),
+        (("--compile", "--devices", 2), "compile is on with 2 processes, expected one process with it"),
+    ],
+)
+def test_processes_are_counted_before_films_are_read(tmp_path: Path, option: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run("fit", "--out", tmp_path / "out", *option, *SMALL)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_error_is_one_sentence(tmp_path: Path) -> None:
     done = shell("evaluate", "--weights", tmp_path / "none.safetensors", "--workers", 0)
     assert done.returncode == 2
