@@ -3,14 +3,16 @@
 `python benchmarks/precision.py --root nih_128 [--out FILE]` (needs the extra [export]): latency and AUC on the test
 list of an NIH ChestX-ray14 folder, with masks of the segmenter that comes with axnet. bfloat16 is torch's autocast, or
 the folded network cast whole. int8 is onnxruntime's: static (activations and weights per channel, calibrated on films
-of the training list) and dynamic (weights; activations by their range at run time). torchao has no part in it: it
-quantises nn.Linear, and of these the network has one, of 14 outputs. One thread; times are of the processor, in turns.
+of the training list) and dynamic (weights; activations by their range at run time); and, where it is installed,
+torchao's dynamic one, which takes nn.Linear and raises for nn.Conv2d. `--forms` names some of these alone. One thread;
+times are of the processor, in turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import json
 import statistics
 import tempfile
@@ -32,6 +34,7 @@ from axnet.train import DataConfig, collect, with_predicted_masks
 from axnet.train.data import XraySet
 
 Run = Callable[[Tensor, Tensor], np.ndarray]
+BASE = "float32, torch"
 LEAST = 15  # positives that a finding needs for its AUC to count
 
 
@@ -82,7 +85,8 @@ def quantised(path: Path, films: XraySet, folder: Path) -> tuple[Path, Path]:
     return static, dynamic
 
 
-def forms(folder: Path, calibration: XraySet) -> dict[str, Run]:
+def forms(folder: Path, calibration: XraySet, wanted: list[str] | None) -> dict[str, Run]:
+    """The network in every form, or in those wanted and as it is."""
     model, info = load_classifier(shipped())
     lean = Program(fold(model).model, info).eval().to(memory_format=torch.channels_last)
     program = Program(model, info).eval()
@@ -99,18 +103,29 @@ def forms(folder: Path, calibration: XraySet) -> dict[str, Run]:
         with torch.autocast("cpu", torch.bfloat16):
             return torch_run(lean, torch.float32)(image, mask)
 
-    exported = folder / "float32.onnx"
-    export(shipped(), exported, "onnx")
-    static, dynamic = quantised(exported, calibration, folder)
-    return {
-        "float32, torch": torch_run(program, torch.float32),
+    runs = {
+        BASE: torch_run(program, torch.float32),
         "float32, folded, channels_last": torch_run(lean, torch.float32),
         "bfloat16 autocast, folded, channels_last": autocast,
         "bfloat16, folded, channels_last": torch_run(narrow, torch.bfloat16),
+    }
+    if importlib.util.find_spec("torchao") is not None:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+        eight = copy.deepcopy(lean)
+        quantize_(eight, Int8DynamicActivationInt8WeightConfig())
+        runs["int8 dynamic, torchao, folded, channels_last"] = torch_run(eight, torch.float32)
+    if wanted is not None and not any("onnxruntime" in name for name in wanted):
+        return {name: run for name, run in runs.items() if name == BASE or name in wanted}
+    exported = folder / "float32.onnx"
+    export(shipped(), exported, "onnx")
+    static, dynamic = quantised(exported, calibration, folder)
+    runs |= {
         "float32, onnxruntime": onnx_run(exported),
         "int8 static, onnxruntime": onnx_run(static),
         "int8 dynamic, onnxruntime": onnx_run(dynamic),
     }
+    return {name: run for name, run in runs.items() if wanted is None or name == BASE or name in wanted}
 
 
 def main() -> None:
@@ -120,6 +135,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--forms", nargs="+", metavar="NAME", help="of the rows, without it all")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -136,7 +152,7 @@ def main() -> None:
 
     test = films("test", options.films)
     with tempfile.TemporaryDirectory() as folder:
-        runs = forms(Path(folder), films("train", options.calibration))
+        runs = forms(Path(folder), films("train", options.calibration), options.forms)
         found = {
             name: np.concatenate([run(*pair) for pair in pairs(test, options.batch)]) for name, run in runs.items()
         }
@@ -150,11 +166,11 @@ def main() -> None:
     order = [test.findings.index(name) for name in info.classes]
     labels = test.labels.numpy()[:, order]
     counted = np.nansum(labels == 1, axis=0) >= LEAST
-    wanted = found["float32, torch"]
+    wanted = found[BASE]
     aucs = {
         name: [roc_auc(labels[:, k], logits[:, k]) for k in np.flatnonzero(counted)] for name, logits in found.items()
     }
-    base = np.array(aucs["float32, torch"])
+    base = np.array(aucs[BASE])
     result = {
         "environment": environment(),
         "films": f"{len(test)} of the test list, {int(counted.sum())} findings with at least {LEAST} positives",
