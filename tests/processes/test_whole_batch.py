@@ -6,6 +6,9 @@ import pytest
 import torch
 from opcases import assert_close
 from processes import workers
+from torch.distributed.tensor import Shard
+
+from axnet.train.sharding import _axis
 
 
 @pytest.mark.parametrize("kept", ["", ", shared"], ids=["copies", "shares"])
@@ -29,3 +32,8 @@ def test_shares_are_saved_as_the_whole(computed, fusion):
         assert list(found[f"{fusion}, state"]) == list(model.state_dict())
         for name, value in parameters.items():
             assert torch.equal(found[f"{fusion}, state"][name], value), name
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((2, 64, 64), 1), ((64, 2), 0), ((3, 5), 0), ((3,), 0)])
+def test_shares_are_equal_where_an_axis_allows_it(shape, axis):
+    assert _axis(8, torch.nn.Parameter(torch.empty(shape))) == Shard(axis)
