@@ -190,7 +190,7 @@ def evaluate(
                 "ensemble": mean.value if len(files) > 1 else "",
                 "test-time augmentation": f"{len(augmentation)} views: {augmentation}" if tta else "",
                 "data": source.named,
-                "uncertain labels": uncertain or "",
+                "uncertain labels": str(source.uncertain or ""),
                 "views": views or "",
                 "split name": test.split_name,
                 "test films seen in training": len(known),

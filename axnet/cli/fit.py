@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from dataclasses import replace
@@ -234,6 +235,9 @@ def fit(
         progress=not quiet,
         logger=tuple(logger.split(",")),
     )
+    policy = None if uncertain is None else read_policy(uncertain)
+    if isinstance(policy, dict):  # its content repeats the run, whatever becomes of the file
+        context.params["uncertain"] = json.dumps(policy)
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction is {val_fraction}, expected a number between 0 and 1.")
     if not processes.started_by_another() and (devices.isdigit() or devices == "auto"):
@@ -247,7 +251,7 @@ def fit(
         workers=workers,
         cache=None if cache is None else str(cache),
         split=split,
-        uncertain=None if uncertain is None else read_policy(uncertain),
+        uncertain=policy,
         views=None if views is None else tuple(views.split(",")),
     )
     if source.packed:

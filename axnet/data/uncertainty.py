@@ -25,7 +25,8 @@ Policy: TypeAlias = str | Sequence[Any] | Mapping[str, Any]
 names (axnet.data.canonical), to these; "*" stands for the others."""
 
 Range = tuple[float, float]
-_SMOOTH_BETWEEN = re.compile(r"smooth\(\s*([0-9.]+)\s*,\s*([0-9.]+)\s*\)")
+_NUMBER = r"(\d+\.?\d*|\.\d+)"
+_SMOOTH_BETWEEN = re.compile(rf"smooth(?:\({_NUMBER},{_NUMBER}\)|,{_NUMBER},{_NUMBER})")  # also as a list in YAML
 
 
 class ForAllSets(dict[str, Any]):
@@ -120,9 +121,9 @@ def _range(policy: Any) -> Range | None:
     if isinstance(policy, str):
         if policy in words:
             return words[policy]
-        between = _SMOOTH_BETWEEN.fullmatch(policy.strip())
-        if between and all(number.count(".") < 2 and number != "." for number in between.groups()):
-            policy = ("smooth", *map(float, between.groups()))
+        between = _SMOOTH_BETWEEN.fullmatch("".join(policy.split()))
+        if between:
+            policy = ("smooth", *(float(end) for end in between.groups() if end is not None))
     if isinstance(policy, Sequence) and len(policy) == 3 and policy[0] == "smooth":
         low, high = policy[1:]
         if all(isinstance(end, (int, float)) for end in (low, high)) and 0 <= low <= high <= 1:

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from command import run
 from PIL import Image
 
 from axnet.data import CHEXPERT_FINDINGS, NIH_FINDINGS, NIHChestXray, PhantomXray, write_nih
+from axnet.data.uncertainty import read_policy
 from axnet.models import load_classifier
 
 OWN_NAMES = ["Pleural Effusion" if name == "Effusion" else name for name in CHEXPERT_FINDINGS]
@@ -199,3 +201,15 @@ def test_wrong_options_get_one_sentence(tmp_path: Path, arguments: list[str], wo
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         run("fit", "--data", "chexpert", "--root", tmp_path, "--out", tmp_path / "run", *arguments)
+
+
+def test_a_policy_is_kept_with_the_run(tmp_path: Path) -> None:
+    """Its content, as the file may change or go; here the run ends at its split, when its settings are written."""
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps({"Edema": "ones", "*": ["smooth", 0.6, 0.8]}))
+    chexpert(tmp_path)
+    data = ("--data", "chexpert", "--root", tmp_path, "--split", "none.txt", "--out", tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match=r"none\.txt"):
+        run("fit", *data, "--uncertain", policy)
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["uncertain"]
+    assert read_policy(kept) == {"Edema": "ones", "*": ["smooth", 0.6, 0.8]}

@@ -165,7 +165,8 @@ def test_a_policy_for_sets_that_are_joined(tmp_path: Path) -> None:
 
 
 def test_a_policy_in_words(tmp_path: Path) -> None:
-    assert resolved(read_policy("smooth(0.6, 0.8)"), ("Edema",)) == [(0.6, 0.8)]
+    for text in ("smooth(0.6, 0.8)", "smooth,0.6,0.8", " smooth( .6,0.80 )"):
+        assert resolved(read_policy(text), ("Edema",)) == [(0.6, 0.8)]
     policy = read_policy('{"Edema": "smooth(0.1,0.2)", "*": ["smooth", 0, 0.5]}')
     assert resolved(policy, ("Edema", "Mass")) == [(0.1, 0.2), (0.0, 0.5)]
     (tmp_path / "p.json").write_text(json.dumps({"Edema": "maybe"}))
