@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from axnet.cli.options import (
+    Blank,
     Cache,
     Data,
     Root,
@@ -77,6 +78,7 @@ def evaluate(
     root: Root = None,
     split: SplitName = None,
     uncertain: Uncertain = None,
+    blank: Blank = None,
     views: Views = None,
     segmenter: SegmenterFile = None,
     adjudicated: Annotated[
@@ -147,6 +149,7 @@ def evaluate(
             cache=None if cache is None else str(cache),
             split=split,
             uncertain=None if uncertain is None else read_policy(uncertain),
+            blank=blank,
             views=None if views is None else tuple(views.split(",")),
         )
         readings = None if adjudicated is None else read_adjudicated(adjudicated)
@@ -191,6 +194,7 @@ def evaluate(
                 "test-time augmentation": f"{len(augmentation)} views: {augmentation}" if tta else "",
                 "data": source.named,
                 "uncertain labels": str(source.uncertain or ""),
+                "blank labels": blank or "",
                 "views": views or "",
                 "split name": test.split_name,
                 "test films seen in training": len(known),

@@ -15,6 +15,7 @@ import typer
 from axnet.cli import processes
 from axnet.cli.config import Config, write_settings
 from axnet.cli.options import (
+    Blank,
     Cache,
     Data,
     OrganRoot,
@@ -99,6 +100,7 @@ def fit(
     root: Root = None,
     split: SplitName = None,
     uncertain: Uncertain = None,
+    blank: Blank = None,
     views: Views = None,
     segmenter: SegmenterFile = None,
     organ_root: OrganRoot = None,
@@ -252,6 +254,7 @@ def fit(
         cache=None if cache is None else str(cache),
         split=split,
         uncertain=policy,
+        blank=blank,
         views=None if views is None else tuple(views.split(",")),
     )
     if source.packed:

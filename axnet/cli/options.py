@@ -39,6 +39,10 @@ Uncertain = Annotated[
         "each finding a file POLICY.json."
     ),
 ]
+Blank = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="What blank labels count as: zeros or ignore; without it what the data set takes them for."),
+]
 Views = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Views to take, comma-separated: frontal, lateral, PA, AP, all; without it the data set's own."),

@@ -175,7 +175,7 @@ def test_a_classifier_of_one_set_on_another(tmp_path: Path) -> None:
         Image.fromarray(np.asarray(PhantomXray(1, size=48).sample(0).image)).save(path)
     small = ["--architecture", "densenet-gap", "--backbone", "tiny", "--size", 32, "--epochs", 1, "--batch-size", 8]
     run("fit", *small, "--out", out, "--train-images", 24, "--workers", 0, "--quiet", "--accelerator", "cpu")
-    data = ["--data", "chexpert", "--root", root, "--workers", 0]
+    data = ["--data", "chexpert", "--root", root, "--workers", 0, "--blank", "ignore"]
     run("evaluate", *data, "--weights", out / "model.safetensors", "--out", tmp_path / "report")
     record = json.loads((tmp_path / "report" / "metrics.json").read_text())
     (model,) = record["models"].values()
@@ -189,6 +189,8 @@ def test_a_classifier_of_one_set_on_another(tmp_path: Path) -> None:
     [
         (["--uncertain", "perhaps"], "uncertain is 'perhaps', expected"),
         (["--uncertain", "none.json"], "uncertain is 'none.json', which cannot be read"),
+        (["--blank", "ones"], "blank is 'ones', expected 'zeros' or 'ignore'"),
+        (["--data", "phantom", "--blank", "zeros"], "data 'phantom' takes no blank"),
         (["--split", "none.txt"], "split list 'none.txt' does not exist"),
         (["--views", "back"], "views is .*back"),
         (["--data", "phantom", "--uncertain", "ones"], "data 'phantom' takes no uncertain"),

@@ -116,7 +116,11 @@ def _rows(films: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 
 def _open(request: Request) -> MIMICCXR:
-    return MIMICCXR(request.root or "", request.split, findings=request.findings, **request.options)
+    """By CheXpert's labeller, or by NegBio where the folder has its table alone."""
+    root = Path(request.root or "")
+    there = [name for name in LABELLERS if any(root.glob(f"mimic-cxr-2.*-{name}.csv*"))]
+    options = {"labeller": there[0] if there else LABELLERS[0], **request.options}
+    return MIMICCXR(root, request.split, findings=request.findings, **options)
 
 
 DATASET = DataSet(
