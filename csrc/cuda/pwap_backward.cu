@@ -143,10 +143,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   for (int i = first; i < last; ++i) {
     const int s0 = i * P, ahead = at == 0 ? p.stages - 1 : at - 1;
     lane = again(lane) % kWarp;
-    __syncwarp();  // all lanes have done with the stage that is filled now
-    if (i + p.stages - 1 < last) Tile::fetch(lane, p, x, c0, s0 + (p.stages - 1) * P, ring + ahead * kStage);
-    copies_commit();
-    // the numbers of the thread's first map and pixel, under way during the product
+    // the numbers of the thread's first map and pixel, under way during the product and before the copies that follow
     float logit = 0, prob_grad = 0;
     const auto load = [&](int index) {
       const int k = index / P, s = s0 + index % P;
@@ -156,6 +153,9 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
       if (args.grad_prob) prob_grad = static_cast<float>(static_cast<const T*>(args.grad_prob)[place]);
     };
     load(warp * kWarp + lane);
+    __syncwarp();  // all lanes have done with the stage that is filled now
+    if (i + p.stages - 1 < last) Tile::fetch(lane, p, x, c0, s0 + (p.stages - 1) * P, ring + ahead * kStage);
+    copies_commit();
     copies_wait(p.stages - 1);
     __syncwarp();
     unsigned char* stage = ring + at * kStage;
