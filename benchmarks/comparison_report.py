@@ -1,6 +1,6 @@
 """Tables, record and plot of the comparison, from the runs that benchmarks/comparison.py left.
 
-    python benchmarks/comparison_report.py --films films --runs runs [--masks runs/masks.npz]
+    python benchmarks/comparison_report.py --films films --runs runs
 
 Writes benchmarks/results/comparison.json, docs/comparison.png and the tables of docs/comparison.md. AUCs are means over
 the findings with at least 15 positives on NIH's official test films; intervals by bootstrap over patients, with all
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
@@ -25,8 +26,9 @@ sys.path.append(str(ROOT))
 from axnet.data import NIH_FINDINGS  # noqa: E402
 from axnet.metrics import delong_test, mean_auc  # noqa: E402
 from axnet.metrics.bootstrap import resampled_aucs  # noqa: E402
-from benchmarks.comparison_films import labels_of  # noqa: E402
+from benchmarks.comparison_films import Films, labels_of, load  # noqa: E402
 from benchmarks.comparison_jobs import ROWS, SEEDS  # noqa: E402
+from benchmarks.comparison_train import Data  # noqa: E402
 from benchmarks.report import origin  # noqa: E402
 
 LEAST, RESAMPLES = 15, 1000
@@ -123,6 +125,15 @@ def delong(
     }
 
 
+def other_masks_dice(films: Films) -> dict[str, float]:
+    """How much of a film's organs the masks of another patient (row 8) still cover: mean Dice over the test films."""
+    data = Data(films, torch.device("cpu"))
+    test = data.parts["test"]
+    own, other = (films.masks[rows] > 127 for rows in (test, data.other[test]))
+    dice = 2 * (own & other).sum((2, 3)) / np.maximum(own.sum((2, 3)) + other.sum((2, 3)), 1)
+    return {name: round(float(value), 3) for name, value in zip(("lungs", "heart"), dice.mean(0), strict=True)}
+
+
 def tables(result: dict[str, Any]) -> str:
     recipe, films = result["recipe"], result["films"]
     lines = [
@@ -130,21 +141,24 @@ def tables(result: dict[str, Any]) -> str:
         f"{recipe['epochs']} epochs at {recipe['size'] or 128} px in batches of {recipe['batch']}. "
         f"{origin(result['environment'])}.",
         "",
-        "| | model | mean AUC (95 %) | by seed | against row 2 (95 %) | findings with p < 0.05: better, worse |",
-        "|---|---|---|---|---|---|",
+        "| | model | validation, by seed | test: mean AUC (95 %) | by seed | against row 2 (95 %) "
+        "| findings with p < 0.05: better, worse |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row, found in result["rows"].items():
         low, high = found["interval"]
-        by_seed = ", ".join(f"{value:.3f}" for value in found["by_seed"])
+        validation, by_seed = (", ".join(f"{value:.3f}" for value in found[of]) for of in ("validation", "by_seed"))
         against = significant = "-"
         if int(row) != BASELINE:
             against = "{:+.3f} ({:+.3f} to {:+.3f})".format(found["difference"], *found["difference_interval"])
             clear = [test["difference"] for test in found["delong"].values() if test["p"] < 0.05]
             significant = f"{sum(d > 0 for d in clear)}, {sum(d < 0 for d in clear)}"
         lines.append(
-            f"| {row} | {found['name']} | {found['auc']:.3f} ({low:.3f} to {high:.3f}) | {by_seed} | {against} "
-            f"| {significant} |"
+            f"| {row} | {found['name']} | {validation} | {found['auc']:.3f} ({low:.3f} to {high:.3f}) "
+            f"| {by_seed} | {against} | {significant} |"
         )
+    dice = ", ".join(f"{name} {value:.2f}" for name, value in result["other_masks_dice"].items())
+    lines += ["", f"Dice of another patient's masks with the film's own, mean over the test films: {dice}."]
     others = {name: run for name, run in result["runs"].items() if not name.startswith("row")}
     if others:
         lines += ["", "| run | validation | test (95 %) | against row 2 (95 %) |", "|---|---|---|---|"]
@@ -192,6 +206,7 @@ def main() -> None:
     limit = len(runs.logits(first["job"]["name"], "test"))
     result = evaluate(runs, films.labels[test[:limit]], films.table["patient"].to_numpy()[test[:limit]])
     result |= {"films": first["films"], "recipe": first["job"]["recipe"], "environment": first["environment"]}
+    result["other_masks_dice"] = other_masks_dice(load(arguments.runs / "films"))
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     plot(result, arguments.docs / "comparison.png")
     page = arguments.docs / "comparison.md"
