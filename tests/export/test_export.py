@@ -177,9 +177,12 @@ def test_wrong_arguments(classifier, tmp_path):
     assert tuple(command.Format) == FORMATS
 
 
-def test_a_missing_compiler_is_named_before_the_work(tmp_path, monkeypatch):
+def test_a_missing_compiler_is_named_before_the_work(tmp_path):
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(ValueError, match=r"format is 'aoti', which needs a C\+\+ compiler: install g\+\+ or set CXX"):
+    # config.patch puts the setting back; pytest's monkeypatch would remove it, and what compiles later would fail
+    with (
+        config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(ValueError, match=r"format is 'aoti', which needs a C\+\+ compiler: install g\+\+ or set CXX"),
+    ):
         export(tmp_path / "absent.safetensors", tmp_path / "model.pt2", "aoti")
