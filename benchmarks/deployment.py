@@ -72,7 +72,7 @@ def main() -> None:
     folded = fold(model)
     lean = folded.model.to(memory_format=torch.channels_last)
     # not torch.compile's options={"freezing": True}: torch 2.13 takes that and freezes nothing
-    with inductor.patch(freezing=True, cpp_wrapper=True), torch.inference_mode():
+    with inductor.patch(freezing=True, cpp_wrapper=True, max_autotune=True), torch.inference_mode():
         measured = {
             f"batch {batch}": measure(model, lean, batch, options.size, options.rounds) for batch in options.batch
         }
