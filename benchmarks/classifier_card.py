@@ -95,18 +95,8 @@ def _passes(training: dict[str, Any]) -> str:
             f" (peak {recipe['lr']:g}, mixup {run['mixup']:g}{swapped})"
         )
 
-    def whole(run: dict[str, Any]) -> str:
-        before = list(run["began with"].values())
-        mean = "the mean of the weights" if len(before) > 1 else "the weights"
-        began = f", from {mean} after {' and '.join(map(one, before))}" if before else ""
-        teachers = list(run.get("taught by", {}).values())
-        if not teachers:
-            return f"{one(run)}{began}"
-        said = "; ".join(f"({number}) {whole(teacher)}" for number, teacher in enumerate(teachers, 1))
-        share = run["teachers' share"]
-        return f"{one(run)}{began}; {share:.0%} of its labels are the mean of what these say of the same films: {said}"
-
-    return whole(training)
+    before = list(training["began with"].values())
+    return f"{one(training)}{', from the mean of the weights after ' if before else ''}{' and '.join(map(one, before))}"
 
 
 def card(result: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.metrics import compute_dice
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
@@ -129,9 +130,9 @@ def other_masks_dice(films: Films) -> dict[str, float]:
     """How much of a film's organs the masks of another patient (row 8) still cover: mean Dice over the test films."""
     data = Data(films, torch.device("cpu"))
     test = data.parts["test"]
-    own, other = (films.masks[rows] > 127 for rows in (test, data.other[test]))
-    dice = 2 * (own & other).sum((2, 3)) / np.maximum(own.sum((2, 3)) + other.sum((2, 3)), 1)
-    return {name: round(float(value), 3) for name, value in zip(("lungs", "heart"), dice.mean(0), strict=True)}
+    own, other = (torch.from_numpy(films.masks[rows] > 127) for rows in (test, data.other[test]))
+    dice = compute_dice(other, own).nanmean(0)
+    return {name: round(float(value), 3) for name, value in zip(("lungs", "heart"), dice, strict=True)}
 
 
 def tables(result: dict[str, Any]) -> str:

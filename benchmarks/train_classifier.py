@@ -28,7 +28,7 @@ sys.path.append(str(ROOT))
 
 from axnet.data import NIH_FINDINGS  # noqa: E402
 from axnet.memory import keep_freed_memory  # noqa: E402
-from axnet.models import load_classifier, save_classifier  # noqa: E402
+from axnet.models import save_classifier  # noqa: E402
 from axnet.train.augment import Augmentation  # noqa: E402
 from axnet.train.losses import bce_loss  # noqa: E402
 from axnet.train.mixing import mixed  # noqa: E402
@@ -88,8 +88,6 @@ def main() -> None:
     parser.add_argument("--swap", type=float, default=0.0, help="share of the films that get another patient's masks")
     parser.add_argument("--seed", type=int, default=0, help="of the order and the augmentation; the head's is 0")
     parser.add_argument("--begin", type=Path, nargs="+", help="from the mean of these candidates, not ImageNet")
-    parser.add_argument("--teachers", type=Path, nargs="*", default=[], help="classifiers whose mean is taught")
-    parser.add_argument("--taught", type=float, default=0.7, help="the teachers' share of the labels")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     deadline = time.time() + 60 * arguments.minutes
@@ -108,14 +106,12 @@ def main() -> None:
         augmentation="strong, flip",
     )
     kind = f"{arguments.model}{arguments.size}" + (f"m{arguments.mixup:g}" if arguments.mixup else "")
-    kind += f"t{len(arguments.teachers)}" if arguments.teachers else ""
     kind += f"w{arguments.swap:g}" if arguments.swap else ""
     name = f"candidate-{kind}-s{arguments.seed}"
     job = Job(name, arguments.model, OPTIONS[arguments.model], recipe=recipe, seed=arguments.seed, weights=True)
     model = build(job, len(NIH_FINDINGS)).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     rows = torch.from_numpy(data.parts[recipe.part])
     some = rows[torch.randperm(len(rows))[:ADAPTED]]
-    teachers = [load_classifier(file)[0].float().eval() for file in arguments.teachers]
     if arguments.begin:
         model.load_state_dict(mean_of(arguments.begin).state_dict())
         adapt(model, data, some)
@@ -141,12 +137,7 @@ def main() -> None:
             if arguments.mixup:
                 films = mixed(films, arguments.mixup)
             ready = PREPROCESSING.normalize(films["image"]).contiguous(memory_format=torch.channels_last)
-            label = films["label"]
-            if teachers:  # they see what the student sees
-                with torch.no_grad():
-                    said = torch.stack([teacher(ready, films["mask"]).logits for teacher in teachers]).mean(0).sigmoid()
-                label = torch.lerp(label, said, arguments.taught)
-            loss = bce_loss(model(ready, films["mask"]).logits, label)
+            loss = bce_loss(model(ready, films["mask"]).logits, films["label"])
             descend(loss, optimizer, recipe.lr * one_cycle(progress))
             step += 1
             average.update(step)
@@ -166,11 +157,6 @@ def main() -> None:
             "began with": {
                 file.stem: json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
                 for file in arguments.begin or ()
-            },
-            "teachers' share": arguments.taught if teachers else 0.0,
-            "taught by": {
-                file.stem: json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-                for file in arguments.teachers
             },
             "steps": step,
             "epochs": round(step / steps_per_epoch, 2),
