@@ -13,9 +13,8 @@ __device__ inline Acc blend_grad(Acc x, Acc d, Acc gate, Acc k1, Acc k2, Acc k3)
   return (k1 * d + k2 + k3 * (x * gate)) * gate;
 }
 
-// One element; B: the anatomies of a single block or none, or 0 for any number of both. Rows of C numbers start at the
-// element's channel.
-template <class T, int B = 0>
+// One element. Rows of C numbers start at the element's channel.
+template <class T>
 struct ElementGrad {
   using Acc = acc_t<T>;
   const InputPlan& p;
@@ -31,7 +30,7 @@ struct ElementGrad {
   // d: D of block 0; d_step: to the next block
   __device__ Acc operator()(Acc x, const T* d, int64_t d_step, int64_t c, int64_t s) const {
     const int64_t C = p.C, S = p.S;
-    const int A = B ? B : p.A, blocks = p.blocks, members = B ? B : p.members;
+    const int A = p.A, blocks = p.blocks, members = p.members;
     const Acc inverse = Acc(1) / static_cast<Acc>(S);
     Acc total = delta[c] * inverse;
     for (int a = 0; a < A; ++a)

@@ -11,27 +11,26 @@ constexpr int kFlight = 2;  // vectors of X and of D in flight a thread
 // What an element needs of its channel.
 template <int B>
 struct ChannelTerms {
-  static constexpr int count = 5 + 2 * B;  // k1, k2, k3, b, w_a, flat, slope_a
+  static constexpr int means = 4 + B,
+                       count = means + 1 + B;  // k1, k2, k3, b, w_a; of means over the map: flat, slope_a
 
-  // f(k, number) of channel c
+  // f(k, number) of channel c; of the means before they are divided by S
   template <class T, class F>
-  __device__ static void read(const ElementGrad<T, B>& element, int64_t C, int64_t c, float inverse, const F& f) {
-    if (element.p.blocks)
+  __device__ static void read(const ElementGrad<T>& element, int64_t C, int64_t c, const F& f) {
+    auto load = [&](auto first) {
 #pragma unroll
-      for (int k = 0; k < 4 + B; ++k)
-        f(k, element.coef[k * C + c]);
-    f(4 + B, element.delta[c] * inverse);
-#pragma unroll
-    for (int a = 0; a < B; ++a)
-      f(5 + B + a, element.delta[(2 + a) * C + c] * inverse);
+      for (int k = decltype(first)::value; k < count; ++k)
+        f(k, k < means ? element.coef[k * C + c] : element.delta[(k > means ? k - means + 1 : 0) * C + c]);
+    };
+    element.p.blocks ? load(std::integral_constant<int, 0>{}) : load(std::integral_constant<int, means>{});
   }
   // of(k): the number k
   template <bool BLEND, class F>
   __device__ static float grad(float x, float d, const float (&m)[B], const F& of) {
-    float total = of(4 + B), gate = BLEND ? of(3) : 0.f;
+    float total = of(means), gate = BLEND ? of(3) : 0.f;
 #pragma unroll
     for (int a = 0; a < B; ++a) {
-      total += of(5 + B + a) * m[a];
+      total += of(means + 1 + a) * m[a];
       if constexpr (BLEND) gate += of(4 + a) * m[a];
     }
     if constexpr (BLEND) total += (of(0) * d + (of(2) * (x * gate) + of(1))) * gate;
@@ -39,36 +38,99 @@ struct ChannelTerms {
   }
 };
 
-// The elements of channels [c0, c1) where a maximum stands, if mine(c, s), again.
-template <class T, int B, class F>
-__device__ inline void write_maxima(const InputPlan& p, const ElementGrad<T, B>& element, int64_t n, int c0, int c1,
-                                    const F& mine) {
+// The elements of a block where a maximum of its channels stands. Each warp lists some when the block begins, so that
+// at its end a thread has one, and all that they need is on its way together.
+template <int B>
+class Maxima {
+  struct Place {
+    int channel, pixel;
+    unsigned kinds;  // bit k: maximum k stands there
+  };
+  int* counts;  // of each warp
+  Place* own;
+
+ public:
+  static size_t bytes(int channels, int threads) {
+    return threads / kWarp * (sizeof(int) + room(channels) * sizeof(Place));
+  }
+
+  // channels: that a thread notes
+  __device__ Maxima(void* shared, int channels)
+      : counts(static_cast<int*>(shared)),
+        own(reinterpret_cast<Place*>(counts + blockDim.x / kWarp) + threadIdx.x / kWarp * room(channels)) {}
+
+  // at: of a channel, -1 where another block writes. All lanes of the warp.
+  __device__ void note(int& found, int channel, const int (&at)[1 + B]) const {
+#pragma unroll
+    for (int k = 0; k <= B; ++k) {
+      unsigned kinds = 0;
+#pragma unroll
+      for (int j = 0; j <= B; ++j)
+        kinds |= at[j] == at[k] ? 1u << j : 0u;
+      const bool fresh = at[k] >= 0 && (kinds & ((1u << k) - 1)) == 0;
+      const unsigned lanes = __ballot_sync(0xffffffffu, fresh);
+      if (fresh) own[found + __popc(lanes & ((1u << threadIdx.x % kWarp) - 1))] = {channel, at[k], kinds};
+      found += __popc(lanes);
+    }
+    if (threadIdx.x % kWarp == 0) counts[threadIdx.x / kWarp] = found;
+  }
+  // f(channel, pixel, kinds) after a barrier, each once.
+  template <class F>
+  __device__ void each(int channels, const F& f) const {
+    const Place* list = reinterpret_cast<const Place*>(counts + blockDim.x / kWarp);
+    const int warps = static_cast<int>(blockDim.x) / kWarp;
+    int i = static_cast<int>(threadIdx.x), total;
+    do {
+      int at = -1;
+      total = 0;
+#pragma unroll
+      for (int w = 0; w < kWalkThreads / kWarp; ++w) {
+        const int found = w < warps ? counts[w] : 0;
+        if (i >= total && i < total + found) at = w * room(channels) + i - total;
+        total += found;
+      }
+      if (at >= 0) f(list[at].channel, list[at].pixel, list[at].kinds);
+      i += static_cast<int>(blockDim.x);
+    } while (i < total);
+  }
+
+ private:
+  __host__ __device__ static int room(int channels) { return kWarp * channels * (1 + B); }
+};
+
+// The elements where a maximum stands, again.
+template <class T, int B>
+__device__ inline void write_maxima(const InputPlan& p, const ElementGrad<T>& element, int64_t n,
+                                    const Maxima<B>& maxima, int channels) {
+  using Terms = ChannelTerms<B>;
   const T* x = static_cast<const T*>(p.x_data) + n * p.x.n;
   const T* d = static_cast<const T*>(p.d_data) + n * p.d.n;
   T* dx = static_cast<T*>(p.dx_data) + n * p.dx.n;
   __syncthreads();  // what the block wrote lies before what follows
-  for (int c = c0 + static_cast<int>(threadIdx.x); c < c1; c += static_cast<int>(blockDim.x)) {
-    int at[1 + B];
-    unsigned left = 0;
+  auto look = [&](auto blend) {
+    constexpr bool BLEND = decltype(blend)::value;
+    maxima.each(channels, [&](int c, int s, unsigned kinds) {
+      const T xs = BLEND ? x[c * p.x.c + s * p.x.s] : T(0.f), ds = BLEND ? d[c * p.d.c + s * p.d.s] : T(0.f);
+      float q[Terms::count], m[B], more[1 + B];
 #pragma unroll
-    for (int k = 0; k <= B; ++k) {
-      at[k] = element.at[k * p.C + c];
-      bool fresh = mine(c, at[k]);
+      for (int a = 0; a < B; ++a)
+        m[a] = element.mask[a * p.S + s];
 #pragma unroll
-      for (int j = 0; j < k; ++j)
-        fresh = fresh && at[j] != at[k];
-      left |= fresh ? 1u << k : 0u;
-    }
-    while (left) {
-      int s = 0;
+      for (int k = 0; k <= B; ++k)
+        more[k] = element.delta[(k ? 1 + B + k : 1) * p.C + c];
+      Terms::read(element, p.C, c, [&](int k, float v) { q[k] = v; });
 #pragma unroll
-      for (int k = B; k >= 0; --k)
-        if (left >> k & 1u) s = at[k];
-      left &= left - 1;
-      const T* grad = d + c * p.d.c + s * p.d.s;
-      dx[c * p.dx.c + s * p.dx.s] = T(element(static_cast<float>(x[c * p.x.c + s * p.x.s]), grad, 0, c, s));
-    }
-  }
+      for (int k = Terms::means; k < Terms::count; ++k)
+        q[k] *= 1.f / static_cast<float>(p.S);
+      float v =
+          Terms::template grad<BLEND>(static_cast<float>(xs), static_cast<float>(ds), m, [&](int k) { return q[k]; });
+#pragma unroll
+      for (int k = 0; k <= B; ++k)
+        if (kinds >> k & 1) v += k ? more[k] * m[k - 1] : more[0];
+      dx[c * p.dx.c + s * p.dx.s] = T(v);
+    });
+  };
+  p.blocks ? look(std::true_type{}) : look(std::false_type{});
 }
 
 // NCHW. WHOLE: S is a multiple of the vector.
@@ -82,15 +144,31 @@ __global__ void __launch_bounds__((WHOLE ? kWalkThreads : kThreads), (WHOLE || B
   Row* table = reinterpret_cast<Row*>(shared);
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S);
   const Stand stand(walk, C);
-  const ElementGrad<T, B> element(p, stand.n);
+  const ElementGrad<T> element(p, stand.n);
   const float inverse = 1.f / static_cast<float>(S);
-  for (int c = threadIdx.x; c < stand.count; c += blockDim.x)
-    Terms::read(element, C, stand.first + c, inverse, [&](int k, float v) { table[c].at[k] = v; });
-  __syncthreads();
-  if (stand.active) {
-    const int row = WHOLE ? 0 : stand.kept * V / S, s0 = WHOLE ? stand.kept * V : stand.kept * V % S;
-    const int own = S - s0;  // pixels of the vector's first channel
-    float m[B][V];
+  const int kept0 = stand.block * walk.width, threads = static_cast<int>(blockDim.x);
+  const int some = (walk.meets + threads - 1) / threads;  // channels that a thread notes
+  const Maxima<B> maxima(table + walk.meets + 1, some);
+  int found = 0;
+  for (int i = 0; i < some; ++i) {
+    const int channel = i * threads + static_cast<int>(threadIdx.x), c = stand.first + channel;
+    int at[1 + B];
+#pragma unroll
+    for (int k = 0; k <= B; ++k)
+      at[k] = channel < stand.count ? element.at[k * C + c] : -1;
+    if (channel < stand.count)
+      Terms::read(element, C, c, [&](int k, float v) { table[channel].at[k] = k < Terms::means ? v : v * inverse; });
+#pragma unroll
+    for (int k = 0; k <= B; ++k) {
+      const int kept = ((WHOLE ? 0 : channel % walk.rows * S) + at[k]) / V;
+      if (kept < kept0 || kept >= kept0 + walk.width) at[k] = -1;
+    }
+    maxima.note(found, c, at);
+  }
+  float m[B][V];
+  const int row = WHOLE ? 0 : stand.kept * V / S, s0 = WHOLE ? stand.kept * V : stand.kept * V % S;
+  const int own = S - s0;  // pixels of the vector's first channel
+  if (stand.active)
 #pragma unroll
     for (int a = 0; a < B; ++a)
       if constexpr (WHOLE) {
@@ -100,6 +178,8 @@ __global__ void __launch_bounds__((WHOLE ? kWalkThreads : kThreads), (WHOLE || B
         for (int i = 0; i < V; ++i)
           m[a][i] = element.mask[a * S + (i < own ? s0 + i : i - own)];
       }
+  __syncthreads();
+  if (stand.active) {
     const int64_t from = static_cast<int64_t>(stand.first + row) * S + s0;
     const T* x = static_cast<const T*>(p.x_data) + stand.n * p.x.n + from;
     const T* d = static_cast<const T*>(p.d_data) + stand.n * p.d.n + from;
@@ -140,11 +220,7 @@ __global__ void __launch_bounds__((WHOLE ? kWalkThreads : kThreads), (WHOLE || B
     };
     p.blocks ? look(std::true_type{}) : look(std::false_type{});
   }
-  const int c_end = stand.first + stand.count, kept0 = stand.block * walk.width;
-  write_maxima(p, element, stand.n, stand.first, c_end, [&](int c, int s) {
-    const int kept = ((WHOLE ? 0 : (c - stand.first) % walk.rows * S) + s) / V;
-    return kept >= kept0 && kept < kept0 + walk.width;
-  });
+  write_maxima<T, B>(p, element, stand.n, maxima, some);
 }
 
 // Four channels a thread: nine numbers of each in registers.
@@ -157,19 +233,35 @@ __global__ void __launch_bounds__(kThreads, (B < 3 ? kWalkBlocks : 2))
   auto* table = reinterpret_cast<float*>(shared);  // [pixels that pass, B]
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S);
   const Stand stand(walk, S);
-  const ElementGrad<T, B> element(p, stand.n);
+  const ElementGrad<T> element(p, stand.n);
+  const int c = stand.kept * V;
+  const Maxima<B> maxima(table + walk.meets * B, V);
+  float q[Terms::count][V];
+  int at[V][1 + B], found = 0;
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+#pragma unroll
+    for (int k = 0; k <= B; ++k)
+      at[i][k] = stand.active && stand.at == 0 ? element.at[k * C + c + i] : -1;
+    if (stand.active) Terms::read(element, C, c + i, [&](int k, float v) { q[k][i] = v; });
+  }
   for (int s = threadIdx.x; s < stand.count; s += blockDim.x)
 #pragma unroll
     for (int a = 0; a < B; ++a)
       table[s * B + a] = element.mask[a * S + stand.first + s];
   __syncthreads();
-  if (stand.active) {
-    const int c = stand.kept * V;
-    const int x_step = static_cast<int>(p.x.s), d_step = static_cast<int>(p.d.s), dx_step = static_cast<int>(p.dx.s);
-    float q[Terms::count][V];
 #pragma unroll
-    for (int i = 0; i < V; ++i)
-      Terms::read(element, C, c + i, 1.f / static_cast<float>(S), [&](int k, float v) { q[k][i] = v; });
+  for (int i = 0; i < V; ++i) {
+#pragma unroll
+    for (int k = 0; k <= B; ++k)
+      if (at[i][k] < stand.first || at[i][k] >= stand.first + stand.count) at[i][k] = -1;
+    maxima.note(found, c + i, at[i]);
+#pragma unroll
+    for (int k = Terms::means; k < Terms::count; ++k)
+      q[k][i] *= 1.f / static_cast<float>(S);
+  }
+  if (stand.active) {
+    const int x_step = static_cast<int>(p.x.s), d_step = static_cast<int>(p.d.s), dx_step = static_cast<int>(p.dx.s);
     const T* x = static_cast<const T*>(p.x_data) + stand.n * p.x.n + stand.first * p.x.s + c;
     const T* d = static_cast<const T*>(p.d_data) + stand.n * p.d.n + stand.first * p.d.s + c;
     T* dx = static_cast<T*>(p.dx_data) + stand.n * p.dx.n + stand.first * p.dx.s + c;
@@ -200,9 +292,7 @@ __global__ void __launch_bounds__(kThreads, (B < 3 ? kWalkBlocks : 2))
     };
     p.blocks ? look(std::true_type{}) : look(std::false_type{});
   }
-  const int c0 = stand.block * walk.width * V, c1 = c0 + walk.width * V;
-  write_maxima(p, element, stand.n, c0, c1 < C ? c1 : C,
-               [&](int, int s) { return s >= stand.first && s < stand.first + stand.count; });
+  write_maxima<T, B>(p, element, stand.n, maxima, V);
 }
 
 // Any blocks and anatomies in either layout, element by element.
@@ -225,13 +315,16 @@ bool launch_walk(const InputPlan& p, cudaStream_t stream) {
   if (p.x.channels_last) {
     const Walk walk = Walk::channels_of(p.N, p.C, p.S, 4, B * sizeof(float));
     launch(input_channels_last_kernel<T, B>, p.N * walk.tasks, 1, walk.threads,
-           std::min<int64_t>(walk.meets, p.S) * B * sizeof(float), stream, p, walk);
+           walk.meets * B * sizeof(float) + Maxima<B>::bytes(4, walk.threads), stream, p, walk);
     return true;
   }
   using Row = Entry<ChannelTerms<B>::count>;
   const Walk walk = Walk::rows_of(p.N, p.C, p.S, kVector<T>, sizeof(Row));
   launch(walk.rows == 1 ? input_rows_kernel<T, B, true> : input_rows_kernel<T, B, false>, p.N * walk.tasks, 1,
-         walk.threads, (std::min<int64_t>(walk.meets, p.C) + 1) * sizeof(Row), stream, p, walk);
+         walk.threads,
+         (walk.meets + 1) * sizeof(Row) +
+             Maxima<B>::bytes(static_cast<int>(ceil_div(walk.meets, walk.threads)), walk.threads),
+         stream, p, walk);
   return true;
 }
 

@@ -216,33 +216,36 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   const OneWalk walk(p, Lane::P);
   const int64_t n = walk.n;
   const T* x = static_cast<const T*>(args.x) + n * p.image;
+  // asked for before the copies, behind which they would wait
+  float grads[Lane::kChannels], means[Lane::kChannels], weights[Lane::kChannels], sums[Lane::kChannels] = {};
+  lane.load_row(static_cast<const T*>(args.grad_pooled) + n * p.C, grads);
+  const T* pooled = static_cast<const T*>(args.pooled) + n * p.C;
+#pragma unroll
+  for (int i = 0; i < Lane::kChannels; ++i)
+    means[i] = lane.answers(i) ? static_cast<float>(pooled[lane.channel(i)]) : 0.f;
+  const float* norm = static_cast<const float*>(args.norm) + 2 * n;
+  const float top = norm[0], denominator = norm[1];
+  typed(args.weight, [&](auto from) { lane.load_row(from, weights); });
   lane.begin(x, walk.begin, walk.end);
   double* products = reinterpret_cast<double*>(Lane::parts(p, shared, 2));  // [warps]
   // of every channel dpooled and W
   float2* const rows = reinterpret_cast<float2*>(products + p.warps) + lane.warp * kAccesses * Lane::R + lane.row;
-  float grads[Lane::kChannels], weights[Lane::kChannels], sums[Lane::kChannels] = {};
-  lane.load_row(static_cast<const T*>(args.grad_pooled) + n * p.C, grads);
-  typed(args.weight, [&](auto from) { lane.load_row(from, weights); });
   if (!Lane::kLast && lane.column == 0)
 #pragma unroll
     for (int i = 0; i < Lane::kChannels; ++i)
       rows[i * Lane::R] = float2{grads[i], weights[i]};
   const auto row_of = [&](int i) { return Lane::kLast ? float2{grads[i], weights[i]} : rows[i * Lane::R]; };
-  {
-    const T* pooled = static_cast<const T*>(args.pooled) + n * p.C;
-    double product = 0;
-#pragma unroll
-    for (int i = 0; i < Lane::kChannels; ++i)
-      if (lane.answers(i)) product += static_cast<double>(grads[i]) * static_cast<float>(pooled[lane.channel(i)]);
-    product = warp_sum(product);
-    if (lane.lane == 0) products[lane.warp] = product;
-    __syncthreads();
-  }
   double product = 0;
+#pragma unroll
+  for (int i = 0; i < Lane::kChannels; ++i)
+    if (lane.answers(i)) product += static_cast<double>(grads[i]) * means[i];
+  product = warp_sum(product);
+  if (lane.lane == 0) products[lane.warp] = product;
+  __syncthreads();
+  product = 0;
   for (int w = 0; w < p.warps; ++w)
     product += products[w];
-  const float mean = static_cast<float>(product), *norm = static_cast<const float*>(args.norm) + 2 * n, top = norm[0];
-  const float factor = (1 + std::exp(-std::abs(top))) / norm[1];
+  const float mean = static_cast<float>(product), factor = (1 + std::exp(-std::abs(top))) / denominator;
   T* dx = args.dx ? static_cast<T*>(args.dx) + n * args.dx_image : nullptr;
   const int dx_step = Lane::kLast ? args.dx_pixel : args.dx_channel;
   float bias = 0;
