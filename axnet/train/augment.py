@@ -22,6 +22,8 @@ class Augmentation:
         blur: largest standard deviation of a Gaussian blur in pixels. All four change the image only.
     erase: chance that a rectangle of 2 to 20 % of the image becomes its mean (Zhong et al., AAAI 2020); the masks stay,
         as behind a device.
+    moved: chance that a film is rotated, shifted and zoomed at all. What is moved is interpolated, and so blurred: a
+        network that never saw films as sharp as those that it will read has other statistics than they have.
     flip: chance of a left-right mirror. It is 0 by default, since the heart's side is part of the anatomy; the mask's
         channels (lungs, heart) name no side, so a mirrored mask keeps its channels.
     Raises ValueError for numbers out of range.
@@ -36,6 +38,7 @@ class Augmentation:
     noise: float = 0.0
     blur: float = 0.0
     erase: float = 0.0
+    moved: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -49,6 +52,7 @@ class Augmentation:
             ("noise", self.noise, 1.0),
             ("blur", self.blur, 10.0),
             ("erase", self.erase, 1.0),
+            ("moved", self.moved, 1.0),
         ):
             if not 0 <= value <= top:
                 raise ValueError(f"{name} is {value}, expected a number from 0 to {top}.")
@@ -93,6 +97,9 @@ class Augmentation:
         mirror = 1 - 2 * (torch.rand(count, device=device) < self.flip).to(torch.float32)
         cos, sin = angle.cos() * zoom, angle.sin() * zoom
         shift = 2 * self.translate * torch.stack((_signed(count, device), _signed(count, device)))
+        if self.moved < 1:
+            still = torch.rand(count, device=device) >= self.moved
+            cos, sin, shift = torch.where(still, 1.0, cos), sin.where(~still, 0.0), shift.where(~still, 0.0)
         top = torch.stack((cos * mirror, -sin, shift[0]), dim=1)
         bottom = torch.stack((sin * mirror, cos, shift[1]), dim=1)
         return torch.stack((top, bottom), dim=1)  # [N, 2, 3]

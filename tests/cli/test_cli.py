@@ -87,7 +87,7 @@ def test_a_run_is_repeated_from_its_settings(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(
         "backbone: tiny\nsize: 32\nbatch-size: 8\nworkers: 0\naccelerator: cpu\ntrain-images: 24\nval-fraction: 0.3\n"
         "epochs: 9\nloss: asymmetric\nlabel-smoothing: 0.1\nmixup: 0.3\nsampling: balanced\nlayer-decay: 0.8\n"
-        "gamma: 0.3\nblur: 0.5\nerase: 0.5\nlogger: csv\n"
+        "gamma: 0.3\nmoved: 0.5\nblur: 0.5\nerase: 0.5\nlogger: csv\n"
     )
     run("fit", "--config", tmp_path / "recipe.yaml", "--epochs", 1, "--out", tmp_path / "a", "--quiet")
     settings = tmp_path / "a" / "config.yaml"

@@ -37,6 +37,17 @@ def test_contrast_leaves_the_mask() -> None:
     assert changed.max() <= 1
 
 
+def test_what_is_not_moved_stays_as_sharp_as_it_was() -> None:
+    torch.manual_seed(0)
+    image, mask = torch.rand(200, 1, 16, 16), torch.rand(200, 2, 16, 16)
+    moved, moved_mask = Augmentation(30, 0.2, 0.3, 0.0, 0.0, moved=0.5)(image, mask)
+    same = (moved - image).abs().amax((1, 2, 3)) < 1e-4
+    assert torch.equal(same, (moved_mask - mask).abs().amax((1, 2, 3)) < 1e-4)
+    assert 60 < same.sum() < 140
+    mirrored, _ = Augmentation(30, 0.2, 0.3, 0.0, 1.0, moved=0.0)(image, mask)
+    assert torch.allclose(mirrored, image.flip(-1), atol=1e-4)
+
+
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_flip_is_a_mirror(flip: float) -> None:
     image = disc(3)
@@ -53,7 +64,9 @@ def test_without_flip_left_stays_left() -> None:
     assert right_heavy.all()
 
 
-@pytest.mark.parametrize(("name", "value"), [("degrees", 200), ("translate", -0.1), ("scale", 1), ("flip", 2)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("degrees", 200), ("translate", -0.1), ("scale", 1), ("flip", 2), ("moved", 1.5)]
+)
 def test_numbers_out_of_range(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}, expected a number from 0 to"):
         Augmentation(**{name: value})
