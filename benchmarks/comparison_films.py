@@ -16,7 +16,7 @@ from PIL import Image
 from axnet.data import NIH_FINDINGS, MaskTable, NIHChestXray
 from axnet.data.findings import organs_to_anatomies
 from axnet.data.splits import by_patient
-from axnet.imaging import percentile_normalize, resize
+from axnet.imaging import percentile_normalize
 
 SIDE, MASK_SIDE = 128, 32
 VALIDATION = 0.15  # share of the training list's patients
@@ -61,6 +61,9 @@ class Films:
 def pack(nih_128: Path, nih_subset: Path, masks: Sequence[Path] | None, folder: Path, parts: int) -> list[Path]:
     """Write films-0-of-5.parquet ... of about equal size; nih_subset's films that nih_128 has are taken from there.
 
+    The others are made as small as those of nih_128 were, by means over areas: were one set's films softer, a network
+    would learn to tell the sets, which have other shares of findings, by their sharpness.
+
     masks: tables of masks of the two sets; without them the shipped segmenter draws them where the films are unpacked.
     """
     rows: dict[str, dict[str, object]] = {}
@@ -78,7 +81,7 @@ def pack(nih_128: Path, nih_subset: Path, masks: Sequence[Path] | None, folder: 
                         "sex": row.sex,
                         "view": row.view,
                         "labels": data.labels[index].astype(np.uint8).tobytes(),
-                        "image": _webp(_stored(resize(image, SIDE))),
+                        "image": _webp(_stored(_reduced(image))),
                         **({} if drawn is None else {"mask": _mask(drawn, row.image)}),
                         "boxed": bool(data.boxes(row.image)),
                         **dict.fromkeys(LISTS, False),
@@ -144,6 +147,10 @@ def load(folder: Path) -> Films:
 def _mask(drawn: MaskTable, name: str) -> bytes:
     planes: bytes = _stored(organs_to_anatomies(drawn.coverage(name, (MASK_SIDE, MASK_SIDE)))).tobytes()
     return planes
+
+
+def _reduced(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 def _stored(planes: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

@@ -25,7 +25,8 @@ class Recipe:
     """How a model is trained: AdamW, one-cycle, bfloat16 on a GPU.
 
     size: side to which the 128-pixel films are resized on their way into the network. gate_lr: of A3's gates, as a
-    multiple of lr. augmentation: "none", "default" (axnet's) or "strong". part: of the films, see Films.parts.
+    multiple of lr. augmentation: "none", "default" (axnet's), "half"
+    (of the films are moved) or "strong". part: of the films, see Films.parts.
     """
 
     epochs: int = 8
@@ -122,7 +123,7 @@ def short() -> list[Job]:
         for job in variations((), ())
         if job.recipe.epochs == Recipe().epochs and job.recipe.size is None
     ]
-    return [*rows[:16], *varied[:4], *rows[16:], *varied[4:]]
+    return [*rows[:16], *varied[:5], *rows[16:], *varied[5:]]
 
 
 def candidates() -> tuple[list[Job], list[Job]]:
@@ -151,6 +152,7 @@ def variations(gap: tuple[str, ...], full: tuple[str, ...]) -> list[Job]:
         "strong": Job("", rates=gap, recipe=replace(r, augmentation="strong")),
         "epochs16": Job("", rates=gap, recipe=replace(r, epochs=16)),
         "epochs4": Job("", rates=gap, recipe=replace(r, epochs=4)),
+        "half": Job("", rates=gap, recipe=replace(r, augmentation="half")),
         "noema": Job("", rates=gap, recipe=replace(r, ema=None)),
         "smoothing": Job("", rates=gap, recipe=replace(r, smoothing=0.05)),
         "noaug": Job("", rates=gap, recipe=replace(r, augmentation="none")),
@@ -171,7 +173,7 @@ def variations(gap: tuple[str, ...], full: tuple[str, ...]) -> list[Job]:
     }
     pairs = [("gap", name, job) for name, job in of_gap.items()]
     pairs += [("axnet", name, job) for name, job in of_full.items()]
-    first = ("channels", "slim", "gatelr0.1", "stage32", "dropout0", "size192", "concat", "strong")
+    first = ("channels", "slim", "gatelr0.1", "stage32", "half", "dropout0", "size192", "concat", "strong")
     pairs.sort(key=lambda pair: first.index(pair[1]) if pair[1] in first else len(first))
     return [replace(job, name=f"variation-{kind}-{name}") for kind, name, job in pairs]
 

@@ -109,6 +109,7 @@ def evaluate(runs: Runs, truth: np.ndarray, patients: np.ndarray) -> dict[str, A
             "options": record["job"]["options"],
             "seconds": round(record["seconds"], 1),
             "parameters": record["parameters"],
+            "adapted": record.get("adapted"),
         }
     return result
 
@@ -167,6 +168,14 @@ def tables(result: dict[str, Any]) -> str:
         low, high = run["interval"]
         against = "{:+.3f} ({:+.3f} to {:+.3f})".format(run["difference"], *run["difference_interval"])
         lines.append(f"| {name} | {run['validation']:.3f} | {run['test']:.3f} ({low:.3f} to {high:.3f}) | {against} |")
+    adapted = {name: run for name, run in result["runs"].items() if run["adapted"]}
+    if adapted:
+        lines += ["", "| run | validation, adapted | test, adapted |", "|---|---|---|"]
+    for name, run in adapted.items():
+        lines.append(
+            f"| {name} | {run['validation']:.3f}, {run['adapted']['validation_auc']:.3f} "
+            f"| {run['test']:.3f}, {run['adapted']['test_auc']:.3f} |"
+        )
     return "\n".join(lines)
 
 

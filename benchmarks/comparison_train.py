@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
@@ -31,8 +32,10 @@ PREPROCESSING = Preprocessing(size=128, mean=0.5, std=0.5)  # as EfficientNet-Li
 AUGMENTATIONS = {
     "none": None,
     "default": Augmentation(),
+    "half": Augmentation(moved=0.5),
     "strong": Augmentation(degrees=15, translate=0.1, scale=0.2, contrast=0.4),
 }
+ADAPTED = 640  # films that give the normalisations their statistics
 EVALUATED = ("validation", "test", "subset_test")
 LEAST = 8  # positives on the validation part for a finding to count in what chooses
 
@@ -62,6 +65,15 @@ class Data:
             return image, image.new_ones(len(rows), 2, *image.shape[2:])
         drawn = self.masks[self.other_rows[rows] if masks == "other" else rows].float() / 255
         return image, F.interpolate(drawn, image.shape[2:], mode="bilinear", align_corners=False)
+
+
+def softened(data: Data) -> Data:
+    """The same films, as soft as the triangle filter of axnet.imaging.resize leaves larger ones."""
+    soft = copy.copy(data)
+    weight = torch.tensor([1.0, 8.0, 1.0]) / 10
+    around = F.pad(data.images.float(), (1, 1, 1, 1), mode="replicate")
+    soft.images = F.conv2d(around, weight.outer(weight)[None, None]).round().to(torch.uint8)
+    return soft
 
 
 def parameter_groups(model: nn.Module, job: Job) -> list[dict[str, Any]]:
@@ -162,6 +174,28 @@ class Average:
             torch._foreach_copy_(self.current, self.mean)
 
 
+def adapt(model: nn.Module, data: Data, rows: Tensor, masks: str = "own", changed: Augmentation | None = None) -> None:
+    """Give the normalisations the statistics of films as they are tested: what trained them was moved, and so blurred.
+
+    changed: how films as they are tested differ from those of data. The model is in eval mode afterwards.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over the batches
+    model.train()
+    with torch.no_grad():
+        for batch in rows.split(64):
+            image, mask = data.batch(batch, masks)
+            if changed is not None:
+                image, mask = changed(image, mask)
+            model(PREPROCESSING.normalize(image).contiguous(memory_format=torch.channels_last), mask)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
 @torch.inference_mode()
 def logits_of(model: nn.Module, data: Data, rows: np.ndarray, masks: str, device: torch.device) -> np.ndarray:
     """Logits float32 [N,14] in float32 arithmetic."""
@@ -190,6 +224,11 @@ def run(job: Job, data: Data, device: torch.device, deadline: float, out: Path) 
         image, mask = data.batch(torch.from_numpy(boxed).to(device), job.masks)
         arrays["maps"] = activation(model, PREPROCESSING.normalize(image), mask).half().cpu().numpy()
     labels = data.labels.cpu().numpy()
+    adapted = copy.deepcopy(model)
+    rows = torch.from_numpy(data.parts[job.recipe.part])
+    adapt(adapted, data, rows[torch.randperm(len(rows))[:ADAPTED]].to(device), job.masks)
+    for part in ("validation", "test"):
+        arrays[f"{part}, adapted"] = logits_of(adapted, data, data.parts[part], job.masks, device)
     if job.weights:
         save_classifier(
             out / f"{job.name}.safetensors",
@@ -202,6 +241,10 @@ def run(job: Job, data: Data, device: torch.device, deadline: float, out: Path) 
         "job": job.record(),
         "validation_auc": mean_auc(labels[data.parts["validation"]], arrays["validation"], LEAST),
         "test_auc": mean_auc(labels[data.parts["test"]], arrays["test"], 15),
+        "adapted": {
+            "validation_auc": mean_auc(labels[data.parts["validation"]], arrays["validation, adapted"], LEAST),
+            "test_auc": mean_auc(labels[data.parts["test"]], arrays["test, adapted"], 15),
+        },
         "films": {name: len(rows) for name, rows in data.parts.items()},
         "environment": axnet.environment.info() | {"commit": os.environ.get("AXNET_COMMIT", "")},
     }
