@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from axnet.models.storage import SHIPPED
 
 STORED = json.loads((Path(__file__).parent / "golden" / "frontal.json").read_text())
 LARGEST = 12_000_000
+DATA = Path(os.environ.get("AXNET_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+REAL = [DATA / name / "images" for name in ("nih_128", "nih_subset")]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,28 @@ def test_stored_predictions(predictor: Predictor) -> None:
         for finding, call in prediction.positive.items():
             if abs(prediction.probabilities[finding] - limits[finding]) > 2e-3:
                 assert call == case["positive"][finding]
+
+
+def logits(predictor: Predictor, films: list[Any]) -> np.ndarray:
+    found = [list(one.probabilities.values()) for one in predictor.predict(films)]
+    return np.log(np.array(found) / (1 - np.array(found)))
+
+
+def test_a_film_says_the_same_in_a_larger_file(predictor: Predictor) -> None:
+    large = [np.rint(PhantomXray(1, seed=seed, size=512)[0]["image"][0].numpy() * 255) for seed in range(40, 46)]
+    small = [
+        np.asarray(Image.fromarray(film.astype(np.uint8)).resize((128, 128), Image.Resampling.BOX)) for film in large
+    ]
+    assert np.abs(logits(predictor, large) - logits(predictor, small)).mean() < 0.2
+
+
+@pytest.mark.skipif(not all(map(Path.is_dir, REAL)), reason="nih_128 and nih_subset are not here (set AXNET_DATA)")
+def test_a_real_film_says_the_same_in_a_larger_file(predictor: Predictor) -> None:
+    names = sorted(set.intersection(*({file.name for file in folder.iterdir()} for folder in REAL)))[:64]
+    small, large = (logits(predictor, [folder / name for name in names]) for folder in REAL)
+    for k, finding in enumerate(predictor.findings):
+        assert np.corrcoef(small[:, k], large[:, k])[0, 1] > 0.9, finding
+        assert abs((large - small)[:, k].mean()) < 0.5, finding
 
 
 def test_the_command_uses_it(predictor: Predictor, tmp_path: Path) -> None:
