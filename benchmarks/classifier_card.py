@@ -63,8 +63,7 @@ Frontal films of adults from one hospital, seen at 128 px: nodules, thin pneumot
 mostly lost. Whatever told the two views apart in the training films (portable AP films are of sicker patients) it has
 learnt too. Films that the segmenter flags (implausible organs, as on lateral films or other parts of the body, or
 inverted grey values) get probabilities but no call; a film that is flagged by nothing may still be none it was trained
-for. In the comparison of eight models (`docs/comparison.md`), which asks whether the anatomy pays, nothing has shown so
-far that the masks help.
+for. In the comparison of eight models on three seeds (`docs/comparison.md`) nothing showed that the masks help.
 
 ## Licence
 
