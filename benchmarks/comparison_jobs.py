@@ -25,8 +25,8 @@ class Recipe:
     """How a model is trained: AdamW, one-cycle, bfloat16 on a GPU.
 
     size: side to which the 128-pixel films are resized on their way into the network. gate_lr: of A3's gates, as a
-    multiple of lr. augmentation: "none", "default" (axnet's), "half"
-    (of the films are moved) or "strong". part: of the films, see Films.parts.
+    multiple of lr. augmentation: "none", "default" (axnet's), "half" (of the films are
+    moved) or "strong". part: of the films, see Films.parts.
     """
 
     epochs: int = 8

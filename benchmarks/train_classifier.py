@@ -160,8 +160,8 @@ def main() -> None:
         file = arguments.runs / f"{state.name}.safetensors"
         save_classifier(file, plain.half(), PREPROCESSING, NIH_FINDINGS, training=record)
         file.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        print(f"epochs {record['epochs']} validation {record['validation_auc']:.4f}", flush=True)
-        print(f"soft {record['validation_auc, soft']:.4f}", flush=True)
+        both = f"{record['validation_auc']:.4f}, soft films {record['validation_auc, soft']:.4f}"
+        print(f"epochs {record['epochs']} validation {both}", flush=True)
 
 
 if __name__ == "__main__":
