@@ -7,6 +7,7 @@ import json
 import os
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from axnet.metrics import mean_auc as mean_of
 from axnet.models import Preprocessing, save_classifier
 from axnet.train.augment import Augmentation
 from axnet.train.losses import bce_loss
+from axnet.train.precise_bn import precise_bn
 from axnet.train.schedule import one_cycle
 from benchmarks.comparison_films import Films, load
 from benchmarks.comparison_jobs import PLANS, Job
@@ -179,21 +181,15 @@ def adapt(model: nn.Module, data: Data, rows: Tensor, masks: str = "own", change
 
     changed: how films as they are tested differ from those of data. The model is in eval mode afterwards.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over the batches
-    model.train()
-    with torch.no_grad():
+
+    def films() -> Iterator[tuple[Tensor, Tensor]]:
         for batch in rows.split(64):
             image, mask = data.batch(batch, masks)
             if changed is not None:
                 image, mask = changed(image, mask)
-            model(PREPROCESSING.normalize(image).contiguous(memory_format=torch.channels_last), mask)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()
+            yield PREPROCESSING.normalize(image).contiguous(memory_format=torch.channels_last), mask
+
+    precise_bn(model, films())
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from dataclasses import replace
@@ -152,6 +153,13 @@ def fit(
         typer.Option(help="Learning rate of each part of the backbone as a share of that behind it; 1 for one rate."),
     ] = 1.0,
     ema_decay: Annotated[float, typer.Option(help="Decay of the averaged weights; 0 for plain weights.")] = 0.997,
+    precise_bn: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Films, as read, on which normalisation takes its statistics again at the end; 0 for none.",
+        ),
+    ] = 640,
     degrees: Annotated[float, typer.Option(min=0, help="Augmentation: largest rotation.")] = 7.0,
     translate: Annotated[float, typer.Option(min=0, help="Augmentation: largest shift, share of the side.")] = 0.05,
     scale: Annotated[float, typer.Option(min=0, help="Augmentation: largest relative zoom.")] = 0.1,
@@ -228,6 +236,7 @@ def fit(
         sampling=sampling.value,
         layer_decay=layer_decay,
         ema_decay=ema_decay or None,
+        precise_bn=precise_bn,
         augmentation=Augmentation(degrees, translate, scale, contrast, flip, gamma, noise, blur, erase, moved),
         pretrained=None if pretrained == "none" else pretrained,
         compile=compile,
@@ -311,6 +320,10 @@ def fit(
         write_settings(context, out)
         _write_lists(out, source, everything, validation)
     typer.echo(f"validation AUC {result.val_auc:.4f} after {result.steps} steps, {result.seconds:.0f} s")
+    if not math.isnan(result.other_auc):
+        names = ("those of training", f"those of {min(precise_bn, len(train)):,} films as they are read")
+        kept, other = names[result.precise_bn], names[not result.precise_bn]
+        typer.echo(f"statistics of normalisation: {kept}; with {other} it is {result.other_auc:.4f}")
     typer.echo(str(result.weights))
 
 

@@ -135,6 +135,7 @@ def _runs(config: DemoConfig) -> list[FitConfig]:
             ema_decay=0.99,
             augmentation=Augmentation(),
             select="last",
+            precise_bn=0,  # there is no validation set to choose by
             seed=config.seed,
             accelerator="cpu",
             progress=config.progress,

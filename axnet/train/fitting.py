@@ -35,6 +35,7 @@ from axnet.train.module import (
     XrayDataModule,
     exponential_average,
 )
+from axnet.train.precise_bn import Kept, with_precise_bn
 from axnet.train.resuming import check_same_run, keep_rows, record_of, write_record
 from axnet.train.sampling import SAMPLINGS, SamplingName
 from axnet.train.sharding import FullyShardedStrategy
@@ -67,6 +68,9 @@ class FitConfig:
     brings, or a file; the images are then normalised as those weights expect. None begins from random weights, with the
     mean and deviation of the training films.
     select: "best" keeps the weights of the epoch with the best validation AUC, "last" the final ones.
+    precise_bn: films, as they are read, on which the statistics of batch normalisation are taken again at the end
+    (Wu and Johnson, arXiv 2105.07576), 0 for those of training, which augmentation and averaging have changed; with
+    select "best" the better of the two by validation AUC are kept.
     channels_last: memory layout of the convolutions, faster on CPUs and GPUs alike; the weights are the same.
     compile: whether torch.compile compiles the whole network (fullgraph), in one process.
     accelerator, devices, num_nodes: as Lightning's Trainer; devices "auto" under torchrun is all processes; precision
@@ -104,6 +108,7 @@ class FitConfig:
     augmentation: Augmentation | None = field(default_factory=Augmentation)
     pretrained: str | None = None
     select: Literal["best", "last"] = "best"
+    precise_bn: int = 640
     channels_last: bool = True
     compile: bool = False
     precision: str = "auto"
@@ -128,6 +133,8 @@ class FitConfig:
             raise ValueError(f"max_steps is {self.max_steps}, expected 1 or more.")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}, expected a positive number.")
+        if self.precise_bn < 0:
+            raise ValueError(f"precise_bn is {self.precise_bn}, expected 0 or more.")
         for name in ("weight_decay", "gradient_clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or a positive number.")
@@ -173,7 +180,8 @@ class FitResult:
     model: in eval mode on the CPU; preprocessing: of its input; weights: the file, for load_classifier.
     seconds: of training, wall clock; steps: optimizer steps, with those of the run that was resumed; films: how many
     training images were shown, in this call and on all devices; val_auc: mean AUC on the validation set, nan without
-    one; parameters: their number.
+    one; other_auc: that of the statistics of batch normalisation that were not kept, nan where they were not compared;
+    precise_bn: whether those that were kept are FitConfig.precise_bn's; parameters: their number.
     """
 
     model: nn.Module
@@ -183,6 +191,8 @@ class FitResult:
     steps: int
     films: int
     val_auc: float
+    other_auc: float
+    precise_bn: bool
     parameters: int
 
 
@@ -261,10 +271,24 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
             stored = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
             model.load_state_dict({name.removeprefix("model."): value for name, value in stored["state_dict"].items()})
             val_auc = float(best.best_model_score)
+        kept = Kept(precise=False, val_auc=val_auc)
+        if config.precise_bn:  # each process alike
+            kept = with_precise_bn(
+                model.to(trainer.strategy.root_device),
+                preprocessing,
+                train,
+                validation,
+                val_auc,
+                films=config.precise_bn,
+                batch_size=config.batch_size * trainer.world_size,
+                seed=config.seed,
+                always=config.select == "last",
+            )
     model = model.cpu().eval()
     weights = out / WEIGHTS_NAME
     if trainer.is_global_zero:
-        save_classifier(weights, model, preprocessing, train.findings, training=asdict(config))
+        training = asdict(config) | {"precise_bn": config.precise_bn if kept.precise else 0}
+        save_classifier(weights, model, preprocessing, train.findings, training=training)
     return FitResult(
         model=model,
         preprocessing=preprocessing,
@@ -272,7 +296,9 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
         seconds=seconds,
         steps=trainer.global_step,
         films=module.films * trainer.world_size,
-        val_auc=val_auc,
+        val_auc=kept.val_auc,
+        other_auc=kept.other_auc,
+        precise_bn=kept.precise,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
 

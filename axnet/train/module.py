@@ -158,6 +158,22 @@ class ClassifierModule(L.LightningModule):
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, prog_bar=True, batch_size=count)
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Check the weights before they are scored and kept."""
+        self._check_weights()
+
+    def on_train_epoch_end(self) -> None:
+        """Check the weights where there is no validation, before they are kept."""
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        weights = local([parameter.detach() for parameter in self.model.parameters()])
+        if not torch.stack([weight.float().sum() for weight in weights]).isfinite().all():
+            raise ValueError(
+                f"lr is {self.lr:g} with precision '{self.trainer.precision}', but in epoch {self.current_epoch} some "
+                "weights became infinite or NaN, expected a smaller lr, or precision '32-true' or 'bf16-mixed'."
+            )
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and AUROC of a validation batch of 8-bit images and masks."""
         ready = to_input(batch, self.preprocessing)

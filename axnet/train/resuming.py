@@ -20,7 +20,7 @@ from axnet.train.data import XraySet
 CONFIG_NAME = "config.json"
 _MAY_CHANGE = frozenset(
     {"accelerator", "channels_last", "compile", "devices", "epochs", "logger", "logs", "max_steps", "num_nodes", "out"}
-    | {"progress", "resume", "select", "strategy", "workers"}
+    | {"precise_bn", "progress", "resume", "select", "strategy", "workers"}
 )
 _MASKS_SEEN = 64
 PROCESSES = "processes"

@@ -114,6 +114,29 @@ def test_resume_repeats_the_run_bit_by_bit(
     assert [line.split(",")[0] for line in logged[0].splitlines()] == ["epoch", *(str(n // 2) for n in range(6))]
 
 
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_run_that_diverges_ends_and_keeps_the_epoch_before(
+    tmp_path: Path, sets: tuple[XraySet, XraySet], monkeypatch: pytest.MonkeyPatch, watched: bool
+) -> None:
+    train, validation = sets
+    step = ClassifierModule.training_step
+
+    def diverging(self: ClassifierModule, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        loss = step(self, batch, batch_idx)
+        return loss * float("nan") if self.current_epoch == 1 else loss
+
+    monkeypatch.setattr(ClassifierModule, "training_step", diverging)
+    with pytest.raises(
+        ValueError, match=r"lr is 0.001 with precision '32-true', but in epoch 1 some weights became infinite"
+    ):
+        fit(config(tmp_path, epochs=3), train, validation if watched else None)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
+    monkeypatch.setattr(ClassifierModule, "training_step", step)
+    assert fit(config(tmp_path, epochs=3, resume=True), train, validation if watched else None).steps == 3 * (
+        len(train) // 16
+    )
+
+
 def test_the_last_epoch_is_kept_where_it_is_not_the_best(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
     train, validation = sets
     random = replace(validation, labels=torch.rand(validation.labels.shape).round())
@@ -199,7 +222,7 @@ def test_resume_needs_a_checkpoint(tmp_path: Path, sets: tuple[XraySet, XraySet]
 
 
 def test_best_weights_are_kept(tmp_path: Path, sets: tuple[XraySet, XraySet]) -> None:
-    result = fit(config(tmp_path, epochs=3), *sets)
+    result = fit(config(tmp_path, epochs=3, precise_bn=0), *sets)
     best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
     stored = {name.removeprefix("model."): value for name, value in best["state_dict"].items()}
     assert all(torch.equal(value, stored[name]) for name, value in result.model.state_dict().items())
@@ -284,6 +307,7 @@ def test_schedules() -> None:
     [
         ({"epochs": 0}, "epochs is 0, expected 1 or more"),
         ({"lr": 0}, "lr is 0, expected a positive number"),
+        ({"precise_bn": -1}, "precise_bn is -1, expected 0 or more"),
         ({"lr": float("inf")}, "lr is inf, expected a positive number"),
         ({"weight_decay": float("nan")}, "weight_decay is nan, expected 0 or a positive number"),
         ({"gradient_clip": -1.0}, r"gradient_clip is -1\.0, expected 0 or a positive number"),
