@@ -16,6 +16,7 @@ from torch import nn
 from axnet import segment
 from axnet.data.findings import organs_to_anatomies
 from axnet.data.image import StrPath, read_stored
+from axnet.devices import in_channels_last
 from axnet.imaging import grey_values, resize
 from axnet.models.storage import SHIPPED, ClassifierInfo, load_classifier
 from axnet.segment import Anatomy, Segmenter
@@ -59,7 +60,7 @@ class Predictor:
 
     def __init__(self, model: nn.Module, info: ClassifierInfo, segmenter: Segmenter | None = None) -> None:
         """The class describes the arguments."""
-        self.model = model.eval()
+        self.model = in_channels_last(model.eval())
         self.info = info
         self.segmenter = segment.load_pretrained() if segmenter is None else segmenter
 

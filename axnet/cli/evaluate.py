@@ -14,6 +14,7 @@ from axnet.cli.options import (
     Blank,
     Cache,
     Data,
+    Device,
     Root,
     Seed,
     SegmenterFile,
@@ -103,6 +104,7 @@ def evaluate(
     test_images: Annotated[int, typer.Option(min=2, help="Phantoms to test on (--data phantom).")] = 2000,
     cache: Cache = None,
     workers: Workers = 2,
+    device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """Evaluate on a test split, or on phantoms: AUC with 95 % intervals, one HTML report.
@@ -117,6 +119,7 @@ def evaluate(
     from axnet.data.adjudicated import read_adjudicated
     from axnet.data.labelled import some
     from axnet.data.uncertainty import read_policy
+    from axnet.devices import device_of, in_channels_last
     from axnet.models import AnatomyXNet
     from axnet.progress import SILENT, Progress
     from axnet.train import DataConfig, Facts, assess, optional_segmenter, prepared, table, with_blank_masks
@@ -137,7 +140,10 @@ def evaluate(
             _refuse(context, ("tta_shifts", "tta_scales", "tta_flip"), "--tta")
         if calibrate is None:
             _refuse(context, ("temperature",), "--calibrate")
+        place = device_of(device)
         models, infos, compared = _models(files, baseline)
+        for one, _ in models.values():
+            in_channels_last(one.to(place))
         info = next(iter(infos.values()))
         source = DataConfig(
             data=data,
@@ -155,6 +161,8 @@ def evaluate(
         readings = None if adjudicated is None else read_adjudicated(adjudicated)
         guided = any(isinstance(one, AnatomyXNet) for one, _ in models.values())
         drawer = optional_segmenter(source, files[0], segmenter, needed=guided)
+        if drawer is not None:
+            drawer.to(place)
         progress = Progress(typer.echo) if share.rank == 0 else SILENT
         several = share.count > 1
         films = source.source("test", size=info.preprocessing.size, with_masks=drawer is None)

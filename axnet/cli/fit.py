@@ -211,6 +211,7 @@ def fit(
     from contextlib import nullcontext
 
     from axnet.data.uncertainty import read_policy
+    from axnet.devices import device_of
     from axnet.models import Preprocessing
     from axnet.progress import SILENT, Progress
     from axnet.train import Augmentation, DataConfig, FitConfig, find_segmenter, open_part, with_blank_masks
@@ -289,6 +290,8 @@ def fit(
         )
         if done is not None:
             done(SEGMENTER_EPOCHS)
+    if drawer is not None:  # on a GPU where the training is
+        drawer.to(device_of("auto" if accelerator in ("auto", "gpu", "cuda") else "cpu"))
     if not processes.started_by_another() and (count := _processes(accelerator, devices)) > 1:
         with tempfile.TemporaryDirectory() as shared:  # read and drawn once, then opened by all
             source = replace(source, cache=source.cache or shared)

@@ -72,6 +72,10 @@ Cache = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="Folder for memory-mapped images and masks, for sets larger than the memory."),
 ]
+Device = Annotated[
+    str,
+    typer.Option(metavar="DEVICE", help="Where to compute: cpu, cuda, cuda:1 ...; auto: a GPU where torch has one."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read or render images; 0 for none.")]
 Quiet = Annotated[

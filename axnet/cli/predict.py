@@ -12,9 +12,10 @@ from typing import IO, TYPE_CHECKING, Annotated, Optional
 import typer
 
 from axnet.cli.films import Films, Part, named, parts
-from axnet.cli.options import DicomOut, SegmenterFile, report_failed, writable_file, writable_folder
+from axnet.cli.options import Device, DicomOut, SegmenterFile, report_failed, writable_file, writable_folder
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from axnet.models import ClassifierInfo
@@ -45,6 +46,7 @@ def predict(
         typer.Option(help="Folder for a PNG per image: organs outlined, the likeliest finding's map in red."),
     ] = None,
     dicom_out: DicomOut = None,
+    device: Device = "auto",
 ) -> None:
     """Write the probability of every finding for frontal radiographs, one row per image.
 
@@ -60,7 +62,7 @@ def predict(
     from axnet.train.shares import shared_out
 
     with shared_out() as share:
-        failed = _predict(share, images, weights, segmenter, out, overlays, dicom_out)
+        failed = _predict(share, images, weights, segmenter, out, overlays, dicom_out, device)
     report_failed(failed)
 
 
@@ -72,15 +74,18 @@ def _predict(
     out: Path | None,
     overlays: Path | None,
     dicom_out: Path | None,
+    device: str,
 ) -> list[tuple[Path, str]]:
     """Returns the films that failed, for the first process."""
     import csv
 
+    from axnet.devices import device_of, in_channels_last
     from axnet.models import AnatomyXNet, load_classifier
     from axnet.predictor import shipped
     from axnet.train import predict as score
     from axnet.train import segmenter_for, with_blank_masks, with_predicted_masks
 
+    place = device_of(device)
     films = named(images)
     if out is not None:
         writable_file(out, "--out")
@@ -92,10 +97,11 @@ def _predict(
     weights = shipped() if weights is None else weights
     model, info = load_classifier(weights)
     if own or overlays is not None or dicom_out is not None or info.calibration is not None:
-        return _read(share, model, info, weights, segmenter, films, out, overlays, dicom_out)
+        return _read(share, place, model, info, weights, segmenter, films, out, overlays, dicom_out)
     guided = isinstance(model, AnatomyXNet)
+    in_channels_last(model.to(place))
     masked = films.masked and segmenter is None
-    drawer = segmenter_for(weights, segmenter) if guided and not masked else None
+    drawer = segmenter_for(weights, segmenter).to(place) if guided and not masked else None
     failed: list[tuple[Path, str]] = []
     scored = 0
 
@@ -132,6 +138,7 @@ def _say(scored: int, failed: list[tuple[Path, str]], out: Path | None) -> None:
 
 def _read(
     share: Share,
+    device: torch.device,
     model: nn.Module,
     info: ClassifierInfo,
     weights: Path,
@@ -148,7 +155,7 @@ def _read(
 
     if films.packed and dicom_out is not None:
         raise ValueError("images are packed films, expected DICOM files for --dicom-out.")
-    predictor = Predictor(model, info, segmenter_of(weights, segmenter))
+    predictor = Predictor(model, info, segmenter_of(weights, segmenter)).to(device)
     with _opened(out, share) as stream:
         scored, failed = read(predictor, films, stream, out is not None, overlays, dicom_out, share)
     if share.rank == 0:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from axnet.cli.options import UNREADABLE, DicomOut, Quiet, Seed, places, report_failed, writable_file, writable_folder
+from axnet.cli.options import (
+    UNREADABLE,
+    Device,
+    DicomOut,
+    Quiet,
+    Seed,
+    places,
+    report_failed,
+    writable_file,
+    writable_folder,
+)
 
 if TYPE_CHECKING:
     from axnet.data.folder import ImageFile
@@ -122,7 +132,7 @@ def predict(
         Path("anatomy.parquet")
     ),
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")] = "cpu",
+    device: Device = "auto",
     sheet: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="HTML file for a contact sheet of the --sheet-films films of the lowest quality."),
@@ -137,22 +147,21 @@ def predict(
     by its path there. Images that are there already are left out, so a run can be stopped and
     started again. Files that cannot be read are listed at the end, and the exit code is then 1.
     """
-    import torch
-
     from axnet.cli.reading import segmentation_of, write_dicom
     from axnet.data.folder import image_files
+    from axnet.devices import device_of
     from axnet.segment import Segmenter, load_pretrained
     from axnet.segment.output import open_sink
 
     files = image_files(images)
     if sheet is not None:
         writable_file(sheet, "--sheet")
-    segmenter = load_pretrained() if weights is None else Segmenter.load(weights)
     try:
-        segmenter = segmenter.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:  # torch's own text runs over many lines
-        reason = str(error).splitlines()[0]
-        raise typer.BadParameter(f"device is '{device}', which does not serve here ({reason}).") from error
+        place = device_of(device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    segmenter = load_pretrained() if weights is None else Segmenter.load(weights)
+    segmenter.to(place)
     # these make folders, so they come last
     (writable_file if out.suffix == ".parquet" else writable_folder)(out, "--out")
     objects = {} if dicom_out is None else places(files, writable_folder(dicom_out, "--dicom-out"), "--dicom-out")

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from axnet.cli.options import SegmenterFile
+from axnet.cli.options import Device, SegmenterFile
 
 _LEAST_TOKEN = 8
 
@@ -35,6 +35,7 @@ def serve(
     waiting: Annotated[
         int, typer.Option(min=1, help="Most films held at a time, of all users; one more is told to come back.")
     ] = 32,
+    device: Device = "auto",
 ) -> None:
     """Serve a page on which chest films are dropped and read: http://localhost:8000.
 
@@ -50,6 +51,7 @@ def serve(
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError(f"axnet serve needs the package '{error.name}': pip install 'axnet[serve]'.") from None
+    from axnet.devices import device_of
     from axnet.models import load_classifier
     from axnet.predictor import Predictor, shipped
     from axnet.serve import decoding
@@ -65,12 +67,13 @@ def serve(
         raise ValueError("--token holds characters that are not printable ASCII, expected these alone.")
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(16)
+    place = device_of(device)
     opened = listen(host, port)
     typer.echo("axnet: loading the model")
     decoding.prepare()
     weights = shipped() if weights is None else weights
     model, info = load_classifier(weights)
-    predictor = Predictor(model, info, segmenter_of(weights, segmenter))
+    predictor = Predictor(model, info, segmenter_of(weights, segmenter)).to(place)
     said = start_message(host, opened, token)
     app = create_app(predictor, Limits(megabytes, megapixels, films, waiting), token, lambda: typer.echo(said))
     server(app).run(sockets=[opened])

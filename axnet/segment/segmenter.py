@@ -143,8 +143,7 @@ class Segmenter(nn.Module):
         side = (self.config.size, self.config.size)
         if images.shape[2:] != side:
             images = F.interpolate(images, size=side, mode="bilinear", align_corners=False, antialias=True)
-        levels = images.new_tensor([self.config.low / 100, self.config.high / 100])
-        low, high = torch.quantile(images.flatten(1), levels, dim=1)[..., None, None, None]
+        low, high = _extremes(images.flatten(1), self.config.low / 100, self.config.high / 100)[..., None, None, None]
         return ((images - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
 
     @torch.no_grad()
@@ -174,12 +173,12 @@ class Segmenter(nn.Module):
         for start in range(0, len(images), batch_size):
             loaded = [_pixels(image) for image in images[start : start + batch_size]]
             small = np.stack([self._normalised(pixels) for pixels in loaded])
-            batch = torch.from_numpy(small)[:, None]
-            first = self._logits(batch).sigmoid().cpu()
-            second = _moved(self._logits(_moved(batch)).sigmoid().cpu(), back=True)
-            mean = ((first + second) / 2).numpy()
-            for each, one, other, image, pixels in zip(mean, first, second, small, loaded, strict=True):
-                anatomy = examine(resize(each, pixels.shape), compare(one.numpy(), other.numpy(), image))
+            batch = torch.from_numpy(small)[:, None].to(self.atlas.device)
+            first = self._logits(batch).sigmoid()
+            second = _moved(self._logits(_moved(batch)).sigmoid(), back=True)
+            looks = [planes.cpu().numpy() for planes in ((first + second) / 2, first, second)]
+            for each, one, other, image, pixels in zip(*looks, small, loaded, strict=True):
+                anatomy = examine(resize(each, pixels.shape), compare(one, other, image))
                 found.append(replace(anatomy, probabilities=each) if keep_probabilities else anatomy)
         return found
 
@@ -230,16 +229,30 @@ class Segmenter(nn.Module):
         return segmenter
 
 
+def _extremes(rows: Tensor, low: float, high: float) -> Tensor:
+    """torch.quantile of rows [N, M] at two levels, as [2, N], without sorting all of them."""
+    last = rows.shape[1] - 1
+    found = []
+    for level, largest in ((low, False), (high, True)):
+        rank = torch.tensor(level, dtype=rows.dtype) * last  # not where rows are, which would be waited for
+        below = int(rank)
+        count = last - below + 1 if largest else min(below + 2, last + 1)
+        ends = rows.topk(count, dim=1, largest=largest).values
+        at, after = (-1, max(-2, -count)) if largest else (below, min(below + 1, last))
+        found.append(ends[:, at].lerp(ends[:, after], float(rank - below)))
+    return torch.stack(found)
+
+
 def _moved(planes: Tensor, *, back: bool = False) -> Tensor:
     """Planes [N, K, s, s] turned and shrunk so that all of them stays in view, or back."""
     turn, zoom = math.radians(_TURN), _SHRINK
     if back:
         turn, zoom = -turn, 1 / zoom
     cos, sin = zoom * math.cos(turn), zoom * math.sin(turn)
-    theta = planes.new_tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).expand(len(planes), 2, 3)
+    theta = planes.new_tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]])
     with torch.autocast(planes.device.type, enabled=False):  # bfloat16 is too coarse for places
-        grid = F.affine_grid(theta, list(planes.shape), align_corners=False)
-        return F.grid_sample(planes, grid, align_corners=False)
+        grid = F.affine_grid(theta, [1, *planes.shape[1:]], align_corners=False)
+        return F.grid_sample(planes, grid.expand(len(planes), -1, -1, -1), align_corners=False)
 
 
 def _pixels(image: StrPath | npt.NDArray[Any]) -> npt.NDArray[Any]:

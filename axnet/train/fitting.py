@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
+from axnet.devices import in_channels_last
 from axnet.models.preprocessing import Preprocessing
 from axnet.models.storage import build_classifier, save_classifier
 from axnet.precision import float32_by_default
@@ -216,7 +217,7 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
     with _quiet(), float32_by_default(), torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model, preprocessing = _begin(config, train)
-        model = _laid_out(model, config)
+        model = in_channels_last(model) if config.channels_last else model
         module = ClassifierModule(
             model,
             preprocessing,
@@ -261,7 +262,8 @@ def fit(config: FitConfig, train: XraySet, validation: XraySet | None = None) ->
             trainer.fit(module, datamodule=data, ckpt_path=resume_from if config.resume else None, weights_only=True)
         if isinstance(trainer.strategy, FullyShardedStrategy):  # the one that was trained holds shares
             kind = next(model.parameters()).dtype
-            model = _laid_out(build_classifier(config.architecture, cast(Any, model).config).to(kind), config)
+            model = build_classifier(config.architecture, cast(Any, model).config).to(kind)
+            model = in_channels_last(model) if config.channels_last else model
             model.load_state_dict(trainer.strategy.weights)
         separate(model)
         seconds = time.perf_counter() - started
@@ -344,10 +346,6 @@ def _begin(config: FitConfig, train: XraySet) -> tuple[nn.Module, Preprocessing]
     if expected is None:
         return model, measured(train)
     return model, replace(train.preprocessing, mean=expected[0], std=expected[1])
-
-
-def _laid_out(model: nn.Module, config: FitConfig) -> nn.Module:
-    return model.to(memory_format=torch.channels_last) if config.channels_last else model  # type: ignore[call-overload]
 
 
 def _checkpoints(out: Path, watched: bool) -> list[ModelCheckpoint]:

@@ -21,7 +21,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 
 import axnet
 from axnet.data.files import locked, replacing
@@ -31,6 +30,7 @@ from axnet.data.mask_table import MaskTable
 from axnet.data.packed.films import FACTS, LABEL
 from axnet.data.packed.manifest import FILMS, MANIFEST, STATE, Manifest, Place, sha256
 from axnet.data.splits import check_disjoint, split_hash
+from axnet.devices import device_of
 from axnet.progress import SILENT, Progress
 from axnet.segment import Segmenter
 from axnet.segment.pretrained import WEIGHTS
@@ -145,7 +145,7 @@ def pack_options(
     """How to pack, and where the masks are from, as a user names it.
 
     masks: "segmenter" for the set's own masks, or where it has none those of segmenter (None for the one that comes
-    with axnet); "none"; or a mask table. Raises as MaskTable and Segmenter.load do.
+    with axnet); "none"; or a mask table. Raises as MaskTable, Segmenter.load and device_of do.
     """
     found = data.dataset
     if masks == "none":
@@ -156,13 +156,8 @@ def pack_options(
     if segmenter is None and found.masked:
         return Packer(size, own_masks=True), "the set's own"
     weights = Path(WEIGHTS if segmenter is None else segmenter)
-    loaded = Segmenter.load(weights)
-    try:
-        loaded.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:  # torch's own text runs over many lines
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"device is '{device}', which does not serve here ({reason}).") from error
-    packer = Packer(size, segmenter=str(weights), fallback=found.real, device=device)
+    Segmenter.load(weights)  # or say now what is wrong
+    packer = Packer(size, segmenter=str(weights), fallback=found.real, device=str(device_of(device)))
     return packer, f"segmenter {weights.name} {sha256(weights)[:24]}"
 
 

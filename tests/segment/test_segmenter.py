@@ -16,7 +16,7 @@ from axnet.segment import Segmenter, SegmenterConfig, evaluate_segmenter, examin
 from axnet.segment import segmenter as segmenter_module
 from axnet.segment.anatomy import compare
 from axnet.segment.evaluation import organ_mask
-from axnet.segment.segmenter import _moved
+from axnet.segment.segmenter import _extremes, _moved
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 WINGSPAN = Path(os.environ.get("AXNET_DATA", SHARED)) / "wingspan_ctr"
@@ -146,6 +146,13 @@ def test_checks_flag_what_is_implausible():
     scattered[2, 0:12, 0:14] = 1.0
     assert "heart is in several parts" in examine(scattered).flags
     assert not examine(scattered).masks[2, 0, 0]
+
+
+@pytest.mark.parametrize("pixels", [1, 2, 3, 100, 9216, 65537])
+@pytest.mark.parametrize("levels", [(0.01, 0.99), (0.0, 1.0), (0.4, 0.6), (1 / 3, 0.5)])
+def test_extremes_are_quantiles_to_the_last_bit(pixels, levels):
+    for rows in (torch.rand(3, pixels), (20 * torch.rand(3, pixels)).round() / 20):
+        assert torch.equal(_extremes(rows, *levels), torch.quantile(rows, torch.tensor(levels), dim=1))
 
 
 def test_a_film_that_is_moved_comes_back():
