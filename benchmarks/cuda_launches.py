@@ -50,10 +50,18 @@ HELD = (
     ),
     ("moments", "bfloat16", "channels_last"),
     ("backward sums", "bfloat16", "channels_last"),
+    ("backward input", "bfloat16", "channels_last"),
     ("moments", "float32", "NCHW"),
     ("moments", "float32", "channels_last"),
     ("backward sums", "float32", "NCHW"),
     ("pwap, 1", "float32", "channels_last"),
+)
+
+# The same at smaller shapes, where a kernel's beginning and end weigh more: instructions alone.
+HELD_SMALL = tuple(
+    ("backward input", "bfloat16", layout, shape)
+    for layout in LAYOUTS
+    for shape in ((64, 1024, 16, 16), (256, 1024, 7, 7))
 )
 
 
@@ -61,4 +69,21 @@ def calls(shape: tuple[int, int, int, int], layout: str, dtype: torch.dtype) -> 
     """The ops by pass, as the device's record times them (axnet.bench.measure.passes)."""
     from axnet.bench.measure import passes
 
-    return {name: call for name, (_, call) in passes(shape, layout, dtype, "cpu", "native").items()}
+    made: dict[str, Any] = {name: call for name, (_, call) in passes(shape, layout, dtype, "cpu", "native").items()}
+    inputs = made["backward input"]
+
+    def with_maxima() -> Any:
+        _, x, mask = inputs.args
+        place_maxima(x, mask, inputs.keywords["argmax"])
+        return inputs()
+
+    return made | {"backward input": with_maxima}
+
+
+def place_maxima(x: torch.Tensor, mask: torch.Tensor, argmax: torch.Tensor) -> None:
+    """Write what masked_moments finds: a recorded launch computes nothing, and the places decide a kernel's work."""
+    for image, masks, places in zip(x, mask, argmax, strict=True):
+        rows = image.flatten(1).float()
+        places[0] = rows.argmax(1)
+        for k, weights in enumerate(masks.flatten(1), 1):
+            places[k] = (rows * weights).argmax(1)
