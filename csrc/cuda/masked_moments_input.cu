@@ -1,5 +1,5 @@
 // dX in one read of D and X and one write, long-lived threads (walk.cuh). What the maxima add concerns a handful of
-// elements of a channel: when a block has written its part, it writes those once more, in full.
+// elements of a channel: when a block or a warp has written its part, it writes those once more, in full.
 #include "cuda/input_grad.cuh"
 #include "cuda/walk.cuh"
 
@@ -7,131 +7,6 @@ namespace axnet::cuda {
 namespace {
 
 constexpr int kFlight = 2;  // vectors of X and of D in flight a thread
-
-// What an element needs of its channel.
-template <int B>
-struct ChannelTerms {
-  static constexpr int means = 4 + B,
-                       count = means + 1 + B;  // k1, k2, k3, b, w_a; of means over the map: flat, slope_a
-
-  // f(k, number) of channel c; of the means before they are divided by S
-  template <class T, class F>
-  __device__ static void read(const ElementGrad<T>& element, int64_t C, int64_t c, const F& f) {
-    auto load = [&](auto first) {
-#pragma unroll
-      for (int k = decltype(first)::value; k < count; ++k)
-        f(k, k < means ? element.coef[k * C + c] : element.delta[(k > means ? k - means + 1 : 0) * C + c]);
-    };
-    element.p.blocks ? load(std::integral_constant<int, 0>{}) : load(std::integral_constant<int, means>{});
-  }
-  // of(k): the number k
-  template <bool BLEND, class F>
-  __device__ static float grad(float x, float d, const float (&m)[B], const F& of) {
-    float total = of(means), gate = BLEND ? of(3) : 0.f;
-#pragma unroll
-    for (int a = 0; a < B; ++a) {
-      total += of(means + 1 + a) * m[a];
-      if constexpr (BLEND) gate += of(4 + a) * m[a];
-    }
-    if constexpr (BLEND) total += (of(0) * d + (of(2) * (x * gate) + of(1))) * gate;
-    return total;
-  }
-};
-
-// The elements of a block where a maximum of its channels stands. Each warp lists some when the block begins, so that
-// at its end a thread has one, and all that they need is on its way together.
-template <int B>
-class Maxima {
-  struct Place {
-    int channel, pixel;
-    unsigned kinds;  // bit k: maximum k stands there
-  };
-  int* counts;  // of each warp
-  Place* own;
-
- public:
-  static size_t bytes(int channels, int threads) {
-    return threads / kWarp * (sizeof(int) + room(channels) * sizeof(Place));
-  }
-
-  // channels: that a thread notes
-  __device__ Maxima(void* shared, int channels)
-      : counts(static_cast<int*>(shared)),
-        own(reinterpret_cast<Place*>(counts + blockDim.x / kWarp) + threadIdx.x / kWarp * room(channels)) {}
-
-  // at: of a channel, -1 where another block writes. All lanes of the warp.
-  __device__ void note(int& found, int channel, const int (&at)[1 + B]) const {
-#pragma unroll
-    for (int k = 0; k <= B; ++k) {
-      unsigned kinds = 0;
-#pragma unroll
-      for (int j = 0; j <= B; ++j)
-        kinds |= at[j] == at[k] ? 1u << j : 0u;
-      const bool fresh = at[k] >= 0 && (kinds & ((1u << k) - 1)) == 0;
-      const unsigned lanes = __ballot_sync(0xffffffffu, fresh);
-      if (fresh) own[found + __popc(lanes & ((1u << threadIdx.x % kWarp) - 1))] = {channel, at[k], kinds};
-      found += __popc(lanes);
-    }
-    if (threadIdx.x % kWarp == 0) counts[threadIdx.x / kWarp] = found;
-  }
-  // f(channel, pixel, kinds) after a barrier, each once.
-  template <class F>
-  __device__ void each(int channels, const F& f) const {
-    const Place* list = reinterpret_cast<const Place*>(counts + blockDim.x / kWarp);
-    const int warps = static_cast<int>(blockDim.x) / kWarp;
-    int i = static_cast<int>(threadIdx.x), total;
-    do {
-      int at = -1;
-      total = 0;
-#pragma unroll
-      for (int w = 0; w < kWalkThreads / kWarp; ++w) {
-        const int found = w < warps ? counts[w] : 0;
-        if (i >= total && i < total + found) at = w * room(channels) + i - total;
-        total += found;
-      }
-      if (at >= 0) f(list[at].channel, list[at].pixel, list[at].kinds);
-      i += static_cast<int>(blockDim.x);
-    } while (i < total);
-  }
-
- private:
-  __host__ __device__ static int room(int channels) { return kWarp * channels * (1 + B); }
-};
-
-// The elements where a maximum stands, again.
-template <class T, int B>
-__device__ inline void write_maxima(const InputPlan& p, const ElementGrad<T>& element, int64_t n,
-                                    const Maxima<B>& maxima, int channels) {
-  using Terms = ChannelTerms<B>;
-  const T* x = static_cast<const T*>(p.x_data) + n * p.x.n;
-  const T* d = static_cast<const T*>(p.d_data) + n * p.d.n;
-  T* dx = static_cast<T*>(p.dx_data) + n * p.dx.n;
-  __syncthreads();  // what the block wrote lies before what follows
-  auto look = [&](auto blend) {
-    constexpr bool BLEND = decltype(blend)::value;
-    maxima.each(channels, [&](int c, int s, unsigned kinds) {
-      const T xs = BLEND ? x[c * p.x.c + s * p.x.s] : T(0.f), ds = BLEND ? d[c * p.d.c + s * p.d.s] : T(0.f);
-      float q[Terms::count], m[B], more[1 + B];
-#pragma unroll
-      for (int a = 0; a < B; ++a)
-        m[a] = element.mask[a * p.S + s];
-#pragma unroll
-      for (int k = 0; k <= B; ++k)
-        more[k] = element.delta[(k ? 1 + B + k : 1) * p.C + c];
-      Terms::read(element, p.C, c, [&](int k, float v) { q[k] = v; });
-#pragma unroll
-      for (int k = Terms::means; k < Terms::count; ++k)
-        q[k] *= 1.f / static_cast<float>(p.S);
-      float v =
-          Terms::template grad<BLEND>(static_cast<float>(xs), static_cast<float>(ds), m, [&](int k) { return q[k]; });
-#pragma unroll
-      for (int k = 0; k <= B; ++k)
-        if (kinds >> k & 1) v += k ? more[k] * m[k - 1] : more[0];
-      dx[c * p.dx.c + s * p.dx.s] = T(v);
-    });
-  };
-  p.blocks ? look(std::true_type{}) : look(std::false_type{});
-}
 
 // NCHW. WHOLE: S is a multiple of the vector.
 template <class T, int B, bool WHOLE>
@@ -142,28 +17,28 @@ __global__ void __launch_bounds__((WHOLE ? kWalkThreads : kThreads), (WHOLE || B
   using Row = Entry<Terms::count>;
   AXNET_SHARED(shared);
   Row* table = reinterpret_cast<Row*>(shared);
+  auto* places = reinterpret_cast<int*>(table + walk.meets + 1);  // of the channels' maxima, -1: another block's
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S);
-  const Stand stand(walk, C);
-  const ElementGrad<T> element(p, stand.n);
+  Stand stand(walk, C);
+  if constexpr (!WHOLE) split_last<V>(stand, walk, S);
+  const ElementGrad<T> element = of_image<T, B>(p, stand.n);
   const float inverse = 1.f / static_cast<float>(S);
-  const int kept0 = stand.block * walk.width, threads = static_cast<int>(blockDim.x);
-  const int some = (walk.meets + threads - 1) / threads;  // channels that a thread notes
-  const Maxima<B> maxima(table + walk.meets + 1, some);
-  int found = 0;
-  for (int i = 0; i < some; ++i) {
-    const int channel = i * threads + static_cast<int>(threadIdx.x), c = stand.first + channel;
+  const int kept0 = stand.block * walk.width * V, kept = walk.width * V;
+#pragma unroll 1
+  for (int channel = static_cast<int>(threadIdx.x); channel < stand.count; channel += static_cast<int>(blockDim.x)) {
+    const int c = stand.first + channel;
+    const int32_t* from = element.at + c;
     int at[1 + B];
 #pragma unroll
     for (int k = 0; k <= B; ++k)
-      at[k] = channel < stand.count ? element.at[k * C + c] : -1;
-    if (channel < stand.count)
-      Terms::read(element, C, c, [&](int k, float v) { table[channel].at[k] = k < Terms::means ? v : v * inverse; });
+      at[k] = from[k * C];
+    Terms::rows(element, C, c,
+                [&](int k, const float* of) { table[channel].at[k] = k < Terms::means ? *of : *of * inverse; });
 #pragma unroll
     for (int k = 0; k <= B; ++k) {
-      const int kept = ((WHOLE ? 0 : channel % walk.rows * S) + at[k]) / V;
-      if (kept < kept0 || kept >= kept0 + walk.width) at[k] = -1;
+      const int place = at[k] + (WHOLE ? 0 : (channel & (walk.rows - 1)) * S) - kept0;
+      places[channel * (1 + B) + k] = place >= 0 && place < kept ? at[k] : -1;
     }
-    maxima.note(found, c, at);
   }
   float m[B][V];
   const int row = WHOLE ? 0 : stand.kept * V / S, s0 = WHOLE ? stand.kept * V : stand.kept * V % S;
@@ -179,120 +54,262 @@ __global__ void __launch_bounds__((WHOLE ? kWalkThreads : kThreads), (WHOLE || B
           m[a][i] = element.mask[a * S + (i < own ? s0 + i : i - own)];
       }
   __syncthreads();
-  if (stand.active) {
-    const int64_t from = static_cast<int64_t>(stand.first + row) * S + s0;
-    const T* x = static_cast<const T*>(p.x_data) + stand.n * p.x.n + from;
-    const T* d = static_cast<const T*>(p.d_data) + stand.n * p.d.n + from;
-    T* dx = static_cast<T*>(p.dx_data) + stand.n * p.dx.n + from;
+  const T* x = static_cast<const T*>(p.x_data) + stand.n * p.x.n;
+  const T* d = static_cast<const T*>(p.d_data) + stand.n * p.d.n;
+  T* dx = static_cast<T*>(p.dx_data) + stand.n * p.dx.n;
+  const bool splits = !WHOLE && __ballot_sync(0xffffffffu, stand.active && own < V) != 0;
+  auto look = [&](auto blend) {
+    constexpr bool BLEND = decltype(blend)::value;
+    const int begin = stand.active ? (stand.first + row + stand.at) * S + s0 : 0;
+    const T *next_x = x + begin, *next_d = d + begin;
+    T* next_dx = dx + begin;
     const Row* entries = table + row;
     Stand rows = stand;
-    rows.count -= row;
-    auto look = [&](auto blend) {
-      constexpr bool BLEND = decltype(blend)::value;
-      meet<(WHOLE || B == 1 ? kFlight : kFlight / 2)>(rows, walk, [&](auto many, int at, int step) {
-        constexpr int U = decltype(many)::value;
-        Bits<T, V> xs[U], ds[U];
-        if constexpr (BLEND)
+    rows.count = stand.active ? stand.count - row : 0;
+    meet<(WHOLE || B == 1 ? kFlight : kFlight / 2)>(rows, walk, [&](auto many, int at, int step) {
+      constexpr int U = decltype(many)::value;
+      const int apart = step * S;
+      Bits<T, V> xs[U], ds[U];
+      if constexpr (BLEND)
 #pragma unroll
-          for (int u = 0; u < U; ++u)
-            xs[u].load(x + (at + u * step) * S), ds[u].load(d + (at + u * step) * S);
+        for (int u = 0; u < U; ++u)
+          xs[u].load(next_x), ds[u].load(next_d), next_x += apart, next_d += apart;
 #pragma unroll
-        for (int u = 0; u < U; ++u) {
-          const Row q = entry_of(entries, at + u * step);
-          Row next;
-          if constexpr (!WHOLE) next = entry_of(entries, at + u * step + 1);
-          float v[V], grad[V];
-          if constexpr (BLEND) xs[u].spread(v), ds[u].spread(grad);
+      for (int u = 0; u < U; ++u) {
+        const Row q = entry_of(entries, at + u * step);
+        float v[V], grad[V];
+        if constexpr (BLEND) xs[u].spread(v), ds[u].spread(grad);
+        auto all = [&](const auto& of) {
 #pragma unroll
           for (int i = 0; i < V; ++i) {
             float masks[B];
 #pragma unroll
             for (int a = 0; a < B; ++a)
               masks[a] = m[a][i];
-            const bool first = WHOLE || i < own;
             v[i] = Terms::template grad<BLEND>(BLEND ? v[i] : 0.f, BLEND ? grad[i] : 0.f, masks,
-                                               [&](int k) { return first ? q.at[k] : next.at[k]; });
+                                               [&](int k) { return of(i, k); });
           }
-          xs[u].gather(v);
-          xs[u].store(dx + (at + u * step) * S);
+        };
+        if (splits) {
+          const Row next = entry_of(entries, at + u * step + 1);
+          all([&](int i, int k) { return i < own ? q.at[k] : next.at[k]; });
+        } else {
+          all([&](int, int k) { return q.at[k]; });
         }
-      });
-    };
-    p.blocks ? look(std::true_type{}) : look(std::false_type{});
-  }
-  write_maxima<T, B>(p, element, stand.n, maxima, some);
+        xs[u].gather(v);
+        xs[u].store(next_dx);
+        next_dx += apart;
+      }
+    });
+    __syncthreads();  // what the block wrote lies before what follows: the elements where maxima stand, again
+#pragma unroll 1
+    for (int channel = static_cast<int>(threadIdx.x); channel < stand.count; channel += static_cast<int>(blockDim.x)) {
+      const int c = stand.first + channel;
+      int at[1 + B];
+      T xs[1 + B], ds[1 + B];
+      float masks[1 + B][B], more[1 + B];
+#pragma unroll
+      for (int k = 0; k <= B; ++k) {
+        at[k] = places[channel * (1 + B) + k];
+        more[k] = element.delta[c + (k ? 1 + B + k : 1) * C];
+        const int s = at[k] < 0 ? 0 : at[k];
+        xs[k] = BLEND ? x[c * S + s] : T(0.f), ds[k] = BLEND ? d[c * S + s] : T(0.f);
+#pragma unroll
+        for (int a = 0; a < B; ++a)
+          masks[k][a] = element.mask[a * S + s];
+      }
+      const Row q = entry_of(table, channel);
+#pragma unroll
+      for (int k = 0; k <= B; ++k) {
+        unsigned kinds = 0;
+#pragma unroll
+        for (int j = 0; j <= B; ++j)
+          kinds |= at[j] == at[k] ? 1u << j : 0u;
+        const T v = grad_of_maximum<BLEND>(kinds, xs[k], ds[k], masks[k], more, [&](int j) { return q.at[j]; });
+        if (at[k] >= 0) dx[c * S + at[k]] = v;
+      }
+    }
+  };
+  p.blocks ? look(std::true_type{}) : look(std::false_type{});
 }
 
-// Four channels a thread: nine numbers of each in registers.
+constexpr int kChannels = 4;  // of a thread, channels_last: nine numbers of each in registers
+constexpr int kRounds = 2;    // places of maxima that a thread goes back to at a time
+
+// Where a warp's maxima stand: pixel * kPlaceUnit + lane * 16 + channel * 4 + which of them, counted from the first
+// pixel and channel of that lane. It lists kPlaces at most.
+constexpr unsigned kPlaceUnit = kWarp * 16;
+template <int B>
+constexpr int kPlaces = kWarp * kChannels * (1 + B);
+
+// A thread meets pixels that follow each other, and a warp goes back to the maxima that it met itself: no barrier but
+// the first.
 template <class T, int B>
 __global__ void __launch_bounds__(kThreads, (B < 3 ? kWalkBlocks : 2))
     input_channels_last_kernel(const InputPlan p, const Walk walk) {
-  constexpr int V = 4;
+  constexpr int V = kChannels;
   using Terms = ChannelTerms<B>;
   AXNET_SHARED(shared);
   auto* table = reinterpret_cast<float*>(shared);  // [pixels that pass, B]
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S);
   const Stand stand(walk, S);
-  const ElementGrad<T> element(p, stand.n);
-  const int c = stand.kept * V;
-  const Maxima<B> maxima(table + walk.meets * B, V);
+  const ElementGrad<T> element = of_image<T, B>(p, stand.n);
+  const int c = stand.kept * V, lane = static_cast<int>(threadIdx.x) % kWarp;
+  auto* places = reinterpret_cast<unsigned*>(table + walk.meets * B) + threadIdx.x / kWarp * kPlaces<B>;
+  const int run = walk.run, own = stand.at * run;  // of a thread, its first pixel of the block's
+  const int rest = stand.active ? stand.count - own : 0, pixels = rest < run ? rest : run;
   float q[Terms::count][V];
-  int at[V][1 + B], found = 0;
-#pragma unroll
-  for (int i = 0; i < V; ++i) {
+  Vector<int32_t> at[1 + B];
+  if (stand.active) {
 #pragma unroll
     for (int k = 0; k <= B; ++k)
-      at[i][k] = stand.active && stand.at == 0 ? element.at[k * C + c + i] : -1;
-    if (stand.active) Terms::read(element, C, c + i, [&](int k, float v) { q[k][i] = v; });
+      at[k] = load_vector(element.at + c + k * C);
+    Terms::rows(element, C, c, [&](int k, const float* from) {
+      const Vector<float> v = load_vector(from);
+#pragma unroll
+      for (int i = 0; i < V; ++i)
+        q[k][i] = v.at[i];
+    });
   }
-  for (int s = threadIdx.x; s < stand.count; s += blockDim.x)
+#pragma unroll 1
+  for (int s = static_cast<int>(threadIdx.x); s < stand.count; s += static_cast<int>(blockDim.x))
 #pragma unroll
     for (int a = 0; a < B; ++a)
       table[s * B + a] = element.mask[a * S + stand.first + s];
+  int listed = 0;
+  {
+    const unsigned origin = static_cast<unsigned>(lane) * 16 - static_cast<unsigned>(stand.first + own) * kPlaceUnit;
+    const unsigned end = pixels > 0 ? static_cast<unsigned>(pixels) * kPlaceUnit : 0;
+    unsigned place[V][1 + B];
+#pragma unroll
+    for (int i = 0; i < V; ++i)
+#pragma unroll
+      for (int k = 0; k <= B; ++k) {
+        place[i][k] = static_cast<unsigned>(at[k].at[i]) * kPlaceUnit + origin;
+        listed += place[i][k] < end ? 1 : 0;
+      }
+    const int mine = listed;
+#pragma unroll
+    for (int step = 1; step < kWarp; step *= 2) {
+      const int before = __shfl_up_sync(0xffffffffu, listed, step);
+      if (lane >= step) listed += before;
+    }
+    unsigned* to = places + (listed - mine);
+#pragma unroll
+    for (int i = 0; i < V; ++i)
+#pragma unroll
+      for (int k = 0; k <= B; ++k) {
+        if (place[i][k] < end) *to = place[i][k] + (i * 4 + k);
+        to += place[i][k] < end ? 1 : 0;
+      }
+    listed = __shfl_sync(0xffffffffu, listed, kWarp - 1);
+  }
   __syncthreads();
+  const float inverse = 1.f / static_cast<float>(S);
 #pragma unroll
-  for (int i = 0; i < V; ++i) {
-#pragma unroll
-    for (int k = 0; k <= B; ++k)
-      if (at[i][k] < stand.first || at[i][k] >= stand.first + stand.count) at[i][k] = -1;
-    maxima.note(found, c + i, at[i]);
+  for (int i = 0; i < V; ++i)
 #pragma unroll
     for (int k = Terms::means; k < Terms::count; ++k)
-      q[k][i] *= 1.f / static_cast<float>(S);
-  }
-  if (stand.active) {
-    const int x_step = static_cast<int>(p.x.s), d_step = static_cast<int>(p.d.s), dx_step = static_cast<int>(p.dx.s);
-    const T* x = static_cast<const T*>(p.x_data) + stand.n * p.x.n + stand.first * p.x.s + c;
-    const T* d = static_cast<const T*>(p.d_data) + stand.n * p.d.n + stand.first * p.d.s + c;
-    T* dx = static_cast<T*>(p.dx_data) + stand.n * p.dx.n + stand.first * p.dx.s + c;
-    auto look = [&](auto blend) {
-      constexpr bool BLEND = decltype(blend)::value;
-      meet<kWalkFlight>(stand, walk, [&](auto many, int at, int step) {
-        constexpr int U = decltype(many)::value;
-        Bits<T, V> xs[U], ds[U];
-        if constexpr (BLEND)
+      q[k][i] *= inverse;
+  // a product stays in a register, where the compiler widens a parameter again for each vector
+  const int x_step = static_cast<int>(p.x.s) * walk.rows, d_step = static_cast<int>(p.d.s) * walk.rows,
+            dx_step = static_cast<int>(p.dx.s) * walk.rows;
+  const T* x = static_cast<const T*>(p.x_data) + stand.n * p.x.n;
+  const T* d = static_cast<const T*>(p.d_data) + stand.n * p.d.n;
+  T* dx = static_cast<T*>(p.dx_data) + stand.n * p.dx.n;
+  auto look = [&](auto blend) {
+    constexpr bool BLEND = decltype(blend)::value;
+    const int begin = pixels > 0 ? stand.first + own : 0;
+    const T *next_x = x + (begin * x_step + c), *next_d = d + (begin * d_step + c);
+    T* next_dx = dx + (begin * dx_step + c);
+    const float* masks = table + own * B;
+    auto meet = [&](auto many) {
+      constexpr int U = decltype(many)::value;
+      Bits<T, V> xs[U], ds[U];
+      if constexpr (BLEND)
 #pragma unroll
-          for (int u = 0; u < U; ++u)
-            xs[u].load(x + (at + u * step) * x_step), ds[u].load(d + (at + u * step) * d_step);
+        for (int u = 0; u < U; ++u)
+          xs[u].load(next_x), ds[u].load(next_d), next_x += x_step, next_d += d_step;
+      Entry<U * B> held;
+      if constexpr (U % 4 == 0) {
+        held = entry_of(reinterpret_cast<const Entry<U * B>*>(masks), 0);
+      } else {
 #pragma unroll
-        for (int u = 0; u < U; ++u) {
-          float v[V], grad[V], m[B];
+        for (int k = 0; k < U * B; ++k)
+          held.at[k] = masks[k];
+      }
+      masks += U * B;
 #pragma unroll
-          for (int a = 0; a < B; ++a)
-            m[a] = table[(at + u * step) * B + a];
-          if constexpr (BLEND) xs[u].spread(v), ds[u].spread(grad);
+      for (int u = 0; u < U; ++u) {
+        float v[V], grad[V], m[B];
 #pragma unroll
-          for (int i = 0; i < V; ++i)
-            v[i] = Terms::template grad<BLEND>(BLEND ? v[i] : 0.f, BLEND ? grad[i] : 0.f, m,
-                                               [&](int k) { return q[k][i]; });
-          xs[u].gather(v);
-          xs[u].store(dx + (at + u * step) * dx_step);
-        }
-      });
+        for (int a = 0; a < B; ++a)
+          m[a] = held.at[u * B + a];
+        if constexpr (BLEND) xs[u].spread(v), ds[u].spread(grad);
+#pragma unroll
+        for (int i = 0; i < V; ++i)
+          v[i] =
+              Terms::template grad<BLEND>(BLEND ? v[i] : 0.f, BLEND ? grad[i] : 0.f, m, [&](int k) { return q[k][i]; });
+        xs[u].gather(v);
+        xs[u].store(next_dx);
+        next_dx += dx_step;
+      }
     };
-    p.blocks ? look(std::true_type{}) : look(std::false_type{});
-  }
-  write_maxima<T, B>(p, element, stand.n, maxima, V);
+    int left = pixels;
+#pragma unroll 1
+    for (; left >= kWalkFlight; left -= kWalkFlight)
+      meet(std::integral_constant<int, kWalkFlight>{});
+#pragma unroll 1
+    for (; left > 0; --left)
+      meet(std::integral_constant<int, 1>{});
+    __syncwarp();  // what the warp wrote lies before what follows: the elements where maxima stand, again
+    auto revisit = [&](auto many, int from) {
+      constexpr int R = decltype(many)::value;
+      int channel[R], row[R];
+      unsigned which[R], kinds[R] = {};
+      T xs[R], ds[R];
+      float own[R][Terms::count], more[R][1 + B];
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        const int i = from + r * kWarp + lane;
+        const unsigned place = places[i < listed ? i : listed - 1];
+        const int t = static_cast<int>(threadIdx.x) - lane + static_cast<int>(place / 16 % kWarp);
+        const int side = walk.of_width.quotient(t);
+        which[r] = place % 4;
+        row[r] = side * run + static_cast<int>(place / kPlaceUnit);
+        channel[r] = ((stand.block - side) * walk.width + t) * V + static_cast<int>(place / 4 % V);
+        const int c = channel[r], s = stand.first + row[r];
+        xs[r] = BLEND ? x[s * x_step + c] : T(0.f), ds[r] = BLEND ? d[s * d_step + c] : T(0.f);
+        const int32_t* at = element.at + c;
+        const float* delta = element.delta + c;
+#pragma unroll
+        for (int k = 0; k <= B; ++k) {
+          kinds[r] |= at[k * C] == s ? 1u << k : 0u;
+          more[r][k] = delta[(k ? 1 + B + k : 1) * C];
+        }
+        Terms::rows(element, C, c, [&](int k, const float* of) { own[r][k] = *of; });
+      }
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        float m[B];
+#pragma unroll
+        for (int a = 0; a < B; ++a)
+          m[a] = table[row[r] * B + a];
+        const T v = grad_of_maximum<BLEND>(kinds[r], xs[r], ds[r], m, more[r],
+                                           [&](int k) { return k < Terms::means ? own[r][k] : own[r][k] * inverse; });
+        if (from + r * kWarp + lane < listed && (kinds[r] & ((1u << which[r]) - 1)) == 0)
+          dx[(stand.first + row[r]) * dx_step + channel[r]] = v;
+      }
+    };
+    int from = 0;
+#pragma unroll 1
+    for (; from + (kRounds - 1) * kWarp < listed; from += kRounds * kWarp)
+      revisit(std::integral_constant<int, kRounds>{}, from);
+#pragma unroll 1
+    for (; from < listed; from += kWarp)
+      revisit(std::integral_constant<int, 1>{}, from);
+  };
+  p.blocks ? look(std::true_type{}) : look(std::false_type{});
 }
 
 // Any blocks and anatomies in either layout, element by element.
@@ -308,23 +325,23 @@ __global__ void __launch_bounds__(kThreads, 2) input_any_kernel(const InputPlan 
 
 template <class T, int B>
 bool launch_walk(const InputPlan& p, cudaStream_t stream) {
-  if (p.blocks > 1 || p.S > kMostOffset / kMaxAnatomies ||
+  if (p.blocks > 1 || p.S > kMostOffset / kMaxAnatomies || p.C > kMostOffset / kMaxAnatomies ||
       !can_walk<T>(p.C, p.S, p.x.channels_last,
                    {{p.x_data, &p.x}, {p.blocks ? p.d_data : p.x_data, &p.d}, {p.dx_data, &p.dx}}))
     return false;
   if (p.x.channels_last) {
-    const Walk walk = Walk::channels_of(p.N, p.C, p.S, 4, B * sizeof(float));
+    for (const void* rows : {p.coef, p.delta, static_cast<const void*>(p.argmax)})
+      if (reinterpret_cast<uintptr_t>(rows) % 16 != 0) return false;
+    if (p.S > kMostOffset / kPlaceUnit) return false;
+    const Walk walk = Walk::channels_of(p.N, p.C, p.S, kChannels, B * sizeof(float), 16);
     launch(input_channels_last_kernel<T, B>, p.N * walk.tasks, 1, walk.threads,
-           walk.meets * B * sizeof(float) + Maxima<B>::bytes(4, walk.threads), stream, p, walk);
+           (walk.meets * B + walk.threads / kWarp * kPlaces<B>)*sizeof(float), stream, p, walk);
     return true;
   }
   using Row = Entry<ChannelTerms<B>::count>;
-  const Walk walk = Walk::rows_of(p.N, p.C, p.S, kVector<T>, sizeof(Row));
+  const Walk walk = Walk::rows_of(p.N, p.C, p.S, kVector<T>, sizeof(Row), 32 / kVector<T>);
   launch(walk.rows == 1 ? input_rows_kernel<T, B, true> : input_rows_kernel<T, B, false>, p.N * walk.tasks, 1,
-         walk.threads,
-         (walk.meets + 1) * sizeof(Row) +
-             Maxima<B>::bytes(static_cast<int>(ceil_div(walk.meets, walk.threads)), walk.threads),
-         stream, p, walk);
+         walk.threads, (walk.meets + 1) * sizeof(Row) + walk.meets * (1 + B) * sizeof(int), stream, p, walk);
   return true;
 }
 

@@ -21,12 +21,14 @@ constexpr int kWalkThreads = 320;  // at most; 48 x 48 pixels are 288 vectors of
 constexpr int kWalkFlight = 4;     // vectors in flight a thread
 constexpr int kWalkBlocks = 2;     // of a multiprocessor, channels_last; three were not faster on an H200
 constexpr int kWalkTable = 24;     // KB of a block's table at most
+constexpr int kWalkLeast = 8;      // pieces of a block
 
-// Pieces of a block: `blocks` blocks stand side by side already, `pieces` are there to share out. A block takes 8,
-// which pays for its beginning, but a GPU gets at least two blocks for every multiprocessor, and not many more than
-// eight.
-inline int64_t pieces_of_a_block(int64_t blocks, int64_t pieces, int64_t most) {
-  const int64_t parts = std::clamp(pieces / 8, ceil_div(264, blocks), ceil_div(1024, blocks));
+// Pieces of a block: `blocks` blocks stand side by side already, `pieces` are there to share out. A block takes
+// `least`, which pay for its beginning, but a GPU gets what its multiprocessors (132 of an H200) take at a time, two
+// blocks each, an image two, and a multiprocessor not many more than eight.
+inline int64_t pieces_of_a_block(int64_t blocks, int64_t pieces, int64_t least, int64_t most) {
+  const int64_t many = ceil_div(1024, blocks);
+  const int64_t parts = std::clamp(pieces / least, std::min(std::max<int64_t>(264 / blocks, 2), many), many);
   return std::min(ceil_div(pieces, std::min(parts, pieces)), std::max<int64_t>(most, 1));
 }
 
@@ -57,29 +59,39 @@ bool can_walk(int64_t C, int64_t S, bool channels_last,
 // Threads side by side over the `width` things that a thread keeps, `side` times over what it meets.
 struct Walk {
   int kept_blocks, width, side, meets, tasks, threads;  // meets: of a block; tasks: blocks of an image
+  int run;                                              // what a thread meets, where it is contiguous
   int phases = 0, rows = 1;                             // NCHW: vectors and channels of a period
+  Divider of_tasks, of_width, of_kept_blocks;
+  int inner = 0;  // NCHW: vectors of a period that lie in one channel, if a block has all of them and rows > 1
+  Divider of_inner, of_split;
 
-  Walk(int64_t N, int64_t kept, int64_t met, int unit, int entry_bytes, int most) {
+  Walk(int64_t N, int64_t kept, int64_t met, int unit, int entry_bytes, int least, int most) {
     kept_blocks = static_cast<int>(ceil_div(kept, most));
     width = static_cast<int>(ceil_div(kept, kept_blocks));
     side = std::max(1, kThreads / width);
     const int64_t piece = static_cast<int64_t>(side) * kWalkFlight * unit;
-    meets = static_cast<int>(
-        piece * pieces_of_a_block(N * kept_blocks, ceil_div(met, piece), kWalkTable * 1024 / (piece * entry_bytes)));
+    meets = static_cast<int>(piece * pieces_of_a_block(N * kept_blocks, ceil_div(met, piece), least,
+                                                       kWalkTable * 1024 / (piece * entry_bytes)));
     tasks = static_cast<int>(kept_blocks * ceil_div(met, meets));
     threads = static_cast<int>(ceil_div(static_cast<int64_t>(width) * side, kWarp) * kWarp);
+    run = meets / side;
+    of_tasks = Divider(tasks), of_width = Divider(width), of_kept_blocks = Divider(kept_blocks);
   }
   // NCHW; kept: the vectors of a period of `rows` channels
-  static Walk rows_of(int64_t N, int64_t C, int64_t S, int vector, int entry_bytes) {
+  static Walk rows_of(int64_t N, int64_t C, int64_t S, int vector, int entry_bytes, int least = kWalkLeast) {
     const int64_t common = std::gcd(S, static_cast<int64_t>(vector));
     // where a vector spans channels, a thread holds more: 256 of them leave 128 registers for each of two blocks
-    Walk walk(N, S / common, C, static_cast<int>(vector / common), entry_bytes,
+    Walk walk(N, S / common, C, static_cast<int>(vector / common), entry_bytes, least,
               common == vector ? kWalkThreads : kThreads);
     walk.phases = static_cast<int>(S / common), walk.rows = static_cast<int>(vector / common);
+    if (walk.rows > 1 && walk.kept_blocks == 1) {
+      walk.inner = walk.phases - (walk.rows - 1);
+      walk.of_inner = Divider(walk.inner), walk.of_split = Divider(walk.rows - 1);
+    }
     return walk;
   }
-  static Walk channels_of(int64_t N, int64_t C, int64_t S, int vector, int entry_bytes) {
-    Walk walk(N, C / vector, S, 1, entry_bytes, kThreads);
+  static Walk channels_of(int64_t N, int64_t C, int64_t S, int vector, int entry_bytes, int least = kWalkLeast) {
+    Walk walk(N, C / vector, S, 1, entry_bytes, least, kThreads);
     walk.phases = static_cast<int>(C / vector);
     return walk;
   }
@@ -92,17 +104,37 @@ struct Stand {
   int first, count, at;  // what the block meets; the first of them that the thread meets itself
 
   __device__ Stand(const Walk& walk, int met) {
-    const unsigned task = blockIdx.x % static_cast<unsigned>(walk.tasks);
-    n = static_cast<int>(blockIdx.x / static_cast<unsigned>(walk.tasks));
-    const int side = static_cast<int>(threadIdx.x) / walk.width;
-    block = static_cast<int>(task) % walk.kept_blocks;
-    kept = block * walk.width + static_cast<int>(threadIdx.x) % walk.width;
-    first = static_cast<int>(task) / walk.kept_blocks * walk.meets;
+    n = walk.of_tasks.quotient(static_cast<int>(blockIdx.x));
+    const int task = static_cast<int>(blockIdx.x) - n * walk.tasks, piece = walk.of_kept_blocks.quotient(task);
+    const int side = walk.of_width.quotient(static_cast<int>(threadIdx.x));
+    block = task - piece * walk.kept_blocks;
+    kept = (block - side) * walk.width + static_cast<int>(threadIdx.x);
+    first = piece * walk.meets;
     count = met - first < walk.meets ? met - first : walk.meets;
     at = side * walk.rows;
     active = side < walk.side && kept < walk.phases;
   }
 };
+
+// NCHW, S no multiple of the vector: the threads whose vectors end a channel and begin the next stand together at the
+// end, so that most warps have none of them.
+template <int V>
+__device__ inline void split_last(Stand& stand, const Walk& walk, int S) {
+  if (walk.inner == 0) return;
+  const int t = static_cast<int>(threadIdx.x), rest = t - walk.side * walk.inner;
+  int side, kept;
+  if (rest < 0) {
+    side = walk.of_inner.quotient(t), kept = t - side * walk.inner;
+    int before = 0;
+#pragma unroll
+    for (int row = 1; row < V; ++row)
+      before += row < walk.rows && row * S / V - (row - 1) <= kept ? 1 : 0;
+    kept += before;
+  } else {
+    side = walk.of_split.quotient(rest), kept = (rest - side * (walk.rows - 1) + 1) * S / V;
+  }
+  stand.kept = kept, stand.at = side * walk.rows, stand.active = side < walk.side;
+}
 
 // visit(U, at, step): U of what a thread meets, `step` apart: FLIGHT while there are so many, then one by one.
 template <int FLIGHT, class F>

@@ -93,6 +93,12 @@ T __shfl_sync(unsigned, T v, int lane) {
   return other;
 }
 
+template <class T>
+T __shfl_up_sync(unsigned, T v, unsigned lanes) {
+  const unsigned lane = threadIdx.x % 32;
+  return __shfl_sync(0xffffffffu, v, static_cast<int>(lane < lanes ? lane : lane - lanes));
+}
+
 inline unsigned __ballot_sync(unsigned, bool mine) {
   unsigned all = 0;
   axnet::host::gather(&mine, sizeof(mine), [&](const axnet::host::Slot* slots) {
