@@ -326,7 +326,7 @@ def fit(
     if not math.isnan(result.other_auc):
         names = ("those of training", f"those of {min(precise_bn, len(train)):,} films as they are read")
         kept, other = names[result.precise_bn], names[not result.precise_bn]
-        typer.echo(f"statistics of normalisation: {kept}; with {other} it is {result.other_auc:.4f}")
+        typer.echo(f"statistics of normalisation: {kept} (with {other}: AUC {result.other_auc:.4f})")
     typer.echo(str(result.weights))
 
 
