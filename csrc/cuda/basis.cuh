@@ -2,15 +2,15 @@
 //
 //   rows over the pixels   1, m_a, (PAIRS: m_a m_b,) rounded to bfloat16: row k;  what rounding left out: row rows + k
 //   splat                  channels_last: the rounded masks of a pixel, each in both halves of a register
-//   tail                   NCHW: the rounded masks of the last 32 pixels, where those beyond the map repeat its last
+//   tail                   NCHW: the rounded masks of the last 32 pixels, where others stand for those beyond the map
 //   one
 //
 // Orders of the pixels. NCHW, where lane t of four reads 16 bytes: as they are; or, for X that comes by load_matrices,
 // so that they are 8 j + 2 t and the next, j = 0..3. channels_last, where load_matrices reads: so that lane t gets
 // pixels 4 t and the next, then 4 t + 2 and the next.
 //
-// Beyond the map the basis is zero, so whatever X is read there adds nothing; the kernels read its last pixel again,
-// which changes no maximum.
+// Beyond the map the basis is zero, so whatever X is read there adds nothing; the kernels read a pixel of the map
+// again, which changes no maximum.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -23,6 +23,10 @@ constexpr int kChunk = 32;  // pixels that four lanes take in one go, NCHW: 8 ea
 constexpr int kStep = 16;   // channels_last: 4 each
 
 enum class Order { across, rows, matrices };  // of channels_last; of NCHW, of X by vectors or by load_matrices
+
+// NCHW: pixel i of the chunk from s on. Beyond the map of S pixels another of the same slot (tops.cuh) where there is
+// one, so that no other slot has its maximum there, else the last.
+__device__ inline int in_map(int s, int i, int S) { return s + i < S ? s + i : s + i % 8 < S ? s + i % 8 : S - 1; }
 
 // Where pixel s stands in a row of the basis.
 __device__ inline int place_of(int s, Order order) {
@@ -41,10 +45,12 @@ struct Basis {
   static size_t bytes(int pitch, int stage, bool channels_last) {
     return static_cast<size_t>(all) * pitch * 2 + (channels_last ? static_cast<size_t>(stage) * B * 4 : B * kChunk * 2);
   }
-  // Pixels in shared memory at a time: as many as `limit` bytes hold, in equal shares.
+  // Pixels in shared memory at a time: as many as `limit` bytes hold, in equal shares, which no piece of a ring
+  // crosses.
   static int stage(int64_t S, int limit, bool channels_last) {
-    const int64_t most = limit / (all * 2 + (channels_last ? B * 4 : 0)) / 64 * 64;
-    return static_cast<int>(std::min(ceil_div(ceil_div(S, ceil_div(S, most)), kChunk) * kChunk, most));
+    const int64_t most = limit / (all * 2 + (channels_last ? B * 4 : 0)) / 64 * 64, stages = ceil_div(S, most);
+    const int unit = stages > 1 ? 64 : kChunk;
+    return static_cast<int>(ceil_div(ceil_div(S, stages), unit) * unit);
   }
   // Rows start 64 (NCHW: four lanes read 64 bytes) or 16 bytes (channels_last: load_matrices) apart in the banks.
   static int pitch_of(int stage, bool channels_last) { return ceil_div(stage, 64) * 64 + (channels_last ? 8 : 32); }
@@ -59,29 +65,33 @@ struct Basis {
   __device__ static int first_order(int k) { return k <= B ? k : k <= 2 * B ? rows + k - B : rows; }
 
   // All threads of the block, between barriers. masks: of the image, [A, S]; an anatomy beyond A repeats the first.
-  __device__ void fill(const float* masks, int A, int S, int s0, int stage, Order order) const {
+  // asked(): once, when a thread's first masks are on their way.
+  template <class F>
+  __device__ void fill(const float* masks, int A, int S, int s0, int stage, Order order, const F& asked) const {
     using T = BFloat16;
     const bool channels_last = order == Order::across;
+    auto put_bits = [&](int k, int s, uint32_t high, uint32_t left) {
+      auto* to = const_cast<uint16_t*>(at) + k * pitch + place_of(s, order);
+      reinterpret_cast<uint32_t*>(to)[0] = high, reinterpret_cast<uint32_t*>(to + rows * pitch)[0] = left;
+    };
     auto put = [&](int k, int s, float first, float second) {
       const uint32_t high = pair_of<T>(first, second);
-      uint16_t* to = const_cast<uint16_t*>(at) + k * pitch + place_of(s, order);
-      reinterpret_cast<uint32_t*>(to)[0] = high;
-      reinterpret_cast<uint32_t*>(to + rows * pitch)[0] =
-          pair_of<T>(first - first_of<T>(high), second - second_of<T>(high));
+      put_bits(k, s, high, pair_of<T>(first - first_of<T>(high), second - second_of<T>(high)));
       return high;
     };
     auto mask_of = [&](int a) { return masks + static_cast<int64_t>(a < A ? a : 0) * S; };
+    float last[B];  // of the map; channels_last: beyond it, the maxima meet it again
     auto fill_two = [&](int s, const float (&m)[B][2]) {
       const bool first = s0 + s < S, second = s0 + s + 1 < S;
-      put(0, s, first ? 1.f : 0.f, second ? 1.f : 0.f);
+      put_bits(0, s, (first ? 0x3f80u : 0u) | (second ? 0x3f800000u : 0u), 0);  // 1 or 0
 #pragma unroll
       for (int a = 0; a < B; ++a) {
         const uint32_t high = put(1 + a, s, m[a][0], m[a][1]);
         if (channels_last) {
           auto* to = const_cast<uint32_t*>(splat) + s * B + a;
-          const uint32_t last = first && second ? 0u : pair_of<T>(mask_of(a)[S - 1], 0.f);
-          to[0] = first ? firsts(high, high) : firsts(last, last);
-          to[B] = second ? seconds(high, high) : firsts(last, last);
+          const uint32_t beyond = pair_of<T>(last[a], last[a]);
+          to[0] = first ? firsts(high, high) : beyond;
+          to[B] = second ? seconds(high, high) : beyond;
         }
       }
       if constexpr (PAIRS)
@@ -93,8 +103,10 @@ struct Basis {
     };
     constexpr int flight = B <= 3 ? 3 : 1;  // all of a thread's masks of 48 x 48 pixels in two stages
     const int apart = 2 * static_cast<int>(blockDim.x);
+    const int begin = 2 * static_cast<int>(threadIdx.x);
+    if (begin >= stage) asked();
 #pragma unroll 1
-    for (int s = 2 * static_cast<int>(threadIdx.x); s < stage; s += flight * apart) {
+    for (int s = begin; s < stage; s += flight * apart) {
       float m[flight][B][2];
 #pragma unroll
       for (int u = 0; u < flight; ++u)
@@ -106,14 +118,17 @@ struct Basis {
             m[u][a][i] = at < stage && s0 + at < S ? mask_of(a)[s0 + at] : 0.f;
           }
 #pragma unroll
+      for (int a = 0; a < B; ++a)
+        last[a] = channels_last ? mask_of(a)[S - 1] : 0.f;
+      if (s == begin) asked();
+#pragma unroll
       for (int u = 0; u < flight; ++u)
         if (s + u * apart < stage) fill_two(s + u * apart, m[u]);
     }
     if (channels_last || s0 + stage < S) return;
     const int from = S / kChunk * kChunk;
     for (int i = threadIdx.x; i < B * kChunk; i += static_cast<int>(blockDim.x)) {
-      const int a = i / kChunk, s = from + i % kChunk;
-      const uint32_t high = pair_of<T>(masks[static_cast<int64_t>(a < A ? a : 0) * S + (s < S ? s : S - 1)], 0.f);
+      const uint32_t high = pair_of<T>(mask_of(i / kChunk)[in_map(from, i % kChunk, S)], 0.f);
       const_cast<uint16_t*>(tail)[place_of(i, order)] = static_cast<uint16_t>(high);
     }
   }
@@ -137,16 +152,15 @@ __device__ inline void load_eight(const BFloat16* row, int s, int t, bool aligne
                      : from[apart * k] | static_cast<uint32_t>(from[apart * k + 1]) << 16;
 }
 
-// The same at the end of a map of S pixels, whose last one stands for all beyond.
+// The same at the end of a map of S pixels.
 template <Order ORDER>
 __device__ inline void load_last(const BFloat16* row, int s, int t, int S, uint32_t (&out)[4]) {
   constexpr bool runs = ORDER == Order::rows;
   const auto* from = reinterpret_cast<const uint16_t*>(row);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    const int at = s + (runs ? 8 * t + 2 * k : 2 * t + 8 * k);
-    const int first = at < S ? at : S - 1, second = at + 1 < S ? at + 1 : S - 1;
-    out[k] = from[first] | static_cast<uint32_t>(from[second]) << 16;
+    const int at = runs ? 8 * t + 2 * k : 2 * t + 8 * k;
+    out[k] = from[in_map(s, at, S)] | static_cast<uint32_t>(from[in_map(s, at + 1, S)]) << 16;
   }
 }
 

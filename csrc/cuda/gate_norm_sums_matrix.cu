@@ -64,9 +64,10 @@ __global__ void __launch_bounds__(kThreads, 2) sums_rows_matrix_kernel(const Sum
   };
   for (int s0 = 0; s0 < S; s0 += tiling.stage) {
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
-    if (tiling.ring) ahead.begin(s0, s0 + pixels);
     __syncthreads();
-    basis.fill(place.mask, B, S, s0, tiling.stage, Order::matrices);
+    basis.fill(place.mask, B, S, s0, tiling.stage, Order::matrices, [&] {
+      if (tiling.ring && s0 == 0) ahead.begin(0, S);
+    });
     __syncthreads();
     int s = 0;
     if (tiling.ring)
@@ -150,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int s0 = 0; s0 < S; s0 += tiling.stage) {
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
     __syncthreads();
-    basis.fill(place.mask, B, S, s0, tiling.stage, Order::across);
+    basis.fill(place.mask, B, S, s0, tiling.stage, Order::across, [] {});
     __syncthreads();
     int s = part * kStep;
     for (; s + kStep <= pixels; s += tiling.parts * kStep) {

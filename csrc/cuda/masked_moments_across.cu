@@ -31,8 +31,9 @@ struct AcrossSearch {
   static constexpr bool both = false, scattered = true;
   const T* map;  // at the first channel
   int last;      // the first of the last four channels that there are
-  int apart;
+  int apart, parts;
 
+  __device__ bool alone() const { return parts == 1; }
   __device__ static int word(int row) { return row % 4 / 2; }
   __device__ static int group(int row) { return row / 4; }
   __device__ static unsigned halves(int row) { return row % 2 ? 0x000f0000u : 0x0000000fu; }
@@ -155,26 +156,28 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
       }
   };
 
+  int next = part * piece;  // FULL: the warp's next pixel
   for (int s0 = 0; s0 < S; s0 += tiling.stage) {
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
-    if constexpr (FULL) ahead.begin(s0 + part * piece, s0 + pixels);
     __syncthreads();
-    basis.fill(mask, A, S, s0, tiling.stage, Order::across);
+    basis.fill(mask, A, S, s0, tiling.stage, Order::across, [&] {
+      if (FULL && s0 == 0) ahead.begin(next, S);
+    });
     __syncthreads();
-    int s = part * piece;
     if constexpr (FULL) {
-      uint32_t chunks = static_cast<uint32_t>(s0 + s) / kStep * 0x10001u;
-      s = ahead.walk(s, pixels, [&](int place, int at) {
-        take(place, 0, at, chunks);
-        take(place, 1, at + kStep, chunks + 0x10001u);
+      uint32_t chunks = static_cast<uint32_t>(next) / kStep * 0x10001u;
+      next = ahead.walk(next, s0 + pixels, [&](int place, int s) {
+        take(place, 0, s - s0, chunks);
+        take(place, 1, s - s0 + kStep, chunks + 0x10001u);
         chunks += further;
       });
-      if (s < pixels) {  // of the last piece, which one part has
-        const int place = ahead.rest(s0 + s, S);
-        take(place, 0, s, chunks);
-        if (s + kStep < pixels) take(place, 1, s + kStep, chunks + 0x10001u);
+      if (next < s0 + pixels) {  // of the last piece, which one part has
+        const int place = ahead.rest(next, S);
+        take(place, 0, next - s0, chunks);
+        if (next + kStep < S) take(place, 1, next - s0 + kStep, chunks + 0x10001u);
       }
     } else {
+      int s = part * piece;
       auto many = [&](auto count) {
         constexpr int U = decltype(count)::value;
         const T* from = x + (s0 + s + 4 * t) * step;
@@ -219,7 +222,8 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
         mine[(16 * k + g + i / 2 * 8) * channels + (FULL ? 8 * j + 2 * t + i % 2 : (2 * t + i % 2) * V + j)] =
             sum[k][j][i];
   if constexpr (FULL) {
-    const AcrossSearch search{static_cast<const T*>(p.x_data) + n * p.x.n + c0 + own, C - V - c0 - own, step};
+    const T* first = static_cast<const T*>(p.x_data) + n * p.x.n + c0 + own;
+    const AcrossSearch search{first, C - V - c0 - own, step, tiling.parts};
     auto* slots = reinterpret_cast<uint32_t*>(results + (tiling.parts * Plan::numbers * channels + 3) / 4 * 4);
     place<AcrossSearch, B>(tops, slots + warp * kSlotWords<AcrossSearch, B>, mask, S, search)
         .each([&](int channel, int k, const Spot& spot) {

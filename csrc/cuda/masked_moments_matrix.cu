@@ -25,6 +25,7 @@ struct RowSearch {
   int64_t from_row_to_row;
   int last;
 
+  __device__ static bool alone() { return true; }
   __device__ static int word(int row) { return row / 8; }
   __device__ static int group(int row) { return row % 8; }
   __device__ static unsigned halves(int) { return 0x000f000fu; }
@@ -107,9 +108,10 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   for (int s0 = 0; s0 < S; s0 += tiling.stage) {
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
-    if (AHEAD && tiling.ring) ahead.begin(s0, s0 + pixels);
     __syncthreads();
-    basis.fill(mask, A, S, s0, tiling.stage, order);
+    basis.fill(mask, A, S, s0, tiling.stage, order, [&] {
+      if (AHEAD && tiling.ring && s0 == 0) ahead.begin(0, S);
+    });
     __syncthreads();
     int s = 0;
     if constexpr (AHEAD)

@@ -18,25 +18,24 @@ inline int ring_after(size_t bytes) { return static_cast<int>((bytes + 127) / 12
 template <int DEPTH, class Own>
 class Ring {
  public:
-  // Begins with the pixels of [s, end). All lanes of the warp.
+  // The first copies of the whole pieces of [s, end). All lanes of the warp.
   __device__ void begin(int s, int end) {
-    __syncwarp();  // what the ring held has been read
+    last = end - own().reach, place = 0, before = (DEPTH - 1) * Own::piece_bytes;
     own().start(s);
 #pragma unroll
     for (int k = 0; k < DEPTH - 1; ++k) {
-      if (s + k * own().stride + own().reach <= end) own().copy(k * Own::piece_bytes);
+      if (s + k * own().stride <= last) own().copy(k * Own::piece_bytes);
       copies_commit();
     }
   }
-  // After begin(s, end): f(place, s) for each whole piece in turn; where the first one begins that is not whole.
+  // f(place, s) for each of them from s to `stop`, where none crosses; where the next one begins. Copies run on beyond.
   template <class F>
-  __device__ int walk(int s, int end, const F& f) {
-    int place = 0, before = (DEPTH - 1) * Own::piece_bytes;  // in bytes
+  __device__ int walk(int s, int stop, const F& f) {
 #pragma unroll 1
-    for (; s + own().reach <= end; s += own().stride) {
+    for (; s + own().reach <= stop; s += own().stride) {
       copies_wait(DEPTH - 2);
       __syncwarp();  // the copies of all lanes are there, and the piece before has been read
-      if (s + (DEPTH - 1) * own().stride + own().reach <= end) own().copy(before);
+      if (s + (DEPTH - 1) * own().stride <= last) own().copy(before);
       copies_commit();
       f(place, s);
       before = place;
@@ -46,6 +45,8 @@ class Ring {
   }
 
  private:
+  int last, place, before;  // where the last piece may begin; bytes: where the next one stands, and the one before it
+
   __device__ Own& own() { return *static_cast<Own*>(this); }
 };
 

@@ -55,12 +55,13 @@ __device__ inline float largest(float top) {
 // From rounded maxima to pixels: the largest exact value first, then the first pixel. What a lane has of a row in one
 // half of a register is a slot: some pixels of each chunk that it met. A lane takes a row and one of its maxima at a
 // time, whose slots lie in four neighbouring lanes. Only slots whose own maximum is the row's are looked at, each at
-// one chunk, all its pixels together. Where a slot's maximum stands in later chunks as well, whose exact products may
-// be larger, the warp goes over those together, or over many such slots lane by lane.
+// its first chunk, all its pixels together. Where a slot's maximum stands in later chunks as well, whose exact products
+// may be larger, the warp goes over the chunks of all such slots together.
 //
 // Pixels that lie in as many places of memory cost as much as the rows they stand in, so of them fewer are read: those
-// whose mask times the slot's largest X reaches its maximum; of X itself, whose maximum is exact, one slot, and the
-// second half of its pixels where the first has not the maximum.
+// whose mask times the slot's largest X reaches its maximum; of X itself, whose maximum is exact and in one slot, those
+// whose product with no mask is above the slot's largest, but for the last of them, which is known by the others. And a
+// slot that has only one such pixel is not read at all.
 //
 // Search, of the rows that a warp has, by index:
 //   rows, words, look           how many rows; registers of maxima of a lane; pixels of a slot in a chunk
@@ -69,6 +70,7 @@ __device__ inline float largest(float top) {
 //   scattered                   whether a slot's pixels lie in as many places of memory
 //   both, halves(row)           whether a row has slots in both halves; bits of its slots: t, 16 + t in the upper half
 //   x(row)                      its place in X, whose pixels are `apart` apart
+//   alone()                     whether no other warp looks at the rows
 //   pixel(t, half, i)           of the slot of lane t of four, the i-th of `look`, from the chunk on, ascending
 template <class Search, int B>
 struct Found {
@@ -93,7 +95,6 @@ template <class Search, int B>
 __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words][1 + B], uint32_t* slots,
                                          const float* mask, int S, const Search& search) {
   using Task = Found<Search, B>;
-  constexpr int few = 4;  // slots that the warp takes one after the other
   constexpr int rounds = Task::rounds, look = Search::look;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
@@ -106,21 +107,29 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
   __syncwarp();
 
   Task found;
-  unsigned open[rounds];  // slots of the task that are still to be looked at: t, 16 + t of the upper half
-  const uint32_t* from[rounds];
-  auto words_of = [&](int row, int k) {  // of four lanes: tops; from kWarp and 2 kWarp on, first and last chunks
+  unsigned open[rounds];           // slots of the task that are to be looked at yet: t, 16 + t of the upper half
+  unsigned late[rounds] = {};      // those whose later chunks are
+  bool sure[rounds];               // there is one, and nobody else looks at the row
+  auto words_of = [&](int task) {  // of four lanes: tops; from kWarp and 2 kWarp on, first and last chunks
+    const int row = task % Search::rows, k = task / Search::rows;
     return slots + (search.word(row) * (1 + B) + k) * 3 * kWarp + 4 * search.group(row);
   };
   auto half_of = [](const uint32_t* words, int slot) {
     return static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(words + slot % 16)[slot / 16]);
   };
+  auto twice = [&](const uint32_t* words, int slot) { return half_of(words, slot) * 0x10001u; };
+  auto first_of_slot = [&](const uint32_t* words, int slot) { return static_cast<int>(half_of(words + kWarp, slot)); };
+  // X itself is exact, and so is a zero: what stands later has no larger one
+  auto last_of_slot = [&](const uint32_t* words, int k, int slot) {
+    return static_cast<int>(half_of(words + (k > 0 && half_of(words, slot) << 17 != 0 ? 2 : 1) * kWarp, slot));
+  };
   auto task_of = [&](int i) { return i * kWarp + lane < Task::tasks ? i * kWarp + lane : 0; };
 #pragma unroll
   for (int i = 0; i < rounds; ++i) {
     const int row = task_of(i) % Search::rows, k = task_of(i) / Search::rows;
-    from[i] = words_of(row, k);
+    const uint32_t* words = words_of(task_of(i));
     uint32_t top[4];
-    load_shared(from[i], top);
+    load_shared(words, top);
     uint32_t most = greater_of(greater_of(top[0], top[1]), greater_of(top[2], top[3]));
     if constexpr (Search::both) most = greater_of(most, most >> 16 | most << 16);
     open[i] = 0;
@@ -128,151 +137,178 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
     for (int t = 0; t < 4; ++t)
       open[i] |= above<true>(top[t], most) & 0x10001u << t;
     open[i] &= i * kWarp + lane < Task::tasks ? search.halves(row) : 0;
-    if constexpr (Search::scattered)
-      if (k == 0) {  // X itself is exact: of equal slots the first chunk's has the place, and the first there
-        uint32_t chunks[4];
-        load_shared(from[i] + kWarp, chunks);
-        const int upper = open[i] >> 16 ? 16 : 0;
-        unsigned least = ~0u;
+    if (Search::scattered && (k == 0 || S % Search::unit != 0)) {
+      uint32_t chunks[4];
+      load_shared(words + kWarp, chunks);
+      const int upper = open[i] >> 16 ? 16 : 0;
+      unsigned least = ~0u;
 #pragma unroll
-        for (int t = 0; t < 4; ++t) {
-          const unsigned at = (chunks[t] >> upper & 0xffffu) * 4 + t;
-          least = open[i] >> upper >> t & 1 && at < least ? at : least;
-        }
-        open[i] = open[i] ? 1u << (upper + least % 4) : 0;
+      for (int t = 0; t < 4; ++t) {
+        const unsigned at = (chunks[t] >> upper & 0xffffu) * 4 + t;
+        if (at * look >= static_cast<unsigned>(S)) open[i] &= ~(0x10001u << t);  // the last pixel, which another has
+        least = open[i] >> upper >> t & 1 && at < least ? at : least;
       }
+      // X itself is exact: of equal slots the first chunk's has the place, and the first there
+      if (k == 0) open[i] = open[i] ? 1u << (upper + least % 4) : 0;
+    }
+    sure[i] = search.alone() && (open[i] & (open[i] - 1)) == 0;
   }
-  auto any = [&] {
+
+  // pixel p of a slot in a chunk
+  auto pixel_of = [&](int chunk, int slot, int p) {
+    const int s = chunk * Search::unit + search.pixel(slot % 16, slot / 16, p);
+    return s < S ? s : S - 1;
+  };
+  // bits of those of two pixels, by their masks, that may have the slot's maximum, since X is at most its own there
+  auto reached = [&](uint32_t masks, const uint32_t* words, int k, int slot) {
+    return above<true>(product(masks, twice(words - k * 3 * kWarp, slot)), twice(words, slot)) |
+           ~above<true>(masks, 0u);
+  };
+  // those that have not the slot's largest X, whose product with their mask would be above the slot's largest
+  auto too_large = [&](uint32_t masks, const uint32_t* words, int a, int slot) {
+    return above<false>(product(masks, twice(words, slot)), twice(words + (1 + a) * 3 * kWarp, slot));
+  };
+  auto any = [&](const unsigned (&slots)[rounds]) {
     unsigned left = 0;
 #pragma unroll
     for (int i = 0; i < rounds; ++i)
-      left |= open[i];
+      left |= slots[i];
     return __ballot_sync(0xffffffffu, left != 0) != 0;
   };
-  auto inside = [&](int s) { return s < S ? s : S - 1; };
-  // bits of those of two pixels, by their masks, that may have the slot's maximum, since X is at most its own there
-  auto reached = [&](uint32_t masks, const uint32_t* words, int k, int slot) {
-    const uint32_t most = half_of(words - k * 3 * kWarp, slot), top = half_of(words, slot);
-    return above<true>(product(masks, most * 0x10001u), top * 0x10001u) | ~above<true>(masks, 0u);
-  };
-  unsigned second[rounds] = {};  // scattered, of X itself: the lower half of a slot's pixels was not its place
-  while (any()) {
-    int slot[rounds], later[rounds], first[rounds];
-    float weight[rounds][look];
+  do {                                                // a slot of each task, all together
+    constexpr int known = Search::scattered ? B : 1;  // masks of a pixel
+    float weight[rounds][known][look];
     uint32_t x[rounds][look];  // as the first half of a pair; -inf is not read
-    bool mine[rounds];
+    int slot[rounds], first[rounds];
 #pragma unroll
     for (int i = 0; i < rounds; ++i) {  // all loads are on their way before the first use
       const int row = task_of(i) % Search::rows, k = task_of(i) / Search::rows;
-      mine[i] = open[i] != 0;
-      slot[i] = mine[i] ? __ffs(static_cast<int>(open[i])) - 1 : 0;
-      first[i] = static_cast<int>(half_of(from[i] + kWarp, slot[i]));
-      const int last = static_cast<int>(half_of(from[i] + 2 * kWarp, slot[i]));
-      later[i] = k > 0 && mine[i] && last > first[i] ? last : 0;
-      const auto* pixels = reinterpret_cast<const uint16_t*>(search.x(row));
-      const float* weights = mask + (k > 0 ? (k - 1) * S : 0);
+      slot[i] = open[i] ? __ffs(static_cast<int>(open[i])) - 1 : 0;
+      first[i] = first_of_slot(words_of(task_of(i)), slot[i]);
 #pragma unroll
       for (int p = 0; p < look; ++p) {
-        const int s = inside(first[i] * Search::unit + search.pixel(slot[i] % 16, slot[i] / 16, p));
-        weight[i][p] = mine[i] && k > 0 ? weights[s] : 1.f;
+        const int s = pixel_of(first[i], slot[i], p);
+#pragma unroll
+        for (int a = 0; a < known; ++a)
+          weight[i][a][p] = open[i] && (k > 0 ? a == 0 : Search::scattered) ? mask[(k > 0 ? k - 1 : a) * S + s] : 1.f;
         x[i][p] = kLowest & 0xffffu;
-        if (!Search::scattered && mine[i]) x[i][p] = pixels[s * search.apart];
+        if (!Search::scattered && open[i]) x[i][p] = reinterpret_cast<const uint16_t*>(search.x(row))[s * search.apart];
       }
     }
 #pragma unroll
     for (int i = 0; i < rounds; ++i) {
       const int row = task_of(i) % Search::rows, k = task_of(i) / Search::rows;
-      const auto* pixels = reinterpret_cast<const uint16_t*>(search.x(row));
+      const uint32_t* words = words_of(task_of(i));
+      unsigned wanted = 0;
 #pragma unroll
       for (int p = 0; p < look; p += 2) {
-        const uint32_t held = pair_of<BFloat16>(weight[i][p], weight[i][p + 1]);
-        weight[i][p] = first_of<BFloat16>(held), weight[i][p + 1] = second_of<BFloat16>(held);
+        const uint32_t held = pair_of<BFloat16>(weight[i][0][p], weight[i][0][p + 1]);
         if constexpr (Search::scattered) {
-          uint32_t wanted = reached(held, from[i], k, slot[i]);
-          if (!mine[i] || (k == 0 && second[i] != p / (look / 2))) wanted = 0;
+          uint32_t may = k > 0 ? reached(held, words, k, slot[i]) : ~too_large(held, words, 0, slot[i]);
 #pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            const int s = inside(first[i] * Search::unit + search.pixel(slot[i] % 16, slot[i] / 16, p + j));
-            if (wanted >> 16 * j & 1) x[i][p + j] = pixels[s * search.apart];
-          }
+          for (int a = 1; a < B; ++a)
+            if (k == 0) may &= ~too_large(pair_of<BFloat16>(weight[i][a][p], weight[i][a][p + 1]), words, a, slot[i]);
+          wanted |= (may & 1) << p | may >> 31 << (p + 1);
+        }
+        weight[i][0][p] = k > 0 ? first_of<BFloat16>(held) : 1.f;
+        weight[i][0][p + 1] = k > 0 ? second_of<BFloat16>(held) : 1.f;
+      }
+      if constexpr (Search::scattered) {
+        if (open[i] == 0) wanted = 0;
+        // the last one has the maximum: of X itself, if those before have not; else if there is no other
+        const bool last =
+            k == 0 || (sure[i] && (wanted & (wanted - 1)) == 0 && last_of_slot(words, k, slot[i]) == first[i]);
+        const auto* pixels = reinterpret_cast<const uint16_t*>(search.x(row));
+#pragma unroll
+        for (int p = 0; p < look; ++p) {
+          if (last && wanted >> p == 1) x[i][p] = half_of(words, slot[i]), weight[i][0][p] = 1.f;
+          else if (wanted >> p & 1) x[i][p] = pixels[pixel_of(first[i], slot[i], p) * search.apart];
         }
       }
     }
 #pragma unroll
     for (int i = 0; i < rounds; ++i) {
+      const int k = task_of(i) / Search::rows;
       Spot best;
 #pragma unroll
       for (int p = 0; p < look; ++p) {
-        const float y = weight[i][p] * first_of<BFloat16>(x[i][p]);
+        const float y = weight[i][0][p] * first_of<BFloat16>(x[i][p]);
         if (y > best.top) best.top = y, best.at = p;
       }
-      if (best.top == 0) later[i] = 0;
-      if constexpr (Search::scattered) {
-        const int k = task_of(i) / Search::rows;
-        if (k == 0 && !second[i] && best.top < first_of<BFloat16>(half_of(from[i], slot[i]))) {
-          second[i] = 1;
-          continue;
-        }
-        second[i] = 0;
-      }
-      best.at = inside(first[i] * Search::unit + search.pixel(slot[i] % 16, slot[i] / 16, best.at % look));
-      if (open[i] != 0) found.spots[i].see(best.top, best.at);
+      best.at = pixel_of(first[i], slot[i], best.at % look);
+      if (open[i] == 0) continue;
+      found.spots[i].see(best.top, best.at);
+      if (last_of_slot(words_of(task_of(i)), k, slot[i]) > first[i]) late[i] |= open[i] & -open[i];
       open[i] &= open[i] - 1;
     }
-    bool more = false;
+  } while (!Search::scattered && any(open));
+
+  // What is left: other slots of the same maximum, and later chunks of a slot. Each lane has a slot's run of chunks,
+  // and the warp goes over those of all lanes as one.
+  while (any(late) || (Search::scattered && any(open))) {
+    int task = 0, its_slot = 0, begin = 0, count = 0;
 #pragma unroll
     for (int i = 0; i < rounds; ++i)
-      more |= later[i] > 0;
-    if (!__ballot_sync(0xffffffffu, more)) continue;
-#pragma unroll 1
-    for (int i = 0; i < rounds; ++i) {
-      int slot_of = 0, last = 0;
-      const uint32_t* words = slots;
-#pragma unroll
-      for (int j = 0; j < rounds; ++j)
-        if (j == i) slot_of = slot[j], last = later[j], words = from[j];
-      unsigned left = __ballot_sync(0xffffffffu, last > 0);
-      if (!left) continue;
-      const int row = task_of(i) % Search::rows, k = task_of(i) / Search::rows;
-      const int first = static_cast<int>(half_of(words + kWarp, slot_of)) + 1;
-      Spot further;
-      auto see = [&](int owner_row, int owner_k, int owner_slot, int chunk) {
-        const BFloat16* x = search.x(owner_row);
-        const float* weights = mask + (owner_k - 1) * S;
-#pragma unroll
-        for (int p = 0; p < look; p += 2) {
-          const int s[2] = {inside(chunk * Search::unit + search.pixel(owner_slot % 16, owner_slot / 16, p)),
-                            inside(chunk * Search::unit + search.pixel(owner_slot % 16, owner_slot / 16, p + 1))};
-          const uint32_t held = pair_of<BFloat16>(weights[s[0]], weights[s[1]]);
-          const uint32_t wanted =
-              Search::scattered ? reached(held, words_of(owner_row, owner_k), owner_k, owner_slot) : ~0u;
-          if (wanted & 1) further.see(first_of<BFloat16>(held) * static_cast<float>(x[s[0] * search.apart]), s[0]);
-          if (wanted >> 16) further.see(second_of<BFloat16>(held) * static_cast<float>(x[s[1] * search.apart]), s[1]);
-        }
-      };
-      auto keep = [&] {
-#pragma unroll
-        for (int j = 0; j < rounds; ++j)
-          if (j == i) found.spots[j].see(further.top, further.at);
-      };
-      if (__popc(left) > few) {
-        if (last > 0) {
-#pragma unroll 1
-          for (int chunk = first; chunk <= last; ++chunk)
-            see(row, k, slot_of, chunk);
-          keep();
-        }
-        continue;
+      if (count == 0 && (open[i] | late[i]) != 0) {
+        const bool is_late = late[i] != 0;
+        const unsigned left = is_late ? late[i] : open[i];
+        task = task_of(i), its_slot = __ffs(static_cast<int>(left)) - 1;
+        begin = first_of_slot(words_of(task), its_slot) + is_late;
+        count = last_of_slot(words_of(task), task / Search::rows, its_slot) + 1 - begin;
+        if (is_late) late[i] &= late[i] - 1;
+        else open[i] &= open[i] - 1;
       }
-      for (; left; left &= left - 1) {
-        const int owner = __ffs(static_cast<int>(left)) - 1;
-        const int begin = __shfl_sync(0xffffffffu, first, owner), end = __shfl_sync(0xffffffffu, last, owner);
-        const int its_slot = __shfl_sync(0xffffffffu, slot_of, owner), its_task = i * kWarp + owner;
-        further = Spot();
-        for (int chunk = begin + lane; chunk <= end; chunk += kWarp)
-          see(its_task % Search::rows, its_task / Search::rows, its_slot, chunk);
-        further.join();
-        if (lane == owner) keep();
+    int before = count;  // of the lanes before this one
+#pragma unroll
+    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+      const int more = __shfl_sync(0xffffffffu, before, (lane + kWarp - lanes) % kWarp);
+      before += lane >= lanes ? more : 0;
+    }
+    const int total = __shfl_sync(0xffffffffu, before, kWarp - 1);
+    before -= count;
+#pragma unroll 1
+    for (int unit = lane; unit - lane < total; unit += kWarp) {
+      int owner = 0;  // the last lane that begins no later
+#pragma unroll
+      for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
+        owner += __shfl_sync(0xffffffffu, before, owner + lanes) <= unit ? lanes : 0;
+      const int what = __shfl_sync(0xffffffffu, task * kWarp + its_slot, owner);
+      const int chunk = __shfl_sync(0xffffffffu, begin - before, owner) + unit;
+      const int row = what / kWarp % Search::rows, k = what / kWarp / Search::rows, at = what % kWarp;
+      const uint32_t* words = words_of(what / kWarp);
+      const auto* pixels = reinterpret_cast<const uint16_t*>(search.x(row));
+      float weights[look];
+      uint32_t values[look];
+#pragma unroll
+      for (int p = 0; p < look; ++p)
+        weights[p] = unit < total && k > 0 ? mask[(k - 1) * S + pixel_of(chunk, at, p)] : 1.f;
+#pragma unroll
+      for (int p = 0; p < look; p += 2) {
+        const uint32_t held = pair_of<BFloat16>(weights[p], weights[p + 1]);
+        const uint32_t may = unit < total ? (k > 0 ? reached(held, words, k, at) : ~0u) : 0u;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          values[p + j] = kLowest & 0xffffu;
+          if (may >> 16 * j & 1) values[p + j] = pixels[pixel_of(chunk, at, p + j) * search.apart];
+        }
+        weights[p] = first_of<BFloat16>(held), weights[p + 1] = second_of<BFloat16>(held);
+      }
+      Spot best;
+#pragma unroll
+      for (int p = 0; p < look; ++p) {
+        const float y = weights[p] * first_of<BFloat16>(values[p]);
+        if (y > best.top) best.top = y, best.at = p;
+      }
+      const bool reaches = above<true>(pair_of<BFloat16>(best.top, best.top), twice(words, at)) & 1;
+      best.at = pixel_of(chunk, at, best.at % look);
+      for (unsigned left = __ballot_sync(0xffffffffu, unit < total && reaches); left; left &= left - 1) {
+        const int lane_of = __ffs(static_cast<int>(left)) - 1;
+        const float y = __shfl_sync(0xffffffffu, best.top, lane_of);
+        const int s = __shfl_sync(0xffffffffu, best.at, lane_of);
+        const int its_task = __shfl_sync(0xffffffffu, what / kWarp, lane_of);
+#pragma unroll
+        for (int i = 0; i < rounds; ++i)
+          if (its_task == i * kWarp + lane) found.spots[i].see(y, s);
       }
     }
   }
