@@ -178,6 +178,31 @@ def test_ties_give_the_gradient_to_the_first_position(backend, layout):
 
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(1, 24, 7, 7), (1, 16, 13, 11), (1, 16, 50, 38)])
+def test_places_of_maxima_are_the_first_ones(backend, layout, shape):
+    """Of products of bfloat16, which float32 holds exactly: among equal ones, under masks of zeros, of X alone."""
+    numbers = draw(shape, torch.float32)
+    masks = draw_mask((1, 2, *shape[2:]), torch.float32)
+    ramp = torch.linspace(0, 1, shape[2] * shape[3]).view(shape[2:]).expand_as(masks)
+    pairs = {
+        "any": (numbers, masks),
+        "few, some": ((4 * numbers).round() / 4, masks * (masks > 0.7)),
+        "few, ramp": ((4 * numbers).round() / 4, ramp),
+        "relu, binary": (numbers.relu(), masks.round()),
+        "below, some": (-numbers.abs() - 0.01, masks * (masks > 0.7)),
+        "relu, none": (numbers.relu(), 0 * masks),
+    }
+    for kind, (values, mask) in pairs.items():
+        x, mask = lay_out(values.bfloat16(), layout), mask.bfloat16().float()
+        found = calls.masked_moments(fused_ops(backend), x, mask, second=True, positions=True, blocks=0)
+        flat, over = x.float().flatten(2)[:, None], mask.flatten(2)[:, :, None]
+        products = torch.cat([flat, over * flat], 1)  # [1, 1 + A, C, H W]
+        first = (products == products.amax(-1, keepdim=True)).int().argmax(-1)
+        assert torch.equal(found.argmax.view_as(first), first.to(found.argmax.dtype)), kind
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nonfinite_features_show(backend, layout, value):
     x = draw((1, 20, 6, 7), torch.float32)
