@@ -58,10 +58,14 @@ HELD = (
 )
 
 # The same at smaller shapes, where a kernel's beginning and end weigh more: instructions alone.
-HELD_SMALL = tuple(
-    ("backward input", "bfloat16", layout, shape)
-    for layout in LAYOUTS
-    for shape in ((64, 1024, 16, 16), (256, 1024, 7, 7))
+HELD_SMALL = (
+    *(
+        ("backward input", "bfloat16", layout, shape)
+        for layout in LAYOUTS
+        for shape in ((64, 1024, 16, 16), (256, 1024, 7, 7))
+    ),
+    *(("gate + norm", "bfloat16", layout, (64, 1024, 16, 16)) for layout in LAYOUTS),
+    ("gate + norm", "bfloat16", "channels_last", (256, 1024, 7, 7)),
 )
 
 

@@ -9,230 +9,242 @@
 namespace axnet::cuda {
 namespace {
 
-// The moments of one (image, block, channel): shift, s1, s2 and those of the members.
+// The moments of one image, block and V channels.
 template <class Acc, int B>
 struct Moments {
-  const Acc* at;
-  int64_t C;
   int A, first;
-  Kept<B ? 3 : 0> head;
-  Kept<B> sums, squares;
-  Kept<pairs(B)> firsts, seconds;
+  Column<Acc, B ? moment_rows(B) : 0> rows;
 
   template <class G>
   __device__ Moments(const FoldPlan& p, const G& gate, int64_t n, int64_t c)
-      : at(static_cast<const Acc*>(p.moments) + n * moment_rows(p.gate.A) * p.gate.C + c),
-        C(p.gate.C),
-        A(p.gate.A),
-        first(gate.first) {
-    head.load([&](int k) { return at[k * C]; });
-    sums.load([&](int a) { return at[(3 + first + a) * C]; });
-    squares.load([&](int a) { return at[(3 + A + first + a) * C]; });
-#pragma unroll
-    for (int a = 0; a < B; ++a)
-#pragma unroll
-      for (int k = a; k < B; ++k) {
-        firsts.at[pair_row(B, a, k)] = at[(3 + 2 * A + gate.pair(a, k)) * C];
-        seconds.at[pair_row(B, a, k)] = at[(3 + 2 * A + pairs(A) + gate.pair(a, k)) * C];
-      }
-  }
-  __device__ double operator()(int k) const { return B ? head.at[B ? k : 0] : at[k * C]; }
-  __device__ double t(int a) const { return B ? sums.at[B ? a : 0] : at[(3 + first + a) * C]; }
-  __device__ double t2(int a) const { return B ? squares.at[B ? a : 0] : at[(3 + A + first + a) * C]; }
+      : A(p.gate.A), first(gate.first), rows(p.moments, n * (moment_rows(A) * p.gate.C), p.gate.C, c, [&](int k) {
+          if constexpr (B != 1) return k;  // all anatomies are members
+          const int pair = gate.pair(0, 0);
+          const int of_one[] = {0, 1, 2, 3 + first, 3 + A + first, 3 + 2 * A + pair, 3 + 2 * A + pairs(A) + pair};
+          return of_one[k];
+        }) {}
+  __device__ double operator()(int k, int j) const { return rows(k, j); }
+  __device__ double t(int a, int j) const { return rows(3 + a, 3 + first + a, j); }
+  __device__ double t2(int a, int j) const { return rows(3 + B + a, 3 + A + first + a, j); }
   template <class G>
-  __device__ double q1(const G& gate, int a, int k) const {
-    if constexpr (B > 0) return firsts.at[a < k ? pair_row(B, a, k) : pair_row(B, k, a)];
-    return at[(3 + 2 * A + gate.pair(a, k)) * C];
+  __device__ double q1(const G& gate, int a, int k, int j) const {
+    return rows(3 + 2 * B + own_pair(a, k), 3 + 2 * A + gate.pair(a, k), j);
   }
   template <class G>
-  __device__ double q2(const G& gate, int a, int k) const {
-    if constexpr (B > 0) return seconds.at[a < k ? pair_row(B, a, k) : pair_row(B, k, a)];
-    return at[(3 + 2 * A + pairs(A) + gate.pair(a, k)) * C];
+  __device__ double q2(const G& gate, int a, int k, int j) const {
+    return rows(3 + 2 * B + pairs(B) + own_pair(a, k), 3 + 2 * A + pairs(A) + gate.pair(a, k), j);
   }
+
+ private:
+  __device__ static int own_pair(int a, int k) { return a < k ? pair_row(B, a, k) : pair_row(B, k, a); }
 };
 
-// sum Y and sum Y^2 of one image; keeps what the backward pass needs.
+// Adds sum Y and sum Y^2 of one image; keeps what the backward pass needs.
 template <class Acc, int B>
-__device__ inline void add_image(const FoldPlan& p, int64_t n, int o, int64_t c, double& sum_y, double& sum_yy) {
-  const int64_t C = p.gate.C;
+__device__ inline void add_image(const FoldPlan& p, int64_t n, int o, int64_t c, double (&sum_y)[Algebra<B>::V],
+                                 double (&sum_yy)[Algebra<B>::V]) {
   const double S = static_cast<double>(p.gate.S);
+  const int members = B ? B : p.gate.members;
   Gate<B> gate(p.gate, n, o, c);
   gate.load_masses();
   const Moments<Acc, B> m(p, gate, n, c);
-  const int members = B ? B : p.gate.members;
-  Acc* out = p.saved ? static_cast<Acc*>(p.saved) + (n * p.gate.blocks + o) * saved_rows(members) * C + c : nullptr;
-  auto keep = [&](int row, double v) {
-    if (out) out[row * C] = static_cast<Acc>(v);
-  };
-  const double shift = m(0), s1 = m(1), s2 = m(2), b = gate.b;
-  double wm = 0, wt = 0, wt2 = 0, wwm = 0, wwq1 = 0, wwq2 = 0;
+  const int rows = saved_rows(members);
+  Written<Acc, B ? saved_rows(B) : 0> saved(p.saved, (n * p.gate.blocks + o) * rows * p.gate.C, p.gate.C, c);
 #pragma unroll
-  for (int a = 0; a < members; ++a) {
-    const double w = gate.w(a), t_a = m.t(a), t2_a = m.t2(a);
-    double inner_m = 0, inner1 = 0, inner2 = 0;
+  for (int j = 0; j < Algebra<B>::V; ++j) {
+    const double shift = m(0, j), s1 = m(1, j), s2 = m(2, j), b = gate.b[j];
+    double wm = 0, wt = 0, wt2 = 0, wwm = 0, wwq1 = 0, wwq2 = 0;
 #pragma unroll
-    for (int k = 0; k < members; ++k) {
-      const double w_k = gate.w(k);
-      inner_m += w_k * gate.mass_of(a, k);
-      inner1 += w_k * m.q1(gate, a, k);
-      inner2 += w_k * m.q2(gate, a, k);
+    for (int a = 0; a < members; ++a) {
+      const double w = gate.w(a, j), t_a = m.t(a, j), t2_a = m.t2(a, j);
+      double inner_m = 0, inner1 = 0, inner2 = 0;
+#pragma unroll
+      for (int k = 0; k < members; ++k) {
+        const double w_k = gate.w(k, j);
+        inner_m += w_k * gate.mass_of(a, k);
+        inner1 += w_k * m.q1(gate, a, k, j);
+        inner2 += w_k * m.q2(gate, a, k, j);
+      }
+      wm += w * gate.mass_of(a);
+      wt += w * t_a;
+      wt2 += w * t2_a;
+      wwm += w * inner_m;
+      wwq1 += w * inner1;
+      wwq2 += w * inner2;
+      const double q_a = b * t_a + inner1;
+      saved.put(2 + a, j, t_a);
+      saved.put(3 + members + a, j, q_a);
+      saved.put(4 + 2 * members + a, j, shift * q_a + b * t2_a + inner2);
     }
-    wm += w * gate.mass_of(a);
-    wt += w * t_a;
-    wt2 += w * t2_a;
-    wwm += w * inner_m;
-    wwq1 += w * inner1;
-    wwq2 += w * inner2;
-    const double q_a = b * t_a + inner1;
-    keep(2 + a, t_a);
-    keep(3 + members + a, q_a);
-    keep(4 + 2 * members + a, shift * q_a + b * t2_a + inner2);
+    const double q0 = b * s1 + wt;
+    saved.put(0, j, shift);
+    saved.put(1, j, s1);
+    saved.put(2 + members, j, q0);
+    saved.put(3 + 2 * members, j, shift * q0 + b * s2 + wt2);
+    sum_y[j] += shift * (b * S + wm) + q0;
+    sum_yy[j] += shift * shift * (b * b * S + 2 * b * wm + wwm) + 2 * shift * (b * b * s1 + 2 * b * wt + wwq1) +
+                 (b * b * s2 + 2 * b * wt2 + wwq2);
   }
-  const double q0 = b * s1 + wt;
-  keep(0, shift);
-  keep(1, s1);
-  keep(2 + members, q0);
-  keep(3 + 2 * members, shift * q0 + b * s2 + wt2);
-  sum_y += shift * (b * S + wm) + q0;
-  sum_yy += shift * shift * (b * b * S + 2 * b * wm + wwm) + 2 * shift * (b * b * s1 + 2 * b * wt + wwq1) +
-            (b * b * s2 + 2 * b * wt2 + wwq2);
+  saved.store();
 }
 
 template <class Acc, int B>
-__global__ void __launch_bounds__(kAlgebraThreads, 1) fold_kernel(const FoldPlan p) {
+__global__ void __launch_bounds__(Algebra<B>::threads, 1) fold_kernel(const FoldPlan p) {
+  constexpr int V = Algebra<B>::V;
   AXNET_SHARED(shared);
+  const ChannelNumbers<B> numbers{reinterpret_cast<double*>(shared)};
   const GateShape& g = p.gate;
-  const AlgebraPlace place(g);
+  const AlgebraPlace<B> place(g);
+  const ChannelOfBlock own(g);
+  const EarlyNumber weight(p.weight, own.at, own.inside), bias(p.bias, own.at, own.inside),
+      given_mean(p.given_mean, own.at, own.inside), given_var(p.given_var, own.at, own.inside);
   const int members = B ? B : g.members;
-  double sum_y = 0, sum_yy = 0;
+  double sum_y[V] = {}, sum_yy[V] = {};
   if (p.moments && place.inside)
-    for (int64_t n = place.n; n < g.N; n += kAlgebraImages)
+    for (int64_t n = place.n; n < g.N; n += place.images)
       add_image<Acc, B>(p, n, place.o, place.c, sum_y, sum_yy);
   if (!p.fold) return;
-  double mean = 0, var = 1;
-  if (g.batch_statistics) {
-    const double total = static_cast<double>(g.S) * static_cast<double>(g.N);
-    add_images(sum_y, sum_yy, reinterpret_cast<double*>(shared));
-    mean = sum_y / total;
-    var = sum_yy / total - mean * mean;
-    var = var < 0 ? 0 : var;  // rounding alone
-  } else if (place.inside) {
-    mean = number(p.given_mean, place.at), var = number(p.given_var, place.at);
+  double mean = 0, var = 0;
+  if (g.batch_statistics) numbers.add(sum_y, sum_yy, mean, var);
+  if (own.inside) {
+    if (g.batch_statistics) {
+      const double total = static_cast<double>(g.S) * static_cast<double>(g.N);
+      mean /= total;
+      var = var / total - mean * mean;
+      var = var < 0 ? 0 : var;  // rounding alone
+    } else {
+      mean = given_mean(), var = given_var();
+    }
+    mean = static_cast<Acc>(mean), var = static_cast<Acc>(var);  // the backward pass reads them so
+    if (p.mean)
+      static_cast<Acc*>(p.mean)[own.at] = static_cast<Acc>(mean),
+      static_cast<Acc*>(p.var)[own.at] = static_cast<Acc>(var);
+    const double scale = (p.weight.at ? weight() : 1.0) / sqrt(var + g.eps);
+    numbers.put(0, scale);
+    numbers.put(1, (p.bias.at ? bias() : 0.0) - mean * scale);
   }
-  mean = static_cast<Acc>(mean), var = static_cast<Acc>(var);  // the backward pass reads them so
+  __syncthreads();
   if (!place.inside) return;
-  if (place.n == 0 && p.mean)
-    static_cast<Acc*>(p.mean)[place.at] = static_cast<Acc>(mean),
-    static_cast<Acc*>(p.var)[place.at] = static_cast<Acc>(var);
-  const double scale = (p.weight.at ? number(p.weight, place.at) : 1.0) / sqrt(var + g.eps);
-  const double offset = (p.bias.at ? number(p.bias, place.at) : 0.0) - mean * scale;
-  for (int64_t n = place.n; n < g.N; n += kAlgebraImages) {
+  const int rows = fold_rows(members);
+  for (int64_t n = place.n; n < g.N; n += place.images) {
     const Gate<B> gate(g, n, place.o, place.c);
-    Acc* out = static_cast<Acc*>(p.fold) + (n * g.blocks + place.o) * fold_rows(members) * g.C + place.c;
-    out[0] = static_cast<Acc>(gate.b * scale);
+    Written<Acc, B ? fold_rows(B) : 0> out(p.fold, (n * g.blocks + place.o) * rows * g.C, g.C, place.c);
 #pragma unroll
-    for (int a = 0; a < members; ++a)
-      out[(1 + a) * g.C] = static_cast<Acc>(gate.w(a) * scale);
-    out[(1 + members) * g.C] = static_cast<Acc>(offset);
+    for (int j = 0; j < V; ++j) {
+      const double scale = numbers(0, j);
+      out.put(0, j, gate.b[j] * scale);
+#pragma unroll
+      for (int a = 0; a < members; ++a)
+        out.put(1 + a, j, gate.w(a, j) * scale);
+      out.put(1 + members, j, numbers(1, j));
+    }
+    out.store();
   }
 }
 
-// Rows of one (image, block, channel).
-template <class Acc, int K>
-struct Column {
-  const Acc* at;
-  int64_t C;
-  Kept<K> kept;
-
-  __device__ Column(const void* rows, int64_t first, int64_t C, int64_t c)
-      : at(static_cast<const Acc*>(rows) + first * C + c), C(C) {
-    kept.load([&](int k) { return at[k * C]; });
-  }
-  __device__ double operator()(int k) const { return K ? kept.at[K ? k : 0] : at[k * C]; }
-};
-
 template <class Acc, int M>
-__global__ void __launch_bounds__(kAlgebraThreads, 1) combine_kernel(const CombinePlan p) {
+__global__ void __launch_bounds__(Algebra<M>::threads, 1) combine_kernel(const CombinePlan p) {
+  constexpr int V = Algebra<M>::V;
   AXNET_SHARED(shared);
+  const ChannelNumbers<M> numbers{reinterpret_cast<double*>(shared)};
   const GateShape& g = p.gate;
-  const AlgebraPlace place(g);
+  const AlgebraPlace<M> place(g);
+  const ChannelOfBlock own(g);
+  const EarlyNumber weight(p.weight, own.at, own.inside), given_mean(p.mean, own.at, own.inside),
+      given_var(p.var, own.at, own.inside);
   const int o = place.o, B = M ? M : g.members;
   const int64_t C = g.C, c = place.c;
-  auto sums_of = [&](int64_t n) {
-    return Column<Acc, M ? sum_rows(M) : 0>(p.sums, (n * g.blocks + o) * sum_rows(B), C, c);
-  };
+  auto before = [&](int64_t n, int rows) { return (n * g.blocks + o) * rows * C; };
+  using Sums = Column<Acc, M ? sum_rows(M) : 0>;
+  using Saved = Column<Acc, M ? saved_rows(M) : 0>;
 
-  const double mean = place.inside ? number(p.mean, place.at) : 0.0;
-  double dgamma = 0, dbeta = 0;
+  double products[V] = {}, plain[V] = {};  // sums of D Y, of D
   if (place.inside)
-    for (int64_t n = place.n; n < g.N; n += kAlgebraImages) {
-      const auto e = sums_of(n);
+    for (int64_t n = place.n; n < g.N; n += place.images) {
+      const Sums e(p.sums, before(n, sum_rows(B)), C, c);
+      const Column<Acc, M ? 1 : 0> shift(p.saved, before(n, saved_rows(B)), C, c);
       const Gate<M> gate(g, n, o, c);
-      const double shift = static_cast<const Acc*>(p.saved)[(n * g.blocks + o) * saved_rows(B) * C + c];
-      double far = gate.b * e(0), near = gate.b * e(1);
 #pragma unroll
-      for (int a = 0; a < B; ++a) {
-        far += gate.w(a) * e(2 + a);
-        near += gate.w(a) * e(2 + B + a);
+      for (int j = 0; j < V; ++j) {
+        double far = gate.b[j] * e(0, j), near = gate.b[j] * e(1, j);
+#pragma unroll
+        for (int a = 0; a < B; ++a) {
+          far += gate.w(a, j) * e(2 + a, j);
+          near += gate.w(a, j) * e(2 + B + a, j);
+        }
+        products[j] += shift(0, j) * far + near;
+        plain[j] += e(0, j);
       }
-      dgamma += shift * far + near - mean * e(0);
-      dbeta += e(0);
     }
-  add_images(dgamma, dbeta, reinterpret_cast<double*>(shared));
-  if (!place.inside) return;
-
-  const double r = 1.0 / sqrt(number(p.var, place.at) + g.eps), gamma = p.weight.at ? number(p.weight, place.at) : 1.0;
-  const double S = static_cast<double>(g.S), total = S * static_cast<double>(g.N);
-  dgamma *= r;
-  if (place.n == 0) {
-    static_cast<Acc*>(p.weight_grad)[place.at] = static_cast<Acc>(dgamma);
-    static_cast<Acc*>(p.bias_grad)[place.at] = static_cast<Acc>(dbeta);
+  double dgamma, dbeta;
+  numbers.add(products, plain, dgamma, dbeta);
+  const double S = static_cast<double>(g.S);
+  if (own.inside) {
+    const double mean = given_mean(), total = S * static_cast<double>(g.N);
+    const double r = 1.0 / sqrt(given_var() + g.eps);
+    const double k1 = (p.weight.at ? weight() : 1.0) * r;
+    dgamma = r * (dgamma - mean * dbeta);
+    static_cast<Acc*>(p.weight_grad)[own.at] = static_cast<Acc>(dgamma);
+    static_cast<Acc*>(p.bias_grad)[own.at] = static_cast<Acc>(dbeta);
+    const double k3 = g.batch_statistics ? -k1 * r * dgamma / total : 0.0;
+    numbers.put(0, k1);
+    numbers.put(1, g.batch_statistics ? -k1 * dbeta / total - k3 * mean : 0.0);
+    numbers.put(2, k3);
   }
-  const double k1 = gamma * r, k3 = g.batch_statistics ? -gamma * r * r * dgamma / total : 0.0;
-  const double k2 = g.batch_statistics ? -gamma * r * dbeta / total - k3 * mean : 0.0;
-  for (int64_t n = place.n; n < g.N; n += kAlgebraImages) {
-    const auto e = sums_of(n);
-    const Column<Acc, M ? saved_rows(M) : 0> kept(p.saved, (n * g.blocks + o) * saved_rows(B), C, c);
+  __syncthreads();
+  if (!place.inside) return;
+  for (int64_t n = place.n; n < g.N; n += place.images) {
+    const Sums e(p.sums, before(n, sum_rows(B)), C, c);
+    const Saved kept(p.saved, before(n, saved_rows(B)), C, c);
     Gate<M> gate(g, n, o, c);
     gate.load_masses();
-    const double shift = kept(0);
-    double sum_g = gate.b * S;
+    Written<Acc, M ? coef_rows(M) : 0> out(p.coef, before(n, coef_rows(B)), C, c);
+    Written<Acc, M> gate_grad(p.gate_grad, (n * g.A + gate.first) * C, C, c);
 #pragma unroll
-    for (int a = 0; a < B; ++a)
-      sum_g += gate.w(a) * gate.mass_of(a);
-    const double sum_dy = k1 * e(0) + k2 * S + k3 * (shift * sum_g + kept(2 + B));
-    const double db = shift * sum_dy + k1 * e(1) + k2 * kept(1) + k3 * kept(3 + 2 * B);
-    Acc* out = static_cast<Acc*>(p.coef) + (n * g.blocks + o) * coef_rows(B) * C + c;
-    out[0] = static_cast<Acc>(k1), out[C] = static_cast<Acc>(k2), out[2 * C] = static_cast<Acc>(k3);
-    out[3 * C] = static_cast<Acc>(gate.b);
-    Acc* gate_grad = static_cast<Acc*>(p.gate_grad) + (n * g.A + gate.first) * C + c;
+    for (int j = 0; j < V; ++j) {
+      const double k1 = numbers(0, j), k2 = numbers(1, j), k3 = numbers(2, j), b = gate.b[j], shift = kept(0, j);
+      double sum_g = b * S;
 #pragma unroll
-    for (int a = 0; a < B; ++a) {
-      out[(4 + a) * C] = static_cast<Acc>(gate.w(a));
-      double sum_gm = gate.b * gate.mass_of(a);
+      for (int a = 0; a < B; ++a)
+        sum_g += gate.w(a, j) * gate.mass_of(a);
+      const double sum_dy = k1 * e(0, j) + k2 * S + k3 * (shift * sum_g + kept(2 + B, j));
+      const double db = shift * sum_dy + k1 * e(1, j) + k2 * kept(1, j) + k3 * kept(3 + 2 * B, j);
+      out.put(0, j, k1), out.put(1, j, k2), out.put(2, j, k3), out.put(3, j, b);
 #pragma unroll
-      for (int b = 0; b < B; ++b)
-        sum_gm += gate.w(b) * gate.mass_of(a, b);
-      const double sum_dym = k1 * e(2 + a) + k2 * gate.mass_of(a) + k3 * (shift * sum_gm + kept(3 + B + a));
-      const double dw = shift * sum_dym + k1 * e(2 + B + a) + k2 * kept(2 + a) + k3 * kept(4 + 2 * B + a);
-      gate_grad[a * C] = static_cast<Acc>((dw - db) * gate.share);
+      for (int a = 0; a < B; ++a) {
+        out.put(4 + a, j, gate.w(a, j));
+        double sum_gm = b * gate.mass_of(a);
+#pragma unroll
+        for (int k = 0; k < B; ++k)
+          sum_gm += gate.w(k, j) * gate.mass_of(a, k);
+        const double sum_dym = k1 * e(2 + a, j) + k2 * gate.mass_of(a) + k3 * (shift * sum_gm + kept(3 + B + a, j));
+        const double dw = shift * sum_dym + k1 * e(2 + B + a, j) + k2 * kept(2 + a, j) + k3 * kept(4 + 2 * B + a, j);
+        gate_grad.put(a, j, (dw - db) * gate.share);
+      }
     }
+    out.store();
+    gate_grad.store();
   }
+}
+
+template <int B, class Plan>
+void launch_algebra(void (*kernel)(Plan), cudaStream_t stream, const Plan& plan) {
+  const int threads = Algebra<B>::launched(plan.gate.N);
+  launch(kernel, ceil_div(plan.gate.C, kAlgebraChannels), plan.gate.blocks, threads, Algebra<B>::shared_bytes(threads),
+         stream, plan);
 }
 
 }  // namespace
 
 void fold_gate(cudaStream_t stream, const FoldPlan& plan, Type acc) {
-  with_members(acc, plan.gate.members, [&](auto type, auto members) {
-    launch(fold_kernel<decltype(type), decltype(members)::value>, ceil_div(plan.gate.C, kAlgebraChannels),
-           plan.gate.blocks, kAlgebraThreads, kAlgebraShared, stream, plan);
+  with_members(acc, plan.gate, {plan.moments, plan.fold, plan.saved}, [&](auto type, auto members) {
+    launch_algebra<decltype(members)::value>(fold_kernel<decltype(type), decltype(members)::value>, stream, plan);
   });
 }
 
 void combine(cudaStream_t stream, const CombinePlan& plan, Type acc) {
-  with_members(acc, plan.gate.members, [&](auto type, auto members) {
-    launch(combine_kernel<decltype(type), decltype(members)::value>, ceil_div(plan.gate.C, kAlgebraChannels),
-           plan.gate.blocks, kAlgebraThreads, kAlgebraShared, stream, plan);
+  with_members(acc, plan.gate, {plan.saved, plan.sums, plan.coef, plan.gate_grad}, [&](auto type, auto members) {
+    launch_algebra<decltype(members)::value>(combine_kernel<decltype(type), decltype(members)::value>, stream, plan);
   });
 }
 

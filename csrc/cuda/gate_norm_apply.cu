@@ -6,12 +6,14 @@ namespace {
 
 // NCHW. WHOLE: S is a multiple of the vector.
 template <class T, int B, bool WHOLE>
-__global__ void __launch_bounds__(kWalkThreads, 2) apply_rows_kernel(const ApplyPlan p, const Walk walk) {
+__global__ void __launch_bounds__((WHOLE ? kWalkThreads : kThreads), 2)
+    apply_rows_kernel(const ApplyPlan p, const Walk walk) {
   constexpr int V = kVector<T>;
   AXNET_SHARED(shared);
   auto* table = reinterpret_cast<Entry<B + 2>*>(shared);  // b, w_a, h of the channels that pass
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S);
-  const Stand stand(walk, C);
+  Stand stand(walk, C);
+  if constexpr (!WHOLE) split_last<V>(stand, walk, S);
   const float* fold =
       static_cast<const float*>(p.fold) + static_cast<int64_t>(stand.n) * fold_rows(B) * C + stand.first;
   for (int c = threadIdx.x; c < stand.count; c += blockDim.x)
@@ -19,9 +21,11 @@ __global__ void __launch_bounds__(kWalkThreads, 2) apply_rows_kernel(const Apply
     for (int k = 0; k < B + 2; ++k)
       table[c].at[k] = fold[k * C + c];
   __syncthreads();
+  const int row = WHOLE ? 0 : stand.kept * V / S, s0 = WHOLE ? stand.kept * V : stand.kept * V % S;
+  const int own = S - s0;  // pixels of the vector's first channel
+  const bool splits = !WHOLE && __ballot_sync(0xffffffffu, stand.active && own < V) != 0;
   if (!stand.active) return;
 
-  const int row = WHOLE ? 0 : stand.kept * V / S, s0 = WHOLE ? stand.kept * V : stand.kept * V % S;
   const float* mask = static_cast<const float*>(p.mask) + static_cast<int64_t>(stand.n) * B * S;
   float m[B][V];
 #pragma unroll
@@ -31,40 +35,44 @@ __global__ void __launch_bounds__(kWalkThreads, 2) apply_rows_kernel(const Apply
     } else {
 #pragma unroll
       for (int i = 0; i < V; ++i)
-        m[a][i] = mask[a * S + (s0 + i < S ? s0 + i : s0 + i - S)];
+        m[a][i] = mask[a * S + (i < own ? s0 + i : i - own)];
     }
-  const int own = S - s0;  // pixels of the vector's first channel
-  const int64_t from = static_cast<int64_t>(stand.first) * S + s0;
-  const T* x = static_cast<const T*>(p.x_data) + stand.n * p.x.n + from;
-  T* z = static_cast<T*>(p.z_data) + stand.n * p.z.n + from;
+  const int begin = (stand.first + row + stand.at) * S + s0;
+  const T* x = static_cast<const T*>(p.x_data) + stand.n * p.x.n + begin;
+  T* z = static_cast<T*>(p.z_data) + stand.n * p.z.n + begin;
   const Entry<B + 2>* entries = table + row;
-  Stand rows = stand;
-  rows.count -= row;
-  meet<kWalkFlight>(rows, walk, [&](auto many, int at, int step) {
+  stand.count -= row;
+  meet<kWalkFlight>(stand, walk, [&](auto many, int at, int step) {
     constexpr int U = decltype(many)::value;
+    const int apart = step * S;
     Bits<T, V> bits[U];
 #pragma unroll
     for (int u = 0; u < U; ++u)
-      bits[u].load(x + (row + at + u * step) * S);
+      bits[u].load(x), x += apart;
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       const Entry<B + 2> q = entry_of(entries, at + u * step);
-      Entry<B + 2> next;
-      if constexpr (!WHOLE) next = entry_of(entries, at + u * step + 1);
       float v[V];
       bits[u].spread(v);
+      auto blend = [&](const auto& of) {
 #pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const bool first = WHOLE || i < own;
-        auto of = [&](int k) { return first ? q.at[k] : next.at[k]; };
-        float gate = of(0);
+        for (int i = 0; i < V; ++i) {
+          float gate = of(i, 0);
 #pragma unroll
-        for (int a = 0; a < B; ++a)
-          gate += of(1 + a) * m[a][i];
-        v[i] = v[i] * gate + of(1 + B);
+          for (int a = 0; a < B; ++a)
+            gate += of(i, 1 + a) * m[a][i];
+          v[i] = v[i] * gate + of(i, 1 + B);
+        }
+      };
+      if (splits) {
+        const Entry<B + 2> next = entry_of(entries, at + u * step + 1);
+        blend([&](int i, int k) { return i < own ? q.at[k] : next.at[k]; });
+      } else {
+        blend([&](int, int k) { return q.at[k]; });
       }
       bits[u].gather(v);
-      bits[u].store(z + (row + at + u * step) * S);
+      bits[u].store(z);
+      z += apart;
     }
   });
 }
