@@ -51,6 +51,7 @@ HELD = (
     ("moments", "bfloat16", "channels_last"),
     ("backward sums", "bfloat16", "channels_last"),
     ("backward input", "bfloat16", "channels_last"),
+    ("pwap backward, 14", "bfloat16", "channels_last"),
     ("moments", "float32", "NCHW"),
     ("moments", "float32", "channels_last"),
     ("backward sums", "float32", "NCHW"),
@@ -66,6 +67,11 @@ HELD_SMALL = (
     ),
     *(("gate + norm", "bfloat16", layout, (64, 1024, 16, 16)) for layout in LAYOUTS),
     ("gate + norm", "bfloat16", "channels_last", (256, 1024, 7, 7)),
+    *(
+        ("pwap backward, 14", "bfloat16", layout, shape)
+        for layout in LAYOUTS
+        for shape in ((64, 1024, 16, 16), (64, 2048, 16, 16))
+    ),
 )
 
 

@@ -23,6 +23,7 @@ struct PwapBackwardArgs {
   Numbers weight;                    // [K, C]
   const void *logits, *norm;         // acc [N, K, S], [N, 2, K]
   void* partial;                     // acc [N, tiles, K*C + K]
+  void* slopes;                      // float [N, K, S, 2]: share, dL; where the channels come in halves
   void *weight_grad, *bias_grad;     // acc [K, C], acc [K]
   int64_t dx_image;                  // elements between images of dx, and between its channels and pixels
   int dx_channel, dx_pixel;

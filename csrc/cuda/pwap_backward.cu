@@ -4,13 +4,14 @@
 //           dX = sum_k share_k dpooled_k + W_k dL_k;  the tile's part of dW = sum dL X and db = sum dL
 //   gather  dW and db from the tiles, in their order
 //
+// Where 16 maps of all channels are too many for a block, the shares and dL come first (pwap_slopes.cuh).
 // One map in NCHW takes pwap_one.cuh; else up to 2048 channels of 16 and 32 bits take the matrix units (pwap_tile.cuh),
 // the rest pooling.cuh's loops.
 #include "checks.h"
 #include "cuda/pooling.cuh"
 #include "cuda/pwap_args.cuh"
 #include "cuda/pwap_one.cuh"
-#include "cuda/pwap_products.cuh"
+#include "cuda/pwap_slopes.cuh"
 
 namespace axnet::cuda {
 namespace {
@@ -102,8 +103,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   unsigned char* ring = shared + warp * p.stages * kStage;
   float* parts = reinterpret_cast<float*>(shared + p.warps * p.stages * kStage);
   const Shares<T, P> shares{reinterpret_cast<unsigned char*>(parts + p.warps * M * P), 2 * M};
-  float *means = parts + p.warps * M * P + 2 * M * (P + 8), *tops = means + M, *factors = tops + M;
-  float *inverses = factors + M, *biases = inverses + M;
+  const MapNumbers<T, M> numbers(parts + p.warps * M * P + 2 * M * (P + 8));
+  float* biases = numbers.inverses + M;
   const int maps = p.K - k0 < M ? p.K - k0 : M, n = blockIdx.x / p.walks;
   const int first = (blockIdx.x - n * p.walks) * p.steps;
   const int last = first + p.steps < p.tiles ? first + p.steps : p.tiles;
@@ -115,18 +116,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   }
 
   const T* grad = static_cast<const T*>(args.grad_pooled) + map0 * p.C;
-  for (int k = warp; k < maps; k += p.warps) {
-    const T* pooled = static_cast<const T*>(args.pooled) + (map0 + k) * p.C;
-    double product = 0;
-    for (int c = threadIdx.x % kWarp; c < p.C; c += kWarp)
-      product += static_cast<double>(static_cast<float>(grad[k * p.C + c])) * static_cast<float>(pooled[c]);
-    const float mean = static_cast<float>(warp_sum(product));
-    if (threadIdx.x % kWarp == 0) {
-      const float* norm = static_cast<const float*>(args.norm) + static_cast<int64_t>(n) * 2 * p.K + k0 + k;
-      means[k] = mean, tops[k] = norm[0], factors[k] = 1 + std::exp(-std::abs(norm[0])), inverses[k] = 1 / norm[p.K];
-      biases[k] = 0;
-    }
-  }
+  numbers.fill(p, args, grad, n, k0, maps);
+  if (threadIdx.x < M) biases[threadIdx.x] = 0;
   for (int i = threadIdx.x; i < 2 * M * P; i += blockDim.x)
     shares.set(i / P, i % P, 0);
   Rows<T, M, true> grads[Tile::kSlots];
@@ -171,10 +162,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
 #pragma unroll 4
       for (int w = 0; w < p.warps; ++w)
         a += parts[w * M * P + part_at<P>(k, s)];
-      const float top = tops[k], small = std::exp(-std::abs(logit)), inverse = reciprocal(1 + small);
-      const float prob = logit < 0 ? small * inverse : inverse, rest = logit < 0 ? inverse : small * inverse;
-      float share = (top < 0 ? std::exp(logit - top) : logit < 0 ? small : 1.f) * factors[k] * inverse * inverses[k];
-      float slope = ((a - means[k]) * share + prob_grad * prob) * rest;
+      float share;
+      float slope = numbers.slope(k, a, logit, prob_grad, share);
       if (k >= maps || s0 + s >= p.S) share = slope = 0;
       const float bias = warp_sum<P>(slope);
       shares.set(k, s, share);
@@ -343,7 +332,7 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
     return {dx, weight_grad, bias_grad};
   }
   const bool bfloat16 = type_of_x == ScalarType::BFloat16;
-  const std::optional<MatrixPlan> plan = MatrixPlan::of(x, K, 2, bfloat16 ? kTurnedBytes : 0);
+  const std::optional<MatrixPlan> plan = MatrixPlan::of(x, K, 2, bfloat16 ? kTurnedBytes : 0, true);
   const std::optional<OnePlan> one = OnePlan::of(x, K);
   const Tensor rows = one || (plan && bfloat16) ? as(weight) : as(weight, acc);
   const Tensor grad = as(grad_pooled, type_of_x), mean = as(pooled, type_of_x);
@@ -352,12 +341,12 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
   with_type(type_of(x), [&](auto type) {
     using T = decltype(type);
     using Acc = acc_t<T>;
-    PwapBackwardArgs args{data(x),        input_grad ? data(dx) : nullptr,
-                          data(grad),     data(mean),
-                          data(map_grad), numbers_of(rows),
-                          data(logits),   data(norm),
-                          nullptr,        data(weight_grad),
-                          data(bias_grad)};
+    PwapBackwardArgs args{data(x),           input_grad ? data(dx) : nullptr,
+                          data(grad),        data(mean),
+                          data(map_grad),    numbers_of(rows),
+                          data(logits),      data(norm),
+                          nullptr,           nullptr,
+                          data(weight_grad), data(bias_grad)};
     Tensor partial;
     const auto launch_all = [&](int64_t walks, const auto& launch_tiles) {
       partial = empty({N * walks, (C + 1) * K}, acc, device);
@@ -384,9 +373,22 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
       return launch_all(plan->walks, [&] {
         with_warp_tile<T>(*plan, [&](auto tile) {
           using Tile = decltype(tile);
+          const auto blocks = [&](const auto& kernel, const MatrixPlan& of, int64_t count, int k0) {
+            launch(kernel, N * count, 1, of.warps * kWarp, of.bytes, queue.stream(), of, args, k0);
+          };
+          if constexpr (Tile::kMaps == 16)
+            if (plan->halves == 2) {
+              const Tensor slopes = empty({N, K, S, 2}, acc, device);
+              const MatrixPlan before = plan->of_slopes(x);
+              args.slopes = data(slopes);
+              for (int k0 = 0; k0 < K; k0 += plan->maps) {
+                blocks(pwap_backward_slopes_kernel<T, Tile::kLast>, before, before.walks, k0);
+                blocks(pwap_backward_half_kernel<T, Tile::kLast>, *plan, 2 * plan->walks, k0);
+              }
+              return;
+            }
           for (int k0 = 0; k0 < K; k0 += plan->maps)  // the later ones add to dX
-            launch(pwap_backward_matrix_kernel<T, Tile::kLast, Tile::kMaps>, N * plan->walks, 1, plan->warps * kWarp,
-                   plan->bytes, queue.stream(), *plan, args, k0);
+            blocks(pwap_backward_matrix_kernel<T, Tile::kLast, Tile::kMaps>, *plan, plan->walks, k0);
         });
       });
     }

@@ -42,8 +42,14 @@ struct Products {
   template <bool EXACT>
   __device__ static void channels(int lane, const unsigned char* stage, const Rows<T, M, EXACT> (&rows)[kSlots],
                                   float* parts) {
-    const int g = lane / 4, t = lane % 4;
     float sums[P / 8][4] = {};
+    add_channels(lane, stage, rows, sums);
+    put_part(lane, sums, parts);
+  }
+  template <bool EXACT>
+  __device__ static void add_channels(int lane, const unsigned char* stage, const Rows<T, M, EXACT> (&rows)[kSlots],
+                                      float (&sums)[P / 8][4]) {
+    const int g = lane / 4, t = lane % 4;
     if constexpr (sizeof(T) == 2) {
       const int base = lane_base(lane);
 #pragma unroll
@@ -79,6 +85,9 @@ struct Products {
             rows[slot].times(half, big, small, sums[j]);
           }
     }
+  }
+  __device__ static void put_part(int lane, const float (&sums)[P / 8][4], float* parts) {
+    const int g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int j = 0; j < P / 8; ++j)
 #pragma unroll
@@ -211,10 +220,12 @@ struct Products {
   }
 
   // The weights of the way back, turned over, rounded to T = BFloat16 as dX is: of a slot and lane the channels g (e =
-  // 0) and g + 8 (e = 1) and the maps 8 m + 2t, + 1 at e + 2 m. The lane reads them back alone.
+  // 0) and g + 8 (e = 1) and the maps 8 m + 2t, + 1 at turned_at(e + 2 m). The lane reads them back alone.
   struct alignas(M) Turned {
     uint32_t pairs[M / 4];
   };
+  // In channels_last the maps of a channel are a product's operand: neighbouring registers.
+  __device__ static constexpr int turned_at(int i) { return M == 8 ? i % 2 : LAST ? i % 2 * 2 + i / 2 : i; }
   template <class Number>
   __device__ static void turn_over(const Number* from, int C, int maps, int channels, unsigned char* weights) {
     const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
@@ -230,7 +241,7 @@ struct Products {
         for (int k = 0; k < 2; ++k)
           pair[k] = 2 * t + i / 2 * 8 + k < maps && c < channels - g ? static_cast<float>(from[(i / 2 * 8 + k) * C + c])
                                                                      : 0.f;
-        turned.pairs[i] = pair_of<T>(pair[0], pair[1]);
+        turned.pairs[turned_at(i)] = pair_of<T>(pair[0], pair[1]);
       }
       reinterpret_cast<Turned*>(weights)[slot * kWarp + lane] = turned;
     }
@@ -240,7 +251,9 @@ struct Products {
   __device__ static void inputs(int lane, unsigned char* stage, const Shares<T, P>& shares,
                                 const Rows<T, M, true> (&grads)[kSlots], const unsigned char* weights) {
     const int g = lane / 4, t = lane % 4;
-    const uint16_t* from = reinterpret_cast<const uint16_t*>(shares.at) + lane % 16 * shares.kPitch + lane / 16 * 8;
+    // the matrices come in the order in which the product wants them: registers in another order would be moved
+    const int row = LAST ? lane % 8 + lane / 16 * 8 : lane % 16, column = (LAST ? lane / 8 % 2 : lane / 16) * 8;
+    const uint16_t* from = reinterpret_cast<const uint16_t*>(shares.at) + row * shares.kPitch + column;
     const int low_part = shares.rows * shares.kPitch;
 #pragma unroll
     for (int j = 0; j < P / 16; ++j) {
@@ -259,7 +272,7 @@ struct Products {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           grad[i] = i < M / 4 ? turned(grads[slot].pairs[i % 2][i / 2 % kGroups]) : 0u;
-          weight[i] = M == 16 ? held.pairs[i % (M / 4)] : i < 2 ? grad[i] : held.pairs[i % 2];
+          weight[i] = M == 16 ? held.pairs[turned_at(i)] : i < 2 ? grad[i] : held.pairs[i % 2];
         }
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
@@ -283,8 +296,7 @@ struct Products {
   // c += 16 x 8 of the two: the channels are the rows (NCHW: the pixels 8 e on) or the columns (channels 8 e on)
   __device__ static void turn_product(const uint32_t (&params)[4], const uint32_t (&share)[4], int e, float (&c)[4]) {
     if constexpr (LAST) {
-      const uint32_t a[4] = {share[0], share[2], share[1], share[3]};
-      multiply_add<T>(c, a, params[e], params[e + 2]);
+      multiply_add<T>(c, share, params[e], params[e + 2]);
     } else {
       multiply_add<T>(c, params, share[2 * e], share[2 * e + 1]);
     }

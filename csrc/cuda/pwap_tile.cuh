@@ -45,12 +45,13 @@ struct MatrixPlan {
   int C, S, K;
   int maps, warps, groups, stages;  // maps of a block; warps of a block; groups of maps; tiles in its ring
   int tiles, steps, walks;          // tiles of an image; of a block; blocks of an image for a group
+  int halves;                       // 2: a block has half of the channels, and pwap_slopes.cuh's kernels take the plan
   bool last, fast;                  // fast: every 16-byte piece is aligned and lies in one row
   size_t bytes;                     // of shared memory
 
   // None where the kernels of pooling.cuh take over. rows: of shares, for one map; held: bytes that a warp keeps beside
-  // its ring.
-  static std::optional<MatrixPlan> of(const Tensor& x, int64_t maps, int rows, int held) {
+  // its ring; halved: whether blocks may have half of the channels.
+  static std::optional<MatrixPlan> of(const Tensor& x, int64_t maps, int rows, int held, bool halved = false) {
     const View view = view_of(x);
     const int64_t N = x.size(0), C = x.size(1), S = x.size(2) * x.size(3);
     MatrixPlan p;
@@ -61,19 +62,27 @@ struct MatrixPlan {
     p.C = static_cast<int>(C), p.S = static_cast<int>(S), p.K = static_cast<int>(maps), p.last = view.channels_last;
     const int size = x.scalar_type() == ScalarType::Float ? 4 : 2, vector = 16 / size;
     const bool half = x.scalar_type() == ScalarType::Half;  // its kernels of 8 maps would need too many registers
-    p.maps = maps > 8 || half ? 16 : 8;
     const size_t limit = shared_limit(x);
-    if (!p.fit(size, rows, held, limit)) {
-      p.maps = 8;
-      if (half || !p.fit(size, rows, held, limit)) return std::nullopt;
-    }
+    const auto fits = [&](int of_block, int halves) {
+      p.maps = of_block, p.halves = halves;
+      return p.fit(size, rows, held, limit);
+    };
+    const int most = maps > 8 || half ? 16 : 8;
+    if (!fits(most, 1) && !(halved && most == 16 && fits(16, 2)) && (half || !fits(8, 1))) return std::nullopt;
     p.groups = static_cast<int>(ceil_div(maps, p.maps));
     const int64_t along = p.last ? C : S, step = p.last ? view.s : view.c;
     p.fast = along % vector == 0 && step % vector == 0 && view.n % vector == 0 &&
              reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0;
     p.tiles = static_cast<int>(ceil_div(S, kStage / run_of(p.maps) / size));
-    p.steps = steps_of(p.tiles, N * p.groups, p.resident());
-    p.walks = static_cast<int>(ceil_div(p.tiles, p.steps));
+    p.walk(N * p.groups * p.halves);
+    return p;
+  }
+
+  // Of the kernel before a plan of halves: all channels, no weights and no shares in shared memory.
+  MatrixPlan of_slopes(const Tensor& x) const {
+    MatrixPlan p = *this;
+    p.fill(slopes_bytes(x.scalar_type() == ScalarType::Float ? 4 : 2), shared_limit(x));
+    p.walk(x.size(0));
     return p;
   }
 
@@ -84,13 +93,24 @@ struct MatrixPlan {
 
  private:
   int resident() const { return std::min(8, kMostWarps / warps); }  // blocks on a multiprocessor, by their registers
+  size_t slopes_bytes(int size) const { return fixed_bytes(maps, warps, kStage / run_of(maps) / size, 0); }
 
-  // Whether a block of that many maps has enough threads and shared memory; with as many stages as leave room for the
-  // blocks beside it.
+  void walk(int64_t together) {
+    steps = steps_of(tiles, together, resident());
+    walks = static_cast<int>(ceil_div(tiles, steps));
+  }
+
+  // Whether a block of that many maps has enough threads and shared memory.
   bool fit(int size, int rows, int held, size_t limit) {
-    warps = static_cast<int>(ceil_div(C, run_of(maps)));
+    warps = static_cast<int>(ceil_div(C, run_of(maps) * halves));
     if (warps > kMostWarps) return false;
-    const size_t rest = fixed_bytes(maps, warps, kStage / run_of(maps) / size, rows) + warps * held;
+    const int P = kStage / run_of(maps) / size;
+    if (halves == 1) return fill(fixed_bytes(maps, warps, P, rows) + warps * held, limit);
+    return fill(slopes_bytes(size), limit) && fill(fixed_bytes(maps, 0, P, 2 * rows) + warps * held, limit);
+  }
+
+  // The ring beside the rest: as many stages as leave room for the blocks beside it.
+  bool fill(size_t rest, size_t limit) {
     const size_t ring = static_cast<size_t>(warps) * kStage;
     for (stages = kMostStages; stages > 1; --stages)
       if (resident() * (rest + stages * ring + 1024) <= limit + 1024) break;

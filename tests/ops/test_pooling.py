@@ -66,6 +66,13 @@ def test_numbers_of_channels_in_16_bits(backend, layout, dtype, channels):
 
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_many_maps_of_many_channels(backend, layout, dtype):  # CUDA: groups of maps, halves of channels
+    compare(backend, dtype, (2, 1100, 5, 9), 20, layout=layout)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_many_tiles(backend, layout):
     compare(backend, torch.float32, (3, 24, 40, 41), 14, layout=layout)
 
