@@ -20,6 +20,7 @@ import argparse
 import csv
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -243,6 +244,7 @@ def main() -> None:
     )
     parser.add_argument("--layout", choices=cuda_launches.LAYOUTS, nargs="+", default=list(cuda_launches.LAYOUTS))
     parser.add_argument("--shape", type=int, nargs=4, default=cuda_launches.SHAPE)
+    parser.add_argument("--small", action="store_true", help="all smaller shapes that have a budget, not --shape")
     parser.add_argument("--blocks", type=int, default=0, help="blocks of a grid that are executed; 0: by their length")
     parser.add_argument("--against", type=Path, help="a record of Nsight Compute (benchmarks/results/h200_ncu.csv)")
     parser.add_argument("--source", type=Path, default=ROOT, help="the tree whose csrc/ and axnet/ are judged")
@@ -257,7 +259,8 @@ def main() -> None:
     if arguments.against:
         print(compare(rows, arguments.against))
     if arguments.out:
-        arguments.out.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n", encoding="utf-8")
+        lines = ",\n".join(json.dumps(asdict(r)) for r in rows)
+        arguments.out.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 class Judge:
@@ -290,18 +293,18 @@ class Judge:
 def measure(arguments: argparse.Namespace) -> list[Row]:
     own = Judge(arguments.source.resolve())
     rows = []
-    elements = int(np.prod(arguments.shape))
-    for dtype, layout in itertools.product(arguments.dtype, arguments.layout):
+    shapes = cuda_launches.SHAPES[1:] if arguments.small else [tuple(arguments.shape)]
+    for shape, dtype, layout in itertools.product(shapes, arguments.dtype, arguments.layout):
         torch.manual_seed(0)
-        calls = cuda_launches.calls(tuple(arguments.shape), layout, cuda_launches.DTYPES[dtype])
+        calls = cuda_launches.calls(shape, layout, cuda_launches.DTYPES[dtype])
         for name, call in calls.items():
             for launch in own.recorder(call) if arguments.name in name else []:
                 if arguments.kernel not in launch.kernel:
                     continue
                 started = time.monotonic()
                 program, used = own.code(launch.kernel)
-                result, machine = judge(program, used, launch, elements, arguments.blocks)
-                rows.append(Row(name, dtype, layout, shape=tuple(arguments.shape), **result))
+                result, machine = judge(program, used, launch, math.prod(shape), arguments.blocks)
+                rows.append(Row(name, dtype, layout, shape=shape, **result))
                 print(line(rows[-1]), f"[{time.monotonic() - started:.1f} s, {machine.steps} steps]", flush=True)
                 if arguments.profile:
                     print(profile(program))

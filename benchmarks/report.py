@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 from benchmarks import evaluation  # noqa: E402
-from benchmarks.cuda_launches import BUDGETS, COPY, MAPS  # noqa: E402
+from benchmarks.cuda_launches import BUDGETS, COPY, MAPS, SHAPES  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 TASKS = {
@@ -283,6 +283,30 @@ def judge_passes() -> str:
     return "\n".join(lines) + "\n"
 
 
+def judge_small() -> str:
+    """The same at smaller shapes: executed instructions an element, and the share of a copy."""
+    record: Any = load("cuda_model_small.json")
+    if record is None:
+        return "Not yet recorded.\n"
+    found: dict[tuple[str, str, str], dict[tuple[int, ...], list[Any]]] = {}
+    for r in record:
+        found.setdefault((r["name"], r["dtype"], r["layout"]), {}).setdefault(tuple(r["shape"]), []).append(r)
+    shapes = SHAPES[1:]
+    lines = [f"| pass | type | layout | at most | {' | '.join(str(shape) for shape in shapes)} |"]
+    lines.append("|---|---|---|---|" + "---|" * len(shapes))
+    for key, by_shape in found.items():
+        most = BUDGETS[key[0]][0][key[1] == "float32"]
+        cells = [*key, "any" if most == math.inf else f"{most:g}"]
+        for shape in shapes:
+            rows = by_shape[shape]
+            count, ms = sum(r["issued"] for r in rows), sum(r["predicted_ms"] for r in rows)
+            size = math.prod(shape) * (2 if key[1] == "bfloat16" else 4) * MAPS[key[0]]
+            over = count > most * (2 if shape[2:] == (7, 7) else 1)
+            cells.append(f"{'**' * over}{count:.1f}{'**' * over}, {100 * size / COPY / ms * 1e3:.0f} %")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def registers() -> str:
     record = load("cuda_resources.json")
     if record is None:
@@ -348,6 +372,7 @@ def main() -> None:
             "registers": registers,
             "judge": judge_kernels,
             "predicted": judge_passes,
+            "predicted-small": judge_small,
         },
         "docs/dropin.md": {"dropin": dropin},
         "docs/segmentation.md": {"label-efficiency": label_efficiency},
