@@ -174,18 +174,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
     __syncthreads();
     lane = again(lane) % kWarp;
     Product::pixels(lane, stage, shares, M, sums);
-    if (args.dx) {
-      __syncwarp();  // all lanes have read X
-      lane = again(lane) % kWarp;
-      if constexpr (std::is_same_v<T, BFloat16>) Product::inputs(lane, stage, shares, grads, turned);
-      else
-        Product::inputs(lane, stage, shares, grad + c0, static_cast<const float*>(args.weight.at) + k0 * p.C + c0, p.C,
-                        maps, channels);
-      __syncwarp();
-      lane = again(lane) % kWarp;
-      Tile::store(lane, p, static_cast<T*>(args.dx) + n * args.dx_image, args.dx_channel, args.dx_pixel, args.dx_fast,
-                  k0 > 0, c0, s0, stage);
-    }
+    if (args.dx)
+      write_inputs<T, LAST, M>(lane, p, args, stage, shares, grads, turned, grad, maps, channels, n, k0, c0, s0);
     at = at + 1 == p.stages ? 0 : at + 1;
   }
 

@@ -40,6 +40,24 @@ struct MapNumbers {
   }
 };
 
+// dX of a warp's channels at a tile, in the place of X in the stage, and from there to memory; after k0 maps, added.
+template <class T, bool LAST, int M, class Held, class Grads>
+__device__ void write_inputs(unsigned& lane, const MatrixPlan& p, const PwapBackwardArgs& args, unsigned char* stage,
+                             const Held& shares, const Grads& grads, unsigned char* turned, const T* grad, int maps,
+                             int channels, int n, int k0, int c0, int s0) {
+  using Product = Products<T, LAST, M>;
+  __syncwarp();  // all lanes have read X
+  lane = again(lane) % kWarp;
+  if constexpr (std::is_same_v<T, BFloat16>) Product::inputs(lane, stage, shares, grads, turned);
+  else
+    Product::inputs(lane, stage, shares, grad + c0, static_cast<const float*>(args.weight.at) + k0 * p.C + c0, p.C,
+                    maps, channels);
+  __syncwarp();
+  lane = again(lane) % kWarp;
+  WarpTile<T, LAST, M>::store(lane, p, static_cast<T*>(args.dx) + n * args.dx_image, args.dx_channel, args.dx_pixel,
+                              args.dx_fast, k0 > 0, c0, s0, stage);
+}
+
 //   block   the tiles of a walk, for the maps from k0 on; a warp's run of channels in each half, one after the other
 //   shared  the ring; parts [warps, M, P]; MapNumbers
 template <class T, bool LAST>
@@ -189,18 +207,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
     unsigned char* stage = ring + at * kStage;
     lane = again(lane) % kWarp;
     Product::pixels(lane, stage, shares, M, sums);
-    if (args.dx) {
-      __syncwarp();  // all lanes have read X
-      lane = again(lane) % kWarp;
-      if constexpr (std::is_same_v<T, BFloat16>) Product::inputs(lane, stage, shares, grads, turned);
-      else
-        Product::inputs(lane, stage, shares, grad + c0, static_cast<const float*>(args.weight.at) + k0 * p.C + c0, p.C,
-                        maps, channels);
-      __syncwarp();
-      lane = again(lane) % kWarp;
-      Tile::store(lane, p, static_cast<T*>(args.dx) + n * args.dx_image, args.dx_channel, args.dx_pixel, args.dx_fast,
-                  k0 > 0, c0, s0, stage);
-    }
+    if (args.dx)
+      write_inputs<T, LAST, M>(lane, p, args, stage, shares, grads, turned, grad, maps, channels, n, k0, c0, s0);
     at = at + 1 == p.stages ? 0 : at + 1;
   }
 
