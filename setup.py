@@ -69,6 +69,18 @@ def compiler_version() -> str:
     return out.stdout.splitlines()[0]
 
 
+def as_one_word(name: str) -> None:
+    """Make a compiler command of several words ("ccache gcc") a script: torch takes the first for the whole of it."""
+    command = os.environ.get(name, "")
+    if " " not in command:
+        return
+    script = ROOT / "build" / name.lower()
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    os.environ[name] = str(script)
+
+
 def print_table(rows: dict[str, str]) -> None:
     width = max(map(len, rows))
     print("axnet build configuration", file=sys.stderr)
@@ -98,14 +110,11 @@ def native_extensions():
         os.environ["CUDA_HOME"] = cpp_extension.CUDA_HOME = toolkit.home
         os.environ["PYTORCH_NVCC"] = toolkit.nvcc
         folders = toolkit.libraries
-    if " " in cxx():  # "ccache g++": torch takes it for the name of one file, so it becomes one
-        script = ROOT / "build" / "cxx"
-        script.parent.mkdir(parents=True, exist_ok=True)
-        script.write_text(f'#!/bin/sh\nexec {cxx()} "$@"\n', encoding="utf-8")
-        script.chmod(0o755)
+    if " " in cxx():  # "ccache g++"
         nvcc_flags += ["-ccbin", cxx().split()[-1]]
-        os.environ["CXX"] = str(script)
         os.environ["TORCH_DONT_CHECK_COMPILER_ABI"] = "1"
+    for name in ("CC", "CXX"):
+        as_one_word(name)
     os.environ.setdefault("NINJA_STATUS", "axnet: file %f of %t, %e s ")
     if with_cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         present = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
