@@ -52,7 +52,8 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
   if (weigh<T>(p)) return;
   const Shape basis(shared, tiling.pitch, tiling.stage);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const int block = static_cast<int>(blockIdx.x - p.N), n = block / tiling.blocks, part = warp % tiling.parts;
+  const int block = static_cast<int>(blockIdx.x) - mass_blocks(p), n = block / tiling.blocks,
+            part = warp % tiling.parts;
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), A = B > 3 ? p.A : B, step = static_cast<int>(p.x.s);
   const int c0 = block % tiling.blocks * tiling.channels, own = warp / tiling.parts * 8 * V;  // of the warp
   const float* mask = static_cast<const float*>(p.mask) + static_cast<int64_t>(n) * A * S;
@@ -302,7 +303,7 @@ void launch_across(const MomentsPlan& p, cudaStream_t stream) {
   const size_t results = (static_cast<size_t>(Plan::numbers * tiling.parts * (tiling.channels + kPad)) +
                           (FULL ? kSlotWords<AcrossSearch, B> * kWarps : 0) + 4) *
                          sizeof(float);
-  launch(moments_channels_last_matrix_kernel<B, FULL>, p.N * (1 + tiling.blocks), 1, kThreads,
+  launch(moments_channels_last_matrix_kernel<B, FULL>, mass_blocks(p) + p.N * tiling.blocks, 1, kThreads,
          std::max(basis + (FULL ? Plan::Ahead::bytes * kWarps : 0), results), stream, p, tiling);
 }
 

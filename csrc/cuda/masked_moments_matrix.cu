@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (weigh<T>(p)) return;
   const Shape basis(shared, tiling.pitch, tiling.stage);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const int block = static_cast<int>(blockIdx.x - p.N), n = block / tiling.blocks;
+  const int block = static_cast<int>(blockIdx.x) - mass_blocks(p), n = block / tiling.blocks;
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), A = B > 3 ? p.A : B;
   const int c0 = block % tiling.blocks * tiling.channels + warp * kRows;
   const float* mask = static_cast<const float*>(p.mask) + static_cast<int64_t>(n) * A * S;
@@ -236,7 +236,7 @@ void launch_rows(const MomentsPlan& p, cudaStream_t stream) {
     tiling.ring = static_cast<int>(basis);
   const size_t results = (((2 * B + 8) / 8 * 8 + 8 + 2 * (1 + B)) * kRows + (FULL ? kSlotWords<RowSearch, B> : 0)) *
                          kWarps * sizeof(float);
-  launch(moments_rows_matrix_kernel<B, FULL>, p.N * (1 + tiling.blocks), 1, kThreads,
+  launch(moments_rows_matrix_kernel<B, FULL>, mass_blocks(p) + p.N * tiling.blocks, 1, kThreads,
          std::max(basis + (tiling.ring ? ring : 0), results), stream, p, tiling);
 }
 

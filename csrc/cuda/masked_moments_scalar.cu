@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (weigh<T>(p)) return;
   float* masks = reinterpret_cast<float*>(shared);  // [B, pitch]
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const int block = static_cast<int>(blockIdx.x - p.N), n = block / tiling.blocks;
+  const int block = static_cast<int>(blockIdx.x) - mass_blocks(p), n = block / tiling.blocks;
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), whole = S / kStride * kStride;
   const int c0 = block % tiling.blocks * tiling.channels + warp * kRows, A = B > 3 ? p.A : B;
   const float* mask = static_cast<const float*>(p.mask) + static_cast<int64_t>(n) * A * S;
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (weigh<T>(p)) return;
   float* masks = reinterpret_cast<float*>(shared);  // [pixels, B]
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, part = warp % tiling.parts;
-  const int block = static_cast<int>(blockIdx.x - p.N), n = block / tiling.blocks;
+  const int block = static_cast<int>(blockIdx.x) - mass_blocks(p), n = block / tiling.blocks;
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), step = static_cast<int>(p.x.s);
   const int c0 = block % tiling.blocks * tiling.channels, own = (warp / tiling.parts * kWarp + lane) * V;
   const int A = B > 3 ? p.A : B, whole = S / kGranule * kGranule;
@@ -365,7 +365,7 @@ void launch_scalar(const MomentsPlan& p, cudaStream_t stream) {
     using Sums = RowSums<B, FULL>;
     constexpr size_t granules = FULL ? V * B * kGranule * kThreads * sizeof(float) : 0;
     const size_t results = (Sums::count + (FULL ? 2 : 1) * (1 + B)) * kThreads * V * sizeof(float);
-    launch(moments_channels_last_kernel<T, B, FULL>, p.N * (1 + tiling.blocks), 1, kThreads,
+    launch(moments_channels_last_kernel<T, B, FULL>, mass_blocks(p) + p.N * tiling.blocks, 1, kThreads,
            std::max(tiling.stage * per_pixel + granules, results), stream, p, tiling);
     return;
   }
@@ -373,8 +373,8 @@ void launch_scalar(const MomentsPlan& p, cudaStream_t stream) {
   tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
   tiling.pitch = tiling.stage;
   tiling.aligned = is_aligned_map<T>(p.x_data, p.x, p.x.c);
-  launch(moments_rows_kernel<T, B, FULL>, p.N * (1 + tiling.blocks), 1, kThreads, tiling.stage * per_pixel, stream, p,
-         tiling);
+  launch(moments_rows_kernel<T, B, FULL>, mass_blocks(p) + p.N * tiling.blocks, 1, kThreads, tiling.stage * per_pixel,
+         stream, p, tiling);
 }
 
 template <class T>
@@ -393,7 +393,7 @@ bool launch_anatomies(const MomentsPlan& p, bool full, cudaStream_t stream) {
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) moments_any_kernel(const __grid_constant__ MomentsPlan p, bool full) {
   if (weigh<T>(p)) return;
-  const int64_t row = (blockIdx.x - p.N) * kWarps + threadIdx.x / kWarp;
+  const int64_t row = (int64_t{blockIdx.x} - mass_blocks(p)) * kWarps + threadIdx.x / kWarp;
   if (row < p.N * p.C) careful_row<T>(p, full, row / p.C, row % p.C);
 }
 
@@ -419,7 +419,8 @@ bool scalar_moments(cudaStream_t stream, const MomentsPlan& p, Type of_x, bool f
 
 void any_moments(cudaStream_t stream, const MomentsPlan& p, Type of_x, bool full) {
   with_type(of_x, [&](auto type) {
-    launch(moments_any_kernel<decltype(type)>, p.N + ceil_div(p.N * p.C, kWarps), 1, kThreads, 0, stream, p, full);
+    launch(moments_any_kernel<decltype(type)>, mass_blocks(p) + ceil_div(p.N * p.C, kWarps), 1, kThreads, 0, stream, p,
+           full);
   });
 }
 

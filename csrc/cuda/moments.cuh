@@ -13,7 +13,7 @@ namespace axnet::cuda {
 
 constexpr double kFar = 15;  // mean^2 / variance beyond which a row's sums are taken about its mean
 
-// How the blocks of a fast kernel share the work; the first N blocks of a grid take the images' masses.
+// How the blocks of a fast kernel share the work; the first ones of a grid take the images' masses.
 struct Tiling {
   int channels, blocks;  // channels of a block, blocks of an image
   int stage, pitch;      // pixels whose masks stand in shared memory at a time; elements of a row of them
@@ -196,29 +196,48 @@ __device__ inline void mend_rows(const MomentsPlan& p, bool full, bool again, in
   }
 }
 
-// The first N blocks: an image's masses, by the warps in turn, in double, with many loads in flight, since other blocks
-// wait for their places. Whether this was such a block.
+// The first blocks of a grid: the images' masses, eight images each, one at a time with many anatomies.
+__host__ __device__ inline int mass_blocks(const MomentsPlan& p) {
+  return static_cast<int>(p.A <= 3 ? (p.N + kWarps - 1) / kWarps : p.N);
+}
+
+// Whether this is such a block, whose warps take a mass at a time, in double, with many loads in flight, since other
+// blocks wait for their places.
 template <class T>
 __device__ inline bool weigh(const MomentsPlan& p) {
   using Acc = acc_t<T>;
   if (p.link && blockIdx.x == 0 && threadIdx.x == 0)
     *static_cast<T*>(p.link) = T(0.f), *static_cast<Acc*>(p.coef_link) = Acc(0);
-  if (blockIdx.x >= p.N) return false;
-  const int A = p.A, quantities = p.mass ? A + pairs(A) : 0, lane = threadIdx.x % kWarp;
-  const int64_t n = blockIdx.x, S = p.S;
-  const Acc* masks = static_cast<const Acc*>(p.mask) + n * A * S;
-  for (int q = threadIdx.x / kWarp; q < quantities; q += static_cast<int>(blockDim.x) / kWarp) {
+  if (static_cast<int>(blockIdx.x) >= mass_blocks(p)) return false;
+  constexpr int flight = 8;
+  const int A = p.A, quantities = p.mass ? A + pairs(A) : 0, lane = threadIdx.x % kWarp, images = A <= 3 ? kWarps : 1;
+  const int N = static_cast<int>(p.N), first_image = static_cast<int>(blockIdx.x) * images;
+  const int64_t S = p.S;
+#pragma unroll 1
+  for (int unit = threadIdx.x / kWarp; unit < quantities * images; unit += kWarps) {
+    const int n = first_image + unit % images, q = unit / images;
+    if (n >= N) break;  // so are the warp's others
     int a = q, b = -1;
     if (q >= A)
       for (a = 0, b = q - A; b >= A - a; ++a)
         b -= A - a;
-    const Acc *first = masks + a * S, *second = b < 0 ? nullptr : masks + (a + b) * S;
+    const Acc* first = static_cast<const Acc*>(p.mask) + (static_cast<int64_t>(n) * A + a) * S;
+    const int64_t second = b * S;  // from there
     double total = 0;
-#pragma unroll 12
-    for (int64_t s = lane; s < S; s += kWarp)
-      total += second ? static_cast<double>(first[s]) * second[s] : static_cast<double>(first[s]);
+#pragma unroll 1
+    for (int64_t s0 = lane; s0 < S; s0 += flight * kWarp) {
+      Acc v[flight], w[flight];
+#pragma unroll
+      for (int i = 0; i < flight; ++i) {
+        const int64_t s = s0 + i * kWarp;
+        v[i] = s < S ? first[s] : Acc(0), w[i] = s < S && b >= 0 ? first[second + s] : Acc(1);
+      }
+#pragma unroll
+      for (int i = 0; i < flight; ++i)
+        total += static_cast<double>(v[i]) * w[i];
+    }
     total = warp_sum(total);
-    if (lane == 0) p.mass[n * (A + pairs(A)) + q] = total;
+    if (lane == 0) p.mass[static_cast<int64_t>(n) * (A + pairs(A)) + q] = total;
   }
   return true;
 }
