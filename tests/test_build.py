@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "csrc"))
@@ -143,3 +144,17 @@ def test_sources_compile_against_the_oldest_torch():
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         assert [text for text in pool.map(compile_one, jobs) if text] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["g++-11", "clang++"])
+def test_cpu_sources_compile_with_the_compilers_that_the_docs_name(compiler):
+    if not shutil.which(compiler):
+        pytest.skip(f"{compiler} is not installed")
+    includes = [ROOT / "csrc", *cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
+    flags = ["-std=c++20", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-Werror=attributes"]
+    for source in (ROOT / "csrc" / "ops.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))):
+        # all the way to machine code: there an instruction set that is not switched on is found
+        command = [compiler, "-c", "-O0", *flags, *(f"-I{i}" for i in includes), str(source), "-o", os.devnull]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[:3000]

@@ -2,6 +2,9 @@
 #include <cstdlib>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -29,14 +32,20 @@ struct Choice {
   bool runs_here;
 };
 
+#if defined(__x86_64__)
+bool has_f16c() {  // clang 14 has no __builtin_cpu_supports of it
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 std::vector<Choice> choices() {  // best first
   std::vector<Choice> all;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   all.push_back({&avx512::table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
-  all.push_back({&avx2::table,
-                 __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")});
+  all.push_back({&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()});
 #endif
   all.push_back({&baseline::table, true});
   return all;

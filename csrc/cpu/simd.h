@@ -226,15 +226,27 @@ struct Lanes {
   }
 };
 
+// Lanes of a and b, which are counted on from those of a.
+template <int... AT, class V>
+AXNET_INLINE V pick(V a, V b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, AT...);
+#else
+  using A = std::decay_t<decltype(a[0])>;
+  using Index = typename LaneIndex<A>::type;
+  return __builtin_shuffle(a, b, Index{AT...});
+#endif
+}
+
 // Sums (or maxima) of up to W vectors at once: a tree of two-source shuffles, so K horizontal reductions cost about 3K
 // instructions instead of 8K. Lane k of the result is the reduction of v[k].
 template <class V, int G, int... I>
 AXNET_INLINE V take_low(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, ((I / (G / 2)) * G + I % (G / 2))...);
+  return pick<((I / (G / 2)) * G + I % (G / 2))...>(a, b);
 }
 template <class V, int G, int... I>
 AXNET_INLINE V take_high(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, ((I / (G / 2)) * G + I % (G / 2) + G / 2)...);
+  return pick<((I / (G / 2)) * G + I % (G / 2) + G / 2)...>(a, b);
 }
 
 template <class V, int W, bool MAX, int G, int K>
