@@ -143,6 +143,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_matrix_kernel(const
   }
   if (threadIdx.x < M) {
     tops[threadIdx.x] = -std::numeric_limits<float>::infinity(), masses[threadIdx.x] = 0, falls[threadIdx.x] = 1;
+    factors[threadIdx.x] = 1;
     biases[threadIdx.x] =
         threadIdx.x < maps && args.bias.at ? static_cast<float>(number(args.bias, k0 + threadIdx.x)) : 0.f;
   }
@@ -185,8 +186,12 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_matrix_kernel(const
       const float before = tops[k];
       float top = warp_max<P>(real ? logit : -std::numeric_limits<float>::infinity()), factor = factors[k], fall = 1;
       if (!(top - top == 0)) top = 0;  // as in pwap_tile_kernel
-      if (top > before) fall = std::exp(log_sigmoid(before) - log_sigmoid(top)), factor = 1 + std::exp(-std::abs(top));
-      else top = before;
+      if (top > before) {
+        const float next = 1 + std::exp(-std::abs(top));
+        fall = std::exp(std::fmin(before, 0.f) - std::fmin(top, 0.f)) * next * reciprocal(factor), factor = next;
+      } else {
+        top = before;
+      }
       // as probability(), of which `factor` is kept
       const float small = std::exp(-std::abs(logit)), inverse = reciprocal(1 + small);
       const float prob = logit < 0 ? small * inverse : inverse;
@@ -253,8 +258,9 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_one_kernel(const On
     most = warp_max(most);
     if (!(most - most == 0)) most = 0;  // as in pwap_tile_kernel
     if (most > top) {
-      const float fall = std::exp(log_sigmoid(top) - log_sigmoid(most));
-      top = most, factor = 1 + std::exp(-std::abs(top)), mass *= fall;
+      const float next = 1 + std::exp(-std::abs(most));
+      const float fall = std::exp(std::fmin(top, 0.f) - std::fmin(most, 0.f)) * next * reciprocal(factor);
+      top = most, factor = next, mass *= fall;
 #pragma unroll
       for (float& sum : sums)
         sum *= fall;
@@ -290,45 +296,72 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_one_kernel(const On
   lane.each_sum(sums, [&](int c, float sum) { partial[c] = sum; });
 }
 
-constexpr int kTogether = 4;  // channels of a thread, which share what a map needs
+constexpr int kMerging = 128;  // threads of a block that merges
+constexpr int kChannels = 8;   // of a thread, which share what a map needs
 
-//   block   kTogether x 256 channels (blockIdx.y) of one map of one image; shared: the shares of up to 256 of its parts
+//   block   kChannels x kMerging channels (blockIdx.y) of one map of one image
+//   shared  the shares of 32 walks, 1 / mass: the first warp makes them while the others' numbers are on their way
 template <class T>
-__global__ void __launch_bounds__(kThreads) pwap_combine_kernel(const PwapArgs args, int64_t C, unsigned K, int walks) {
+__global__ void __launch_bounds__(kMerging)
+    pwap_combine_kernel(const PwapArgs args, int C, int K, int walks, const Divider of_maps) {
   using Acc = acc_t<T>;
   AXNET_SHARED(shared);
-  Acc* shares = reinterpret_cast<Acc*>(shared);
-  const unsigned map = blockIdx.x, n = map / K, k = map - n * K;
-  const int64_t size = (C + 2) * K, c0 = static_cast<int64_t>(blockIdx.y) * kTogether * kThreads + threadIdx.x;
-  const Acc* partial = static_cast<const Acc*>(args.partial) + static_cast<int64_t>(n) * walks * size;
-  const Acc *tops = partial + K * C + k, *masses = tops + K;
-  partial += k * C + c0;
-  Acc top = tops[0];
-  for (int i = 1; i < walks; ++i)
-    top = tops[i * size] > top ? tops[i * size] : top;
-  double mass = 0;
-  Acc total[kTogether] = {};
-  for (int first = 0; first < walks; first += kThreads) {
-    const int count = walks - first < kThreads ? walks - first : kThreads, own = threadIdx.x;
-    __syncthreads();
-    if (own < count) shares[own] = std::exp(log_sigmoid(tops[(first + own) * size]) - log_sigmoid(top));
-    __syncthreads();
-    for (int i = 0; i < count; ++i) {
-      const Acc* from = partial + (first + i) * size;
-      mass += static_cast<double>(shares[i]) * masses[(first + i) * size];
-#pragma unroll
-      for (int j = 0; j < kTogether; ++j)
-        if (c0 + j * kThreads < C) total[j] += shares[i] * from[j * kThreads];
+  Acc *shares = reinterpret_cast<Acc*>(shared), *inverse = shares + kWarp;
+  const int map = static_cast<int>(blockIdx.x), n = of_maps.quotient(map), k = map - n * K, size = (C + 2) * K;
+  const int thread = static_cast<int>(threadIdx.x), c0 = static_cast<int>(blockIdx.y) * kChannels * kMerging + thread;
+  const int own = (C - c0 + kMerging - 1) / kMerging;  // channels of the thread, if fewer than kChannels
+  const Acc* from = static_cast<const Acc*>(args.partial) + static_cast<int64_t>(n * walks) * size;
+  const Acc* it = from + (K * C + k) + static_cast<int64_t>(thread) * size;  // its largest logit, K behind it its mass
+  from += k * C + c0;
+  Acc own_top = -std::numeric_limits<Acc>::infinity(), own_mass = 0, top = own_top, total[kChannels] = {};
+  if (thread < kWarp) {
+    if (thread < walks) own_top = it[0], own_mass = it[K];
+    top = own_top;
+    for (int i = kWarp; i + thread < walks; i += kWarp) {
+      const Acc other = it[static_cast<int64_t>(i) * size];
+      top = other > top ? other : top;
     }
   }
-  T* pooled = static_cast<T*>(args.pooled) + static_cast<int64_t>(map) * C + c0;
+  Acc next[kChannels] = {};
+  const auto load = [&] {
 #pragma unroll
-  for (int j = 0; j < kTogether; ++j)
-    if (c0 + j * kThreads < C) pooled[j * kThreads] = T(static_cast<Acc>(total[j] / static_cast<Acc>(mass)));
-  if (c0 == 0) {
-    Acc* norm = static_cast<Acc*>(args.norm) + static_cast<int64_t>(n) * 2 * K;
-    norm[k] = top, norm[K + k] = static_cast<Acc>(mass);
+    for (int j = 0; j < kChannels; ++j)
+      if (j < own) next[j] = from[j * kMerging];
+  };
+  load();
+  double mass = 0;
+  for (int first = 0; first < walks; first += kWarp) {
+    if (first > 0) __syncthreads();
+    if (thread < kWarp) {
+      if (first == 0) top = warp_max(top);
+      else if (it += kWarp* static_cast<int64_t>(size); first + thread < walks) own_top = it[0], own_mass = it[K];
+      const Acc share = std::exp(log_sigmoid(own_top) - log_sigmoid(top));
+      if (first + thread < walks) mass += static_cast<double>(share) * own_mass;
+      shares[thread] = share;
+      const Acc sum = static_cast<Acc>(warp_sum(mass));
+      if (thread == 0) {
+        Acc* norm = static_cast<Acc*>(args.norm) + (static_cast<int64_t>(n) * 2 * K + k);
+        *inverse = Acc(1) / sum;
+        if (blockIdx.y == 0) norm[0] = top, norm[K] = sum;
+      }
+    }
+    __syncthreads();
+    const int last = walks - first < kWarp ? walks : first + kWarp;
+#pragma unroll 1
+    for (int i = first; i < last; ++i) {
+      const Acc share = shares[i - first];
+#pragma unroll
+      for (int j = 0; j < kChannels; ++j)
+        total[j] += share * next[j];
+      from += size;
+      if (i + 1 < walks) load();
+    }
   }
+  T* pooled = static_cast<T*>(args.pooled) + (static_cast<int64_t>(map) * C + c0);
+  const Acc scale = *inverse;
+#pragma unroll
+  for (int j = 0; j < kChannels; ++j)
+    if (j < own) pooled[j * kMerging] = T(total[j] * scale);
 }
 
 // mask, fold: of the gate, or neither.
@@ -363,8 +396,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor
       partial = empty({N * walks, (C + 2) * K}, acc, device);
       args.partial = data(partial);
       launch_tiles();
-      launch(pwap_combine_kernel<T>, N * K, static_cast<int>(ceil_div(C, kTogether * kThreads)), kThreads,
-             kThreads * sizeof(acc_t<T>), queue.stream(), args, C, static_cast<unsigned>(K), static_cast<int>(walks));
+      launch(pwap_combine_kernel<T>, N * K, static_cast<int>(ceil_div(C, kChannels * kMerging)), kMerging,
+             (kWarp + 1) * sizeof(acc_t<T>), queue.stream(), args, static_cast<int>(C), static_cast<int>(K),
+             static_cast<int>(walks), Divider(K));
     };
     if (one) {
       const auto launch_tiles = [&] {

@@ -110,31 +110,30 @@ struct OneLane {
     const int at = first + j * kChunkBytes;
     return queue + (at < kQueue * kChunkBytes ? at : at - kQueue * kChunkBytes);
   }
-  // A tile whose copy is to start: whether there is one, where it lies, and how many accesses lie in the walk.
+  // A tile whose copy is to start: where it lies, and how many accesses lie in the walk.
   struct Ahead {
-    bool real;
     int at, there;
   };
   __device__ int inside(int s0, int end) const {
     if constexpr (kLast) return channels == 0 ? 0 : end - s0;
     else return s0 + column * V < end ? channels : 0;
   }
-  __device__ Ahead ahead(int s0, int end) const { return {s0 < end, place(s0, row_step), inside(s0, end)}; }
+  __device__ Ahead ahead(int s0, int end) const { return {place(s0, row_step), inside(s0, end)}; }
   // Starts the copy of chunk j of a tile; zeros beyond the walk.
   __device__ void fetch(unsigned char* to, const T* x, int j, const Ahead& tile) const {
-    if (tile.real) {
-      const int step = again(R * row_step);
+    const int step = again(R * row_step);
 #pragma unroll
-      for (int a = j * kChunk; a < (j + 1) * kChunk; ++a)
-        copy_async_if(a < tile.there, to + a % kChunk * kWarp * 16, x + static_cast<int64_t>(tile.at + a * step));
-    }
-    copies_commit();
+    for (int a = j * kChunk; a < (j + 1) * kChunk; ++a)
+      copy_async_if(a < tile.there, to + a % kChunk * kWarp * 16, x + static_cast<int64_t>(tile.at + a * step));
   }
   // The queue's first chunks.
   __device__ void begin(const T* x, int s0, int end) const {
 #pragma unroll
-    for (int j = 0; j < kQueue; ++j)
-      fetch(queue + j * kChunkBytes, x, j % kChunks, ahead(s0 + j / kChunks * P, end));
+    for (int j = 0; j < kQueue; ++j) {
+      const int first = s0 + j / kChunks * P;
+      if (first < end) fetch(queue + j * kChunkBytes, x, j % kChunks, ahead(first, end));
+      copies_commit();
+    }
   }
   __device__ static void numbers(const unsigned char* chunk, int a, float (&v)[V]) {
     const uint4 bits = *reinterpret_cast<const uint4*>(chunk + a * kWarp * 16);
@@ -209,6 +208,14 @@ struct OneLane {
   __device__ void pixels(const T* x, int s0, int end, const float (&factors)[kPixels], float (&sums)[kChannels],
                          const F& f) {
     const int next = s0 + kQueue / kChunks * P;
+    if (next + P < end) pixels_of<2>(x, next, end, factors, sums, f);
+    else if (next < end) pixels_of<1>(x, next, end, factors, sums, f);
+    else pixels_of<0>(x, next, end, factors, sums, f);
+  }
+  // TILES: how many there are from `next` on, of the two that are copied from; a walk's end has no copies to count out
+  template <int TILES, class F>
+  __device__ void pixels_of(const T* x, int next, int end, const float (&factors)[kPixels], float (&sums)[kChannels],
+                            const F& f) {
     const Ahead tiles[2] = {ahead(next, end), ahead(next + P, end)};
 #pragma unroll
     for (int j = 0; j < kChunks; ++j) {
@@ -222,7 +229,10 @@ struct OneLane {
           sums[channel_of(j * kChunk + a, i)] += factors[pixel_of(j * kChunk + a, i)] * v[i];
         f(j * kChunk + a);
       }
-      fetch(at, x, (j + kQueue) % kChunks, tiles[(j + kQueue) / kChunks - kQueue / kChunks]);
+      constexpr int skipped = kQueue / kChunks;
+      if ((j + kQueue) / kChunks - skipped < TILES)
+        fetch(at, x, (j + kQueue) % kChunks, tiles[(j + kQueue) / kChunks - skipped]);
+      copies_commit();
     }
     head += kChunks * kChunkBytes;
     head -= head < kQueue * kChunkBytes ? 0 : kQueue * kChunkBytes;
@@ -234,11 +244,28 @@ struct OneLane {
   // f(channel, sum): sums over the columns, of the channels that there are.
   template <class F>
   __device__ void each_sum(float (&sums)[kChannels], const F& f) const {
+    if constexpr (!kLast) across<Q / 2>(sums);
 #pragma unroll
-    for (int i = 0; i < kChannels; ++i) {
-      if constexpr (!kLast) sums[i] = warp_sum<Q>(sums[i]);
-      if (answers(i)) f(channel(i), sums[i]);
+    for (int i = 0; i < (kLast ? kChannels : kChannels / Q); ++i) {
+      const int own = kLast ? i : i * Q + column;
+      if (own < channels) f(channel(own), sums[i]);
     }
+  }
+  // Sums over the columns: a lane keeps half of what it has, of the channels that it answers for at last.
+  template <int APART, int N>
+  __device__ void across(float (&sums)[N]) const {
+    float half[N / 2];
+    const bool upper = column & APART;
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+      const int at = i / APART * 2 * APART + i % APART;
+      const float keep = upper ? sums[at + APART] : sums[at], give = upper ? sums[at] : sums[at + APART];
+      half[i] = keep + __shfl_xor_sync(0xffffffffu, give, APART);
+    }
+    if constexpr (APART > 1) across<APART / 2>(half);
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i)
+      sums[i] = half[i];
   }
   template <class Number>
   __device__ void load_row(const Number* row, float (&out)[kChannels]) const {
