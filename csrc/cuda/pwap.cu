@@ -4,11 +4,12 @@
 //   tile     L = W X + b;  w_s = p_s / p_top, p = sigmoid(L), top the tile's largest logit;  sum w X and sum w
 //   combine  tiles in their order: pooled = sum w X / sum w, relative to the image's largest logit
 //
-// One map in NCHW takes pwap_one.cuh; else up to 2048 channels of 16 and 32 bits take the matrix units (pwap_tile.cuh),
-// the rest pooling.cuh's loops.
+// One map in NCHW takes pwap_one.cuh, of 7 x 7 pixels pwap_image.cuh; else up to 2048 channels of 16 and 32 bits take
+// the matrix units (pwap_tile.cuh), the rest pooling.cuh's loops.
 #include "checks.h"
 #include "cuda/pooling.cuh"
 #include "cuda/pwap_args.cuh"
+#include "cuda/pwap_image.cuh"
 #include "cuda/pwap_one.cuh"
 #include "cuda/pwap_products.cuh"
 
@@ -375,9 +376,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor
   Tensor logits = empty({N, K, H, W}, acc, device), norm = empty({N, 2, K}, acc, device);
   if (N * C == 0) return {pooled, prob, logits, norm};
   std::optional<OnePlan> one;
-  if (!mask) one = OnePlan::of(x, K);
+  std::optional<ImagePlan> image;
+  if (!mask) one = OnePlan::of(x, K), image = ImagePlan::of(x, K);
   const std::optional<MatrixPlan> plan = MatrixPlan::of(x, K, 1, 0);
-  const Tensor rows = one || plan ? as(weight) : as(weight, acc);
+  const Tensor rows = image || one || plan ? as(weight) : as(weight, acc);
   with_type(type_of(x), [&](auto type) {
     using T = decltype(type);
     PwapArgs args{data(x),
@@ -400,6 +402,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor
              (kWarp + 1) * sizeof(acc_t<T>), queue.stream(), args, static_cast<int>(C), static_cast<int>(K),
              static_cast<int>(walks), Divider(K));
     };
+    if (image)
+      if constexpr (sizeof(T) <= 4)
+        return launch(pwap_image_kernel<T>, N, 1, image->warps * kWarp, image->bytes, queue.stream(), *image, args);
     if (one) {
       const auto launch_tiles = [&] {
         with_side<T>(*one, [&](auto side) {

@@ -5,11 +5,12 @@
 //   gather  dW and db from the tiles, in their order
 //
 // Where 16 maps of all channels are too many for a block, the shares and dL come first (pwap_slopes.cuh).
-// One map in NCHW takes pwap_one.cuh; else up to 2048 channels of 16 and 32 bits take the matrix units (pwap_tile.cuh),
-// the rest pooling.cuh's loops.
+// One map in NCHW takes pwap_one.cuh, of 7 x 7 pixels pwap_image.cuh; else up to 2048 channels of 16 and 32 bits take
+// the matrix units (pwap_tile.cuh), the rest pooling.cuh's loops.
 #include "checks.h"
 #include "cuda/pooling.cuh"
 #include "cuda/pwap_args.cuh"
+#include "cuda/pwap_image.cuh"
 #include "cuda/pwap_one.cuh"
 #include "cuda/pwap_slopes.cuh"
 
@@ -324,7 +325,8 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
   const bool bfloat16 = type_of_x == ScalarType::BFloat16;
   const std::optional<MatrixPlan> plan = MatrixPlan::of(x, K, 2, bfloat16 ? kTurnedBytes : 0, true);
   const std::optional<OnePlan> one = OnePlan::of(x, K);
-  const Tensor rows = one || (plan && bfloat16) ? as(weight) : as(weight, acc);
+  const std::optional<ImagePlan> image = ImagePlan::of(x, K);
+  const Tensor rows = image || one || (plan && bfloat16) ? as(weight) : as(weight, acc);
   const Tensor grad = as(grad_pooled, type_of_x), mean = as(pooled, type_of_x);
   std::optional<Tensor> map_grad;
   if (grad_prob) map_grad = as(*grad_prob, type_of_x);
@@ -346,6 +348,13 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
              queue.stream(), args, N * walks, K, C);
     };
     const View view = view_of(x), dx_view = input_grad ? view_of(dx) : view;
+    if (image)
+      if constexpr (sizeof(T) <= 4) {
+        args.dx_image = dx_view.n;
+        return launch_all(1, [&] {
+          launch(pwap_backward_image_kernel<T>, N, 1, image->warps * kWarp, image->bytes, queue.stream(), *image, args);
+        });
+      }
     if (one) {
       args.dx_image = dx_view.n;
       args.dx_channel = static_cast<int>(dx_view.c), args.dx_pixel = static_cast<int>(dx_view.s);

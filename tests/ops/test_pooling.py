@@ -91,6 +91,14 @@ def test_one_map_over_several_tiles(dtype, layout):  # a block walks them, its l
     compare("native", dtype, (135, 520, 4, 40), 1, layout=layout)
 
 
+@pytest.mark.skipif("native" not in FUSED, reason="the size suits the CUDA kernels that hold an image")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("channels", [8, 72, 200])
+def test_one_map_of_images_in_shared_memory(dtype, channels):
+    compare("native", dtype, (3, channels, 7, 7), 1, scale=8.0)
+    compare("native", dtype, (3, channels, 7, 7), 1, bias=False, prob_grad=False)
+
+
 @pytest.mark.skipif("native" not in FUSED, reason="the logits are outputs of the C++ op")
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
