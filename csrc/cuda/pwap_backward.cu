@@ -197,28 +197,28 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   const int64_t n = walk.n;
   const T* x = static_cast<const T*>(args.x) + n * p.image;
   // asked for before the copies, behind which they would wait
-  float grads[Lane::kChannels], means[Lane::kChannels], weights[Lane::kChannels], sums[Lane::kChannels] = {};
-  lane.load_row(static_cast<const T*>(args.grad_pooled) + n * p.C, grads);
-  const T* pooled = static_cast<const T*>(args.pooled) + n * p.C;
-#pragma unroll
-  for (int i = 0; i < Lane::kChannels; ++i)
-    means[i] = lane.answers(i) ? static_cast<float>(pooled[lane.channel(i)]) : 0.f;
+  float grads[Lane::kAnswers], means[Lane::kAnswers], weights[Lane::kAnswers], sums[Lane::kChannels] = {};
+  lane.load_answers(static_cast<const T*>(args.grad_pooled) + n * p.C, grads);
+  lane.load_answers(static_cast<const T*>(args.pooled) + n * p.C, means);
   const float* norm = static_cast<const float*>(args.norm) + 2 * n;
   const float top = norm[0], denominator = norm[1];
-  typed(args.weight, [&](auto from) { lane.load_row(from, weights); });
+  typed(args.weight, [&](auto from) { lane.load_answers(from, weights); });
   lane.begin(x, walk.begin, walk.end);
   double* products = reinterpret_cast<double*>(Lane::parts(p, shared, 2));  // [warps]
   // of every channel dpooled and W
   float2* const rows = reinterpret_cast<float2*>(products + p.warps) + lane.warp * kAccesses * Lane::R + lane.row;
-  if (!Lane::kLast && lane.column == 0)
+  if constexpr (!Lane::kLast)
 #pragma unroll
-    for (int i = 0; i < Lane::kChannels; ++i)
-      rows[i * Lane::R] = float2{grads[i], weights[i]};
-  const auto row_of = [&](int i) { return Lane::kLast ? float2{grads[i], weights[i]} : rows[i * Lane::R]; };
+    for (int i = 0; i < Lane::kAnswers; ++i)
+      rows[lane.answer(i) * Lane::R] = float2{grads[i], weights[i]};
+  const auto row_of = [&](int i) {
+    if constexpr (Lane::kLast) return float2{grads[i], weights[i]};
+    else return rows[i * Lane::R];
+  };
   double product = 0;
 #pragma unroll
-  for (int i = 0; i < Lane::kChannels; ++i)
-    if (lane.answers(i)) product += static_cast<double>(grads[i]) * means[i];
+  for (int i = 0; i < Lane::kAnswers; ++i)
+    product += static_cast<double>(grads[i]) * means[i];
   product = warp_sum(product);
   if (lane.lane == 0) products[lane.warp] = product;
   __syncthreads();

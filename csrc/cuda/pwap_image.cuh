@@ -130,7 +130,7 @@ struct ImageWarp {
           for (int e = 0; e < N; ++e) {
             // where the lane's element belongs to the second channel of the run
             const bool second = N == 2 && (i * kWarp * N >= S || lane * N + e >= S - i * kWarp * N);
-            sums[i][e] += weight[second ? k + N - 1 : k] * v[e];
+            sums[i][e] += (second ? weight[k + N - 1] : weight[k]) * v[e];
           }
         }
     }

@@ -208,12 +208,11 @@ struct OneLane {
   __device__ void pixels(const T* x, int s0, int end, const float (&factors)[kPixels], float (&sums)[kChannels],
                          const F& f) {
     const int next = s0 + kQueue / kChunks * P;
-    if (next + P < end) pixels_of<2>(x, next, end, factors, sums, f);
-    else if (next < end) pixels_of<1>(x, next, end, factors, sums, f);
-    else pixels_of<0>(x, next, end, factors, sums, f);
+    if (next < end) pixels_of<true>(x, next, end, factors, sums, f);
+    else pixels_of<false>(x, next, end, factors, sums, f);
   }
-  // TILES: how many there are from `next` on, of the two that are copied from; a walk's end has no copies to count out
-  template <int TILES, class F>
+  // MORE: whether the walk goes on; its last tile has no copies to count out
+  template <bool MORE, class F>
   __device__ void pixels_of(const T* x, int next, int end, const float (&factors)[kPixels], float (&sums)[kChannels],
                             const F& f) {
     const Ahead tiles[2] = {ahead(next, end), ahead(next + P, end)};
@@ -229,9 +228,7 @@ struct OneLane {
           sums[channel_of(j * kChunk + a, i)] += factors[pixel_of(j * kChunk + a, i)] * v[i];
         f(j * kChunk + a);
       }
-      constexpr int skipped = kQueue / kChunks;
-      if ((j + kQueue) / kChunks - skipped < TILES)
-        fetch(at, x, (j + kQueue) % kChunks, tiles[(j + kQueue) / kChunks - skipped]);
+      if (MORE) fetch(at, x, (j + kQueue) % kChunks, tiles[(j + kQueue) / kChunks - kQueue / kChunks]);
       copies_commit();
     }
     head += kChunks * kChunkBytes;
@@ -239,17 +236,16 @@ struct OneLane {
   }
 
   __device__ int channel(int i) const { return kLast ? c0 + i : c0 + i * R; }  // of those of the lane
-  // Whether the lane is the one of a row that answers for its channel i.
-  __device__ bool answers(int i) const { return i < channels && (kLast || i % Q == column); }
+  // Of a row's lanes each answers for some of their channels.
+  static constexpr int kAnswers = kLast ? kChannels : kChannels / Q;
+  __device__ int answer(int i) const { return kLast ? i : i * Q + column; }
   // f(channel, sum): sums over the columns, of the channels that there are.
   template <class F>
   __device__ void each_sum(float (&sums)[kChannels], const F& f) const {
     if constexpr (!kLast) across<Q / 2>(sums);
 #pragma unroll
-    for (int i = 0; i < (kLast ? kChannels : kChannels / Q); ++i) {
-      const int own = kLast ? i : i * Q + column;
-      if (own < channels) f(channel(own), sums[i]);
-    }
+    for (int i = 0; i < kAnswers; ++i)
+      if (answer(i) < channels) f(channel(answer(i)), sums[i]);
   }
   // Sums over the columns: a lane keeps half of what it has, of the channels that it answers for at last.
   template <int APART, int N>
@@ -272,6 +268,12 @@ struct OneLane {
 #pragma unroll
     for (int i = 0; i < kChannels; ++i)
       out[i] = i < channels ? static_cast<float>(row[channel(i)]) : 0.f;
+  }
+  template <class Number>
+  __device__ void load_answers(const Number* row, float (&out)[kAnswers]) const {
+#pragma unroll
+    for (int i = 0; i < kAnswers; ++i)
+      out[i] = answer(i) < channels ? static_cast<float>(row[channel(answer(i))]) : 0.f;
   }
 };
 
