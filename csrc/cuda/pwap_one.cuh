@@ -208,11 +208,12 @@ struct OneLane {
   __device__ void pixels(const T* x, int s0, int end, const float (&factors)[kPixels], float (&sums)[kChannels],
                          const F& f) {
     const int next = s0 + kQueue / kChunks * P;
-    if (next < end) pixels_of<true>(x, next, end, factors, sums, f);
-    else pixels_of<false>(x, next, end, factors, sums, f);
+    if (next + P < end) pixels_of<2>(x, next, end, factors, sums, f);
+    else if (next < end) pixels_of<1>(x, next, end, factors, sums, f);
+    else pixels_of<0>(x, next, end, factors, sums, f);
   }
-  // MORE: whether the walk goes on; its last tile has no copies to count out
-  template <bool MORE, class F>
+  // TILES: how many of the two that are copied from there still are; a walk's end has no copies to count out
+  template <int TILES, class F>
   __device__ void pixels_of(const T* x, int next, int end, const float (&factors)[kPixels], float (&sums)[kChannels],
                             const F& f) {
     const Ahead tiles[2] = {ahead(next, end), ahead(next + P, end)};
@@ -228,7 +229,8 @@ struct OneLane {
           sums[channel_of(j * kChunk + a, i)] += factors[pixel_of(j * kChunk + a, i)] * v[i];
         f(j * kChunk + a);
       }
-      if (MORE) fetch(at, x, (j + kQueue) % kChunks, tiles[(j + kQueue) / kChunks - kQueue / kChunks]);
+      const int tile = (j + kQueue) / kChunks - kQueue / kChunks;
+      if (tile < TILES) fetch(at, x, (j + kQueue) % kChunks, tiles[tile]);
       copies_commit();
     }
     head += kChunks * kChunkBytes;
