@@ -208,15 +208,13 @@ void launch_scalar(const SumsPlan& p, cudaStream_t stream) {
   tiling.stage = tiling.pitch = stage_of(p.S, per_pixel, kStageBytes);
   if (p.x.channels_last) {
     tiling.parts = parts_of(p.N * ceil_div(p.C, 4 * kWarp), p.S, 32);
-    tiling.channels = kWarps / tiling.parts * kWarp * 4;
-    tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
+    tiling.share(p.C, kWarps / tiling.parts * kWarp * 4, 1);
     const size_t results = sum_rows(B) * kThreads * 4 * sizeof(float);
     launch(sums_channels_last_kernel<T, B>, p.N * tiling.blocks, p.blocks, kThreads,
            std::max<size_t>(tiling.stage * per_pixel, results), stream, p, tiling);
     return;
   }
-  tiling.channels = kWarps * kRows;
-  tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
+  tiling.share(p.C, kWarps * kRows, 1);
   tiling.x_aligned = is_aligned_map<T>(p.x_data, p.x, p.x.c);
   tiling.d_aligned = is_aligned_map<T>(p.d_data, p.d, p.d.c);
   launch(sums_rows_kernel<T, B>, p.N * tiling.blocks, p.blocks, kThreads, tiling.stage * per_pixel, stream, p, tiling);

@@ -17,6 +17,69 @@ constexpr int kRowStageBytes = 32 * 1024;  // with two pieces of rings 99 KB hol
 using Ahead = RowRing<2, kSumsRing>;
 constexpr int kNumbers = 16;  // columns of D X, then of D, in the order of Basis::first_order
 
+// NCHW: the row of the basis in column k of eight of a product. A lane has two neighbours of them: 1 and 0, or a mask's
+// rounded numbers and what rounding left out.
+template <int B>
+__device__ inline int row_of_column(int k) {
+  return k / 2 > B ? Basis<B, false>::rows : k / 2 + k % 2 * Basis<B, false>::rows;
+}
+
+// Where lane t of four puts what it has of a channel, and what it has to put there.
+template <int B>
+struct RowSums {
+  const float* shift;
+  float *plain, *product;
+
+  __device__ RowSums(const SumsPlace<T, B>& place, int C, int c, int t) : shift(place.saved + c) {
+    plain = place.sums + (t ? 1 + t : 0) * C + c;
+    product = place.sums + (t ? 1 + B + t : 1) * C + c;
+  }
+  // of the channels c and c + 8 where there are `count` from c on
+  __device__ void write(const float (&products)[4], const float (&plains)[4], int t, int count) const {
+    if (t > B) return;
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      if (8 * r < count) {
+        const float sum = plains[2 * r] + plains[2 * r + 1];
+        plain[8 * r] = sum;
+        product[8 * r] = products[2 * r] + products[2 * r + 1] - shift[8 * r] * sum;
+      }
+  }
+};
+
+// NCHW, maps whose basis is whole and of a multiple of four pixels: the columns as rows of shared memory.
+template <int B>
+__device__ inline void fill_columns(uint16_t* columns, int pitch, const float* masks, int S) {
+  auto put = [&](int k, int s, uint32_t first, uint32_t second) {
+    uint16_t* to = columns + k * pitch + place_of(s, Order::matrices);  // s + 2 stands eight further on
+    reinterpret_cast<uint32_t*>(to)[0] = first, reinterpret_cast<uint32_t*>(to + 8)[0] = second;
+  };
+#pragma unroll 1
+  for (int s = 4 * static_cast<int>(threadIdx.x); s < S; s += 4 * kThreads) {
+    put(0, s, 0x3f803f80u, 0x3f803f80u), put(1, s, 0, 0);
+#pragma unroll
+    for (int a = 0; a < B; ++a) {
+      const float4 m = *reinterpret_cast<const float4*>(masks + a * S + s);
+      const uint32_t first = pair_of<T>(m.x, m.y), second = pair_of<T>(m.z, m.w);
+      put(2 + 2 * a, s, first, second);
+      put(3 + 2 * a, s, pair_of<T>(m.x - first_of<T>(first), m.y - second_of<T>(first)),
+          pair_of<T>(m.z - first_of<T>(second), m.w - second_of<T>(second)));
+    }
+  }
+}
+
+// What 16 pixels add: plain += D basis, products += D X basis.
+__device__ inline void add_sixteen(float (&products)[4], float (&plain)[4], const uint32_t (&x)[4],
+                                   const uint32_t (&d)[4], uint32_t b0, uint32_t b1) {
+  uint32_t high[4], low[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    high[i] = product(d[i], x[i]), low[i] = left_out(d[i], x[i], high[i]);
+  multiply_add<T>(plain, d, b0, b1);
+  multiply_add<T>(products, high, b0, b1);
+  multiply_add<T>(products, low, b0, b1);
+}
+
 // What the products add up to, of a column of `numbers(k)`.
 template <int B, class F>
 __device__ inline void write_sums(const SumsPlace<T, B>& place, int64_t C, int c, const F& numbers) {
@@ -47,20 +110,13 @@ __global__ void __launch_bounds__(kThreads, 2) sums_rows_matrix_kernel(const Sum
   Ahead ahead(shared, tiling.ring + warp * Ahead::bytes, {place.x + c0 * p.x.c, place.d + c0 * p.d.c},
               {static_cast<int>(p.x.c), static_cast<int>(p.d.c)}, C - 1 - c0);
   float products[4] = {}, plain[4] = {};
-  const uint16_t* column = basis.row(Shape::first_order(g)) + 8 * t;
+  const uint16_t* column = basis.row(row_of_column<B>(g)) + 8 * t;
   auto take = [&](const uint32_t (&xs)[2][4], const uint32_t (&ds)[2][4], int s) {  // as of masked_moments_matrix.cu
     uint32_t b[4];
     load_shared(column + s, b);
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      uint32_t high[4], low[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        high[i] = product(ds[h][i], xs[h][i]), low[i] = left_out(ds[h][i], xs[h][i], high[i]);
-      multiply_add<T>(plain, ds[h], b[2 * h], b[2 * h + 1]);
-      multiply_add<T>(products, high, b[2 * h], b[2 * h + 1]);
-      multiply_add<T>(products, low, b[2 * h], b[2 * h + 1]);
-    }
+    for (int h = 0; h < 2; ++h)
+      add_sixteen(products, plain, xs[h], ds[h], b[2 * h], b[2 * h + 1]);
   };
   for (int s0 = 0; s0 < S; s0 += tiling.stage) {
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
@@ -99,16 +155,62 @@ __global__ void __launch_bounds__(kThreads, 2) sums_rows_matrix_kernel(const Sum
     if (s < pixels)
       chunk([&](const T* row, bool, uint32_t (&out)[4]) { load_last<Order::matrices>(row, s0 + s, t, S, out); });
   }
-  __syncthreads();  // the basis has been read
-  float* results = reinterpret_cast<float*>(shared) + warp * kNumbers * kRows;
+  const int c = c0 + g;
+  RowSums<B>(place, C, c, t).write(products, plain, t, C - c);
+}
+
+// The same of maps that are whole pieces of the ring, whose basis stands in shared memory at once: for it a block takes
+// several groups of channels, one after the other, and the copies of the next one begin before one ends.
+template <int B>
+__global__ void __launch_bounds__(kThreads, 2) sums_pieces_matrix_kernel(const SumsPlan p, const SumsTiling tiling) {
+  AXNET_SHARED(shared);
+  const SumsPlace<T, B> place(p, tiling);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), c0 = place.c0 + warp * kRows;
+  const int x_step = static_cast<int>(p.x.c), d_step = static_cast<int>(p.d.c);
+  Ahead ahead(shared, tiling.ring + warp * Ahead::bytes, {place.x + c0 * p.x.c, place.d + c0 * p.d.c}, {x_step, d_step},
+              kRows - 1);
+  int end = place.c0 + tiling.channels;
+  if (end > C) end = C;
+  ahead.start(0);
+  if (c0 < end) ahead.copy(0);
+  copies_commit();
+  fill_columns<B>(reinterpret_cast<uint16_t*>(shared), tiling.pitch, place.mask, S);
+  __syncthreads();
+  const unsigned char* column = shared + ((g < 2 + 2 * B ? g : 1) * tiling.pitch + 8 * t) * 2;
+  RowSums<B> sums(place, C, c0 + g, t);
+  int at = 0;  // of the piece, in the ring
+#pragma unroll 1
+  for (int c = c0; c < end; c += kWarps * kRows) {
+    float products[4] = {}, plain[4] = {};
+    const unsigned char* from = column;
+    auto piece = [&](bool more) {
+      copies_wait(0);
+      __syncwarp();  // the copies of all lanes are there, and the piece before has been read
+      if (more) ahead.copy(at ^ Ahead::piece_bytes);
+      copies_commit();
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int row = g + i / 2 * 8, number = 2 * t + i % 2;
-    results[number * kRows + row] = products[i], results[(8 + number) * kRows + row] = plain[i];
+      for (int half = 0; half < 2; ++half) {
+        uint32_t b[4];
+        load_shared(from + half * kChunk * 2, b);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          uint32_t x[4], d[4];
+          ahead.read(at, 0, 2 * half + h, x), ahead.read(at, 1, 2 * half + h, d);
+          add_sixteen(products, plain, x, d, b[2 * h], b[2 * h + 1]);
+        }
+      }
+      from += Ahead::reach * 2;
+      at ^= Ahead::piece_bytes;
+    };
+#pragma unroll 1
+    for (int s = Ahead::reach; s < S; s += Ahead::reach)
+      piece(true);
+    ahead.next[0] += kWarps * kRows * x_step - S, ahead.next[1] += kWarps * kRows * d_step - S;
+    piece(c + kWarps * kRows < end);
+    sums.write(products, plain, t, kRows);
+    sums.shift += kWarps * kRows, sums.plain += kWarps * kRows, sums.product += kWarps * kRows;
   }
-  __syncwarp();
-  if (lane < kRows && c0 + lane < C)
-    write_sums(place, p.C, c0 + lane, [&](int k) { return results[k * kRows + lane]; });
 }
 
 template <int B>
@@ -199,16 +301,21 @@ void launch_matrix(const SumsPlan& p, cudaStream_t stream) {
   tiling.stage = Shape::stage(p.S, last ? kStageBytes : kRowStageBytes, last);
   tiling.pitch = Shape::pitch_of(tiling.stage, last);
   tiling.parts = last ? parts_of(p.N * ceil_div(p.C, 64), p.S, 8 * kStep) : 1;
-  tiling.channels = last ? kWarps / tiling.parts * 64 : kWarps * kRows;
-  tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
+  tiling.share(p.C, last ? kWarps / tiling.parts * 64 : kWarps * kRows, 1);
   tiling.x_aligned = is_aligned_map<T>(p.x_data, p.x, p.x.c);
   tiling.d_aligned = is_aligned_map<T>(p.d_data, p.d, p.d.c);
   const size_t basis = ring_after(Shape::bytes(tiling.pitch, tiling.stage, last));
   if (!last && tiling.x_aligned && tiling.d_aligned && p.S >= Ahead::reach && p.C <= kMostOffset / p.S)
     tiling.ring = static_cast<int>(basis);
-  const size_t results = static_cast<size_t>(kNumbers) * kWarps * (last ? 64 : kRows) * sizeof(float);
-  launch(last ? sums_channels_last_matrix_kernel<B> : sums_rows_matrix_kernel<B>, p.N * tiling.blocks, p.blocks,
-         kThreads, std::max(basis + (tiling.ring ? Ahead::bytes * kWarps : 0), results), stream, p, tiling);
+  const bool pieces =
+      tiling.ring && p.S % Ahead::reach == 0 && tiling.stage == p.S && p.C % kRows == 0 && is_aligned(p.mask);
+  if (pieces) tiling.share(p.C, kWarps * kRows, groups_of(p.N * p.blocks, ceil_div(p.C, kWarps * kRows)));
+  const size_t results = last ? static_cast<size_t>(kNumbers) * kWarps * 64 * sizeof(float) : 0;
+  launch(last     ? sums_channels_last_matrix_kernel<B>
+         : pieces ? sums_pieces_matrix_kernel<B>
+                  : sums_rows_matrix_kernel<B>,
+         p.N * tiling.blocks, p.blocks, kThreads, std::max(basis + (tiling.ring ? Ahead::bytes * kWarps : 0), results),
+         stream, p, tiling);
 }
 
 }  // namespace

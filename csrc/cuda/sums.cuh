@@ -12,7 +12,25 @@ struct SumsTiling {
   int channels, blocks, stage, pitch, parts;  // as in moments.cuh
   bool x_aligned, d_aligned;
   int ring;
+  Divider image;  // by `blocks`
+
+  // Blocks of `groups` groups of channels, of `width` each.
+  void share(int64_t C, int width, int groups) {
+    channels = width * groups, blocks = static_cast<int>(ceil_div(C, channels));
+    image = Divider(blocks);
+  }
 };
+
+// Groups of channels that a block takes one after the other, so that the blocks, two on each of 132 multiprocessors,
+// end together: what a row's sums are does not depend on it.
+inline int groups_of(int64_t images, int64_t groups) {
+  int64_t best = 1, least = std::numeric_limits<int64_t>::max();
+  for (int64_t own = 1; own <= groups; ++own) {
+    const int64_t work = ceil_div(images * ceil_div(groups, own), 264) * own;
+    if (work <= least) best = own, least = work;
+  }
+  return static_cast<int>(best);
+}
 
 // One block of the output with its B anatomies, as a kernel's block sees it: blockIdx.y counts the blocks.
 template <class T, int B>
@@ -24,8 +42,8 @@ struct SumsPlace {
 
   __device__ SumsPlace(const SumsPlan& p, const SumsTiling& tiling) {
     const int o = static_cast<int>(blockIdx.y);
-    n = static_cast<int>(blockIdx.x) / tiling.blocks;
-    c0 = static_cast<int>(blockIdx.x) % tiling.blocks * tiling.channels;
+    n = tiling.image.quotient(static_cast<int>(blockIdx.x));
+    c0 = (static_cast<int>(blockIdx.x) - n * tiling.blocks) * tiling.channels;
     x = static_cast<const T*>(p.x_data) + n * p.x.n;
     d = static_cast<const T*>(p.d_data) + n * p.d.n + o * p.C * p.d.c;
     mask = static_cast<const float*>(p.mask) + (static_cast<int64_t>(n) * p.A + o) * p.S;
