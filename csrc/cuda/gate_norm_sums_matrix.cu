@@ -213,6 +213,132 @@ __global__ void __launch_bounds__(kThreads, 2) sums_pieces_matrix_kernel(const S
   }
 }
 
+// X and D of 128 channels of 7 x 7, as they stand in memory.
+struct SevenRun {
+  static constexpr int S = 49, eights = 7, channels = 128, depth = 2;
+  static constexpr int map_bytes = channels * S * 2, piece_bytes = 2 * map_bytes;
+
+  unsigned char* shared;
+  const unsigned char *x, *d;  // the thread's first 16 bytes of the next piece
+  int from, last;
+
+  __device__ SevenRun(unsigned char* shared, const T* x_first, const T* d_first) : shared(shared) {
+    const int thread = threadIdx.x, warp = thread / kWarp, lane = thread % kWarp;
+    x = reinterpret_cast<const unsigned char*>(x_first) + 16 * thread;
+    d = reinterpret_cast<const unsigned char*>(d_first) + 16 * thread;
+    const int row = lane % 16 * (8 * S * 2) + warp * S * 2 / 16 * 16;
+    from = row + lane / 16 * 16, last = row + (eights - 1) * 16 + lane / 16 * map_bytes;
+  }
+  __device__ void copy(int place) {
+    constexpr int pass = 16 * kThreads, passes = map_bytes / pass;
+    static_assert(map_bytes - passes * pass == 16 * 16);
+    unsigned char* to = shared + (place + static_cast<int>(threadIdx.x) * 16);
+#pragma unroll
+    for (int i = 0; i < passes; ++i)
+      copy_ahead(to + i * pass, x + i * pass), copy_ahead(to + map_bytes + i * pass, d + i * pass);
+    if (threadIdx.x < kWarp) {  // the last 16 pieces of each map
+      const bool second = threadIdx.x >= 16;
+      copy_ahead(to + (passes * pass + (second ? map_bytes - 256 : 0)), (second ? d - 256 : x) + passes * pass);
+    }
+    x += map_bytes, d += map_bytes;
+  }
+  // Of map m the eights j and j + 1 of the warp's 16 rows, as products of 16 rows want them.
+  __device__ void read(int place, int m, int j, uint32_t (&words)[4]) const {
+    load_matrices<false>(shared + (from + place) + m * map_bytes + j * 16, words);
+  }
+  // The last eight of X, then of D.
+  __device__ void read_last(int place, uint32_t (&words)[4]) const {
+    load_matrices<false>(shared + (last + place), words);
+  }
+};
+
+// Maps of 7 x 7. Eight rows of 49 are whole 16-byte pieces, and those of 128 channels one run, which is copied as it
+// stands. A warp takes every eighth row: all its rows begin equally far behind a 16-byte piece, so that one basis,
+// which begins as far behind, stands in its registers for all groups of channels.
+template <int B>
+__global__ void __launch_bounds__(kThreads, 2) sums_seven_matrix_kernel(const SumsPlan p, const SumsTiling tiling) {
+  using Run = SevenRun;
+  AXNET_SHARED(shared);
+  const SumsPlace<T, B> place(p, tiling);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const int C = static_cast<int>(p.C), behind = warp;  // 49 r % 8 of the warp's rows r
+  int groups = tiling.channels / Run::channels;
+  if (groups > (C - place.c0) / Run::channels) groups = (C - place.c0) / Run::channels;
+  Run run(shared, place.x + place.c0 * Run::S, place.d + place.c0 * Run::S);
+  for (int k = 0; k < Run::depth; ++k) {
+    if (k < groups) run.copy(k * Run::piece_bytes);
+    copies_commit();
+  }
+
+  uint32_t basis[Run::eights];
+  const float* mask = place.mask + (g < 2 ? 0 : g / 2 - 1 < B ? g / 2 - 1 : B - 1) * Run::S + (2 * t - behind);
+#pragma unroll
+  for (int j = 0; j < Run::eights; ++j) {
+    float m[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int s = 8 * j + 2 * t + i - behind;
+      const bool there = (j > 0 || s >= 0) && (j + 1 < Run::eights || s < Run::S);
+      m[i] = there ? g < 2 ? 1.f : mask[8 * j + i] : 0.f;
+    }
+    basis[j] = pair_of<T>(m[0], m[1]);
+    if (g % 2) basis[j] = pair_of<T>(m[0] - first_of<T>(basis[j]), m[1] - second_of<T>(basis[j]));
+  }
+  // the neighbours' pixels in a row's first and last eight
+  auto own_bits = [&](int k) {
+    const int s = k + 2 * t - behind;
+    return (s >= 0 && s < Run::S ? 0xffffu : 0u) | (s + 1 >= 0 && s + 1 < Run::S ? 0xffff0000u : 0u);
+  };
+  const uint32_t first = again(own_bits(0)), last = again(own_bits(8 * (Run::eights - 1)));
+
+  // [plain, products; of a lane of four; channels]
+  float* results = reinterpret_cast<float*>(shared + Run::depth * Run::piece_bytes);
+  constexpr int half = 4 * Run::channels;
+  float *to = results + (t * Run::channels + warp + 8 * g), *from = results + (warp * Run::channels + 4 * lane);
+  const float* shift = place.saved + place.c0 + 4 * lane;
+  float *plain_to = place.sums + (warp ? 1 + warp : 0) * C + place.c0 + 4 * lane,
+        *product_to = place.sums + (warp ? 1 + B + warp : 1) * C + place.c0 + 4 * lane;
+  int at = 0;
+#pragma unroll 1
+  for (; groups > 0; --groups) {
+    copies_wait<Run::depth - 1>();
+    __syncthreads();  // the copies of all are there
+    float products[4] = {}, plain[4] = {};
+    uint32_t x[4], d[4], ends[4];
+    run.read_last(at, ends);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      ends[i] &= last;
+    const uint32_t b = basis[Run::eights - 1];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {  // the rounded ones and what was left out, side by side
+      x[i] = product(ends[2 + i], ends[i]), x[2 + i] = left_out(ends[2 + i], ends[i], x[i]);
+      d[i] = ends[2 + i], d[2 + i] = 0;
+    }
+    multiply_add<T>(plain, d, b, b);
+    multiply_add<T>(products, x, b, b);
+#pragma unroll
+    for (int j = Run::eights - 3; j >= 0; j -= 2) {
+      run.read(at, 0, j, x), run.read(at, 1, j, d);
+      if (j == 0) x[0] &= first, x[1] &= first, d[0] &= first, d[1] &= first;
+      add_sixteen(products, plain, x, d, basis[j], basis[j + 1]);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      to[64 * i] = plain[2 * i] + plain[2 * i + 1], to[half + 64 * i] = products[2 * i] + products[2 * i + 1];
+    __syncthreads();  // the piece has been read, and its results are written
+    if (groups > Run::depth) run.copy(at);
+    copies_commit();
+    at = Run::piece_bytes - at;
+    if (warp > B) continue;
+    const float4 e = *reinterpret_cast<const float4*>(from), v = *reinterpret_cast<const float4*>(shift);
+    float4 f = *reinterpret_cast<const float4*>(from + half);
+    f.x -= v.x * e.x, f.y -= v.y * e.y, f.z -= v.z * e.z, f.w -= v.w * e.w;
+    *reinterpret_cast<float4*>(plain_to) = e, *reinterpret_cast<float4*>(product_to) = f;
+    shift += Run::channels, plain_to += Run::channels, product_to += Run::channels;
+  }
+}
+
 template <int B>
 __global__ void __launch_bounds__(kThreads, 2)
     sums_channels_last_matrix_kernel(const SumsPlan p, const SumsTiling tiling) {
@@ -310,6 +436,14 @@ void launch_matrix(const SumsPlan& p, cudaStream_t stream) {
   const bool pieces =
       tiling.ring && p.S % Ahead::reach == 0 && tiling.stage == p.S && p.C % kRows == 0 && is_aligned(p.mask);
   if (pieces) tiling.share(p.C, kWarps * kRows, groups_of(p.N * p.blocks, ceil_div(p.C, kWarps * kRows)));
+  if (!last && p.S == SevenRun::S && p.C % SevenRun::channels == 0 && p.x.c == p.S && p.d.c == p.S &&
+      is_aligned_map<T>(p.x_data, p.x, p.C * p.S) && is_aligned_map<T>(p.d_data, p.d, p.C * p.S) &&
+      is_aligned(p.saved) && is_aligned(p.sums)) {
+    tiling.share(p.C, SevenRun::channels, groups_of(p.N * p.blocks, p.C / SevenRun::channels));
+    launch(sums_seven_matrix_kernel<B>, p.N * tiling.blocks, p.blocks, kThreads,
+           SevenRun::depth * SevenRun::piece_bytes + 8 * SevenRun::channels * sizeof(float), stream, p, tiling);
+    return;
+  }
   const size_t results = last ? static_cast<size_t>(kNumbers) * kWarps * 64 * sizeof(float) : 0;
   launch(last     ? sums_channels_last_matrix_kernel<B>
          : pieces ? sums_pieces_matrix_kernel<B>

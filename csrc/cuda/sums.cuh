@@ -12,7 +12,7 @@ struct SumsTiling {
   int channels, blocks, stage, pitch, parts;  // as in moments.cuh
   bool x_aligned, d_aligned;
   int ring;
-  Divider image;  // by `blocks`
+  Divider image = Divider(1);  // by `blocks`
 
   // Blocks of `groups` groups of channels, of `width` each.
   void share(int64_t C, int width, int groups) {
