@@ -1,96 +1,21 @@
 // The sums of gate_norm's gradient on the matrix units, bfloat16: D, and D X as two bfloat16, times the basis 1, m_a.
 // How rows and pixels are shared: masked_moments_matrix.cu, masked_moments_across.cu. The shift is taken off at the
 // end: what X resolves of itself at a mean far above its spread is coarser than the difference.
-#include "cuda/basis.cuh"
 #include "cuda/eight.cuh"
 #include "cuda/ring.cuh"
-#include "cuda/sums.cuh"
+#include "cuda/sums_matrix.cuh"
 
 namespace axnet::cuda {
 namespace {
 
-using T = BFloat16;
-
-constexpr int kRows = 16;  // of a warp, NCHW
-constexpr int kStageBytes = 36 * 1024;
-constexpr int kRowStageBytes = 32 * 1024;  // with two pieces of rings 99 KB hold it
+constexpr int kRows = 16;               // of a warp, NCHW
+constexpr int kStageBytes = 32 * 1024;  // with two pieces of rings 99 KB hold it
 using Ahead = RowRing<2, kSumsRing>;
-constexpr int kNumbers = 16;  // columns of D X, then of D, in the order of Basis::first_order
 
-// NCHW: the row of the basis in column k of eight of a product. A lane has two neighbours of them: 1 and 0, or a mask's
-// rounded numbers and what rounding left out.
+// The row of Basis for column k of a product.
 template <int B>
 __device__ inline int row_of_column(int k) {
   return k / 2 > B ? Basis<B, false>::rows : k / 2 + k % 2 * Basis<B, false>::rows;
-}
-
-// Where lane t of four puts what it has of a channel, and what it has to put there.
-template <int B>
-struct RowSums {
-  const float* shift;
-  float *plain, *product;
-
-  __device__ RowSums(const SumsPlace<T, B>& place, int C, int c, int t) : shift(place.saved + c) {
-    plain = place.sums + (t ? 1 + t : 0) * C + c;
-    product = place.sums + (t ? 1 + B + t : 1) * C + c;
-  }
-  // of the channels c and c + 8 where there are `count` from c on
-  __device__ void write(const float (&products)[4], const float (&plains)[4], int t, int count) const {
-    if (t > B) return;
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-      if (8 * r < count) {
-        const float sum = plains[2 * r] + plains[2 * r + 1];
-        plain[8 * r] = sum;
-        product[8 * r] = products[2 * r] + products[2 * r + 1] - shift[8 * r] * sum;
-      }
-  }
-};
-
-// NCHW, maps whose basis is whole and of a multiple of four pixels: the columns as rows of shared memory.
-template <int B>
-__device__ inline void fill_columns(uint16_t* columns, int pitch, const float* masks, int S) {
-  auto put = [&](int k, int s, uint32_t first, uint32_t second) {
-    uint16_t* to = columns + k * pitch + place_of(s, Order::matrices);  // s + 2 stands eight further on
-    reinterpret_cast<uint32_t*>(to)[0] = first, reinterpret_cast<uint32_t*>(to + 8)[0] = second;
-  };
-#pragma unroll 1
-  for (int s = 4 * static_cast<int>(threadIdx.x); s < S; s += 4 * kThreads) {
-    put(0, s, 0x3f803f80u, 0x3f803f80u), put(1, s, 0, 0);
-#pragma unroll
-    for (int a = 0; a < B; ++a) {
-      const float4 m = *reinterpret_cast<const float4*>(masks + a * S + s);
-      const uint32_t first = pair_of<T>(m.x, m.y), second = pair_of<T>(m.z, m.w);
-      put(2 + 2 * a, s, first, second);
-      put(3 + 2 * a, s, pair_of<T>(m.x - first_of<T>(first), m.y - second_of<T>(first)),
-          pair_of<T>(m.z - first_of<T>(second), m.w - second_of<T>(second)));
-    }
-  }
-}
-
-// What 16 pixels add: plain += D basis, products += D X basis.
-__device__ inline void add_sixteen(float (&products)[4], float (&plain)[4], const uint32_t (&x)[4],
-                                   const uint32_t (&d)[4], uint32_t b0, uint32_t b1) {
-  uint32_t high[4], low[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    high[i] = product(d[i], x[i]), low[i] = left_out(d[i], x[i], high[i]);
-  multiply_add<T>(plain, d, b0, b1);
-  multiply_add<T>(products, high, b0, b1);
-  multiply_add<T>(products, low, b0, b1);
-}
-
-// What the products add up to, of a column of `numbers(k)`.
-template <int B, class F>
-__device__ inline void write_sums(const SumsPlace<T, B>& place, int64_t C, int c, const F& numbers) {
-  const float shift = place.saved[c], e0 = numbers(8);
-  float* to = place.sums + c;
-  to[0] = e0, to[C] = numbers(0) - shift * e0;
-#pragma unroll
-  for (int a = 0; a < B; ++a) {
-    const float h = numbers(9 + a) + numbers(9 + B + a);
-    to[(2 + a) * C] = h, to[(2 + B + a) * C] = numbers(1 + a) + numbers(1 + B + a) - shift * h;
-  }
 }
 
 template <int B>
@@ -156,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, 2) sums_rows_matrix_kernel(const Sum
       chunk([&](const T* row, bool, uint32_t (&out)[4]) { load_last<Order::matrices>(row, s0 + s, t, S, out); });
   }
   const int c = c0 + g;
-  RowSums<B>(place, C, c, t).write(products, plain, t, C - c);
+  ChannelSums<B>(place, C, c, t).write(products, plain, t, 0, C - c);
 }
 
 // The same of maps that are whole pieces of the ring, whose basis stands in shared memory at once: for it a block takes
@@ -175,11 +100,12 @@ __global__ void __launch_bounds__(kThreads, 2) sums_pieces_matrix_kernel(const S
   ahead.start(0);
   if (c0 < end) ahead.copy(0);
   copies_commit();
-  fill_columns<B>(reinterpret_cast<uint16_t*>(shared), tiling.pitch, place.mask, S);
+  fill_columns<B, kChunk>(reinterpret_cast<uint16_t*>(shared), tiling.pitch, place.mask, S, 0, S);
   __syncthreads();
-  const unsigned char* column = shared + ((g < 2 + 2 * B ? g : 1) * tiling.pitch + 8 * t) * 2;
-  RowSums<B> sums(place, C, c0 + g, t);
-  int at = 0;  // of the piece, in the ring
+  const unsigned char* column = shared + (row_of<B>(g) * tiling.pitch + 8 * t) * 2;
+  ChannelSums<B> sums(place, C, c0 + g, t);
+  int at = 0, from_of[4];  // of the piece, in the ring
+  for (int i = 0; i < 4; ++i) from_of[i] = again(ahead.from ^ i * 32);
 #pragma unroll 1
   for (int c = c0; c < end; c += kWarps * kRows) {
     float products[4] = {}, plain[4] = {};
@@ -196,7 +122,8 @@ __global__ void __launch_bounds__(kThreads, 2) sums_pieces_matrix_kernel(const S
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           uint32_t x[4], d[4];
-          ahead.read(at, 0, 2 * half + h, x), ahead.read(at, 1, 2 * half + h, d);
+          const unsigned char* words = shared + (from_of[2 * half + h] + at);
+          load_matrices<false>(words, x), load_matrices<false>(words + Ahead::map_bytes, d);
           add_sixteen(products, plain, x, d, b[2 * h], b[2 * h + 1]);
         }
       }
@@ -208,8 +135,8 @@ __global__ void __launch_bounds__(kThreads, 2) sums_pieces_matrix_kernel(const S
       piece(true);
     ahead.next[0] += kWarps * kRows * x_step - S, ahead.next[1] += kWarps * kRows * d_step - S;
     piece(c + kWarps * kRows < end);
-    sums.write(products, plain, t, kRows);
-    sums.shift += kWarps * kRows, sums.plain += kWarps * kRows, sums.product += kWarps * kRows;
+    sums.write(products, plain, t, 0, kRows);
+    sums.move(kWarps * kRows);
   }
 }
 
@@ -340,125 +267,47 @@ __global__ void __launch_bounds__(kThreads, 2) sums_seven_matrix_kernel(const Su
 }
 
 template <int B>
-__global__ void __launch_bounds__(kThreads, 2)
-    sums_channels_last_matrix_kernel(const SumsPlan p, const SumsTiling tiling) {
+bool launch_seven(const SumsPlan& p, cudaStream_t stream) {
+  using Run = SevenRun;
+  if (p.S != Run::S || p.C % Run::channels || p.x.c != p.S || p.d.c != p.S || !is_aligned(p.saved) ||
+      !is_aligned(p.sums) || !is_aligned_map<T>(p.x_data, p.x, p.C * p.S) ||
+      !is_aligned_map<T>(p.d_data, p.d, p.C * p.S))
+    return false;
+  SumsTiling tiling{};
+  tiling.share(p.C, Run::channels, groups_of(p.N * p.blocks, p.C / Run::channels));
+  launch(sums_seven_matrix_kernel<B>, p.N * tiling.blocks, p.blocks, kThreads,
+         Run::depth * Run::piece_bytes + 8 * Run::channels * sizeof(float), stream, p, tiling);
+  return true;
+}
+
+template <int B>
+void launch_rows(const SumsPlan& p, cudaStream_t stream) {
   using Shape = Basis<B, false>;
-  constexpr int W = 4, V = 8;
-  AXNET_SHARED(shared);
-  const Shape basis(shared, tiling.pitch, tiling.stage);
-  const SumsPlace<T, B> place(p, tiling);
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), part = warp % tiling.parts;
-  const int x_step = static_cast<int>(p.x.s), d_step = static_cast<int>(p.d.s);
-  const int own = warp / tiling.parts * 8 * V, c = place.c0 + own + g * V;
-  const T *x = place.x + (c < C ? c : C - V), *d = place.d + (c < C ? c : C - V);
-  float sum[V][4] = {};  // rows 0 to 7: of D X; 8 to 15: of D
-  // fragments whose upper or lower eight rows are the basis, the others zero
-  auto start_of = [&](bool own) {
-    return again(((own ? Shape::first_order(lane % 8) : Shape::rows) * basis.pitch + lane / 16 * 8) * 2);
-  };
-  const int first = start_of(lane % 16 < 8), second = start_of(lane % 16 >= 8);
-  auto take = [&](const Bits<T, V>(&xs)[4], const Bits<T, V>(&ds)[4], int s) {
-    uint32_t upper[4], lower[4];
-    load_matrices<false>(shared + (first + 2 * s), upper);
-    load_matrices<false>(shared + (second + 2 * s), lower);
-#pragma unroll
-    for (int w = 0; w < W; ++w)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        auto pair = [&](const Bits<T, V>(&bits)[4], int i) {
-          return h ? seconds(bits[i].at[w], bits[i + 1].at[w]) : firsts(bits[i].at[w], bits[i + 1].at[w]);
-        };
-        const uint32_t v0 = pair(xs, 0), v1 = pair(xs, 2), grad0 = pair(ds, 0), grad1 = pair(ds, 2);
-        const uint32_t high0 = product(grad0, v0), high1 = product(grad1, v1);
-        multiply_add<T>(sum[2 * w + h], lower, grad0, grad1);
-        multiply_add<T>(sum[2 * w + h], upper, high0, high1);
-        multiply_add<T>(sum[2 * w + h], upper, left_out(grad0, v0, high0), left_out(grad1, v1, high1));
-      }
-  };
-  for (int s0 = 0; s0 < S; s0 += tiling.stage) {
-    const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
-    __syncthreads();
-    basis.fill(place.mask, B, S, s0, tiling.stage, Order::across, [] {});
-    __syncthreads();
-    int s = part * kStep;
-    for (; s + kStep <= pixels; s += tiling.parts * kStep) {
-      const T *from = x + (s0 + s + 4 * t) * x_step, *grad = d + (s0 + s + 4 * t) * d_step;
-      Bits<T, V> xs[4], ds[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        xs[i].load(from + i * x_step), ds[i].load(grad + i * d_step);
-      take(xs, ds, s);
-    }
-    if (s < pixels) {
-      Bits<T, V> xs[4], ds[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int pixel = s0 + s + 4 * t + i < S ? s0 + s + 4 * t + i : S - 1;
-        xs[i].load(x + pixel * x_step), ds[i].load(d + pixel * d_step);
-      }
-      take(xs, ds, s);
-    }
-  }
-  __syncthreads();  // the basis has been read
-  const int channels = tiling.channels;
-  float* results = reinterpret_cast<float*>(shared);  // [parts, numbers, channels]
-#pragma unroll
-  for (int j = 0; j < V; ++j)
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      results[(part * kNumbers + g + i / 2 * 8) * channels + own + (2 * t + i % 2) * V + j] = sum[j][i];
-  __syncthreads();
-  for (int r = threadIdx.x; r < channels && place.c0 + r < C; r += kThreads)
-    write_sums(place, p.C, place.c0 + r, [&](int k) {
-      float total = 0;
-#pragma unroll 1
-      for (int w = 0; w < tiling.parts; ++w)
-        total += results[(w * kNumbers + k) * channels + r];
-      return total;
-    });
+  constexpr int width = kWarps * kRows;
+  SumsTiling tiling{};
+  tiling.stage = Shape::stage(p.S, kStageBytes, false);
+  tiling.pitch = Shape::pitch_of(tiling.stage, false);
+  tiling.x_aligned = is_aligned_map<T>(p.x_data, p.x, p.x.c);
+  tiling.d_aligned = is_aligned_map<T>(p.d_data, p.d, p.d.c);
+  const size_t basis = ring_after(Shape::bytes(tiling.pitch, tiling.stage, false));
+  if (tiling.x_aligned && tiling.d_aligned && p.S >= Ahead::reach && p.C <= kMostOffset / p.S)
+    tiling.ring = static_cast<int>(basis);
+  const bool pieces = tiling.ring && p.S % Ahead::reach == 0 && tiling.stage == p.S && p.C % kRows == 0;
+  tiling.share(p.C, width, pieces ? groups_of(p.N * p.blocks, ceil_div(p.C, width)) : 1);
+  launch(pieces ? sums_pieces_matrix_kernel<B> : sums_rows_matrix_kernel<B>, p.N * tiling.blocks, p.blocks, kThreads,
+         basis + (tiling.ring ? Ahead::bytes * kWarps : 0), stream, p, tiling);
 }
 
 template <int B>
 void launch_matrix(const SumsPlan& p, cudaStream_t stream) {
-  using Shape = Basis<B, false>;
-  const bool last = p.x.channels_last;
-  SumsTiling tiling{};
-  tiling.stage = Shape::stage(p.S, last ? kStageBytes : kRowStageBytes, last);
-  tiling.pitch = Shape::pitch_of(tiling.stage, last);
-  tiling.parts = last ? parts_of(p.N * ceil_div(p.C, 64), p.S, 8 * kStep) : 1;
-  tiling.share(p.C, last ? kWarps / tiling.parts * 64 : kWarps * kRows, 1);
-  tiling.x_aligned = is_aligned_map<T>(p.x_data, p.x, p.x.c);
-  tiling.d_aligned = is_aligned_map<T>(p.d_data, p.d, p.d.c);
-  const size_t basis = ring_after(Shape::bytes(tiling.pitch, tiling.stage, last));
-  if (!last && tiling.x_aligned && tiling.d_aligned && p.S >= Ahead::reach && p.C <= kMostOffset / p.S)
-    tiling.ring = static_cast<int>(basis);
-  const bool pieces =
-      tiling.ring && p.S % Ahead::reach == 0 && tiling.stage == p.S && p.C % kRows == 0 && is_aligned(p.mask);
-  if (pieces) tiling.share(p.C, kWarps * kRows, groups_of(p.N * p.blocks, ceil_div(p.C, kWarps * kRows)));
-  if (!last && p.S == SevenRun::S && p.C % SevenRun::channels == 0 && p.x.c == p.S && p.d.c == p.S &&
-      is_aligned_map<T>(p.x_data, p.x, p.C * p.S) && is_aligned_map<T>(p.d_data, p.d, p.C * p.S) &&
-      is_aligned(p.saved) && is_aligned(p.sums)) {
-    tiling.share(p.C, SevenRun::channels, groups_of(p.N * p.blocks, p.C / SevenRun::channels));
-    launch(sums_seven_matrix_kernel<B>, p.N * tiling.blocks, p.blocks, kThreads,
-           SevenRun::depth * SevenRun::piece_bytes + 8 * SevenRun::channels * sizeof(float), stream, p, tiling);
-    return;
-  }
-  const size_t results = last ? static_cast<size_t>(kNumbers) * kWarps * 64 * sizeof(float) : 0;
-  launch(last     ? sums_channels_last_matrix_kernel<B>
-         : pieces ? sums_pieces_matrix_kernel<B>
-                  : sums_rows_matrix_kernel<B>,
-         p.N * tiling.blocks, p.blocks, kThreads, std::max(basis + (tiling.ring ? Ahead::bytes * kWarps : 0), results),
-         stream, p, tiling);
+  if (!launch_seven<B>(p, stream)) launch_rows<B>(p, stream);
 }
 
 }  // namespace
 
 bool matrix_sums(cudaStream_t stream, const SumsPlan& p) {
-  if (p.S > kMostOffset / kMaxAnatomies) return false;
-  if (p.x.channels_last && !(is_vector_map<T>(p.x_data, p.x, p.C, p.S) && is_vector_map<T>(p.d_data, p.d, p.C, p.S)))
-    return false;
-  if (p.members > 3) return false;
+  if (p.S > kMostOffset / kMaxAnatomies || p.members > 3) return false;
+  if (p.x.channels_last) return across_sums(stream, p);
   if (p.members == 1) launch_matrix<1>(p, stream);
   if (p.members == 2) launch_matrix<2>(p, stream);
   if (p.members == 3) launch_matrix<3>(p, stream);

@@ -117,7 +117,8 @@ void fold_gate(cudaStream_t stream, const FoldPlan& plan, Type acc);
 void apply(cudaStream_t stream, const ApplyPlan& plan, Type of_x);
 
 bool scalar_sums(cudaStream_t stream, const SumsPlan& plan, Type of_x);
-bool matrix_sums(cudaStream_t stream, const SumsPlan& plan);  // bfloat16
+bool matrix_sums(cudaStream_t stream, const SumsPlan& plan);  // bfloat16, NCHW
+bool across_sums(cudaStream_t stream, const SumsPlan& plan);  // bfloat16, channels_last
 void any_sums(cudaStream_t stream, const SumsPlan& plan, Type of_x);
 void combine(cudaStream_t stream, const CombinePlan& plan, Type acc);
 

@@ -10,13 +10,14 @@ namespace axnet::cuda {
 // How the blocks of a fast kernel share the work.
 struct SumsTiling {
   int channels, blocks, stage, pitch, parts;  // as in moments.cuh
+  int width;                                  // channels that a block has at a time
   bool x_aligned, d_aligned;
   int ring;
   Divider image = Divider(1);  // by `blocks`
 
-  // Blocks of `groups` groups of channels, of `width` each.
-  void share(int64_t C, int width, int groups) {
-    channels = width * groups, blocks = static_cast<int>(ceil_div(C, channels));
+  // Blocks of `groups` groups of channels, of `group` each.
+  void share(int64_t C, int group, int groups) {
+    width = group, channels = width * groups, blocks = static_cast<int>(ceil_div(C, channels));
     image = Divider(blocks);
   }
 };
