@@ -21,12 +21,14 @@ struct PixelRing {
   int to, from[kQuads];
   unsigned further[2][3];  // bytes to its other pixels
 
-  // at: of the warp's ring. maps: at the warp's first channel and pixel; last: of the parts that there are
-  __device__ PixelRing(unsigned char* shared, int at, const T* x, const T* d, int x_step, int d_step, int last)
+  // at: of the warp's ring; s, c: its first pixel and channel; last: of the parts that there are
+  __device__ PixelRing(unsigned char* shared, int at, const T* x, const T* d, int x_step, int d_step, int s, int c,
+                       int last)
       : shared(shared) {
     const int lane = threadIdx.x % kWarp, pixel = lane / 8, part = lane % 8 < last ? lane % 8 : last;
-    next[0] = reinterpret_cast<const unsigned char*>(x + (pixel * x_step + part * 8));
-    next[1] = reinterpret_cast<const unsigned char*>(d + (pixel * d_step + part * 8));
+    const unsigned own = c + part * 8, x_first = (s + pixel) * x_step + own, d_first = (s + pixel) * d_step + own;
+    next[0] = reinterpret_cast<const unsigned char*>(x + x_first);
+    next[1] = reinterpret_cast<const unsigned char*>(d + d_first);
     to = again(at + pixel * 128 + (lane % 8 ^ pixel) * 16);
     const int first = at + (lane / 16 * 8 + lane % 8) * 128 + (lane / 8 % 2 ^ lane % 8) * 16;
 #pragma unroll
@@ -41,25 +43,20 @@ struct PixelRing {
   __device__ void turn(int channels, int x_on, int d_on) {
     next[0] += 2 * static_cast<int64_t>(channels - x_on), next[1] += 2 * static_cast<int64_t>(channels - d_on);
   }
-  // The next piece, whose pixels are all there.
-  __device__ void copy(int place) {
+  // The next piece. PART: zeros for all but `pixels` of it.
+  template <bool PART>
+  __device__ void copy(int place, int pixels) {
     unsigned char *even = shared + (to + place), *odd = shared + ((to ^ 64) + place);
+    pixels -= static_cast<int>(threadIdx.x) % kWarp / 8;
 #pragma unroll
     for (int m = 0; m < 2; ++m)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        copy_ahead((i % 2 ? odd : even) + m * map_bytes + i * 512, i ? next[m] + further[m][i ? i - 1 : 0] : next[m]);
-  }
-  // Of `pixels` the last one again for those beyond.
-  __device__ void copy_last(int place, int pixels, int x_step, int d_step) {
-    const int own = static_cast<int>(threadIdx.x) % kWarp / 8;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int on = own + 4 * i < pixels ? 4 * i : pixels - 1 - own;
-      unsigned char* at = shared + ((i % 2 ? to ^ 64 : to) + place) + i * 512;
-      copy_ahead(at, next[0] + 2 * static_cast<int64_t>(on * x_step));
-      copy_ahead(at + map_bytes, next[1] + 2 * static_cast<int64_t>(on * d_step));
-    }
+      for (int i = 0; i < 4; ++i) {
+        unsigned char* at = (i % 2 ? odd : even) + m * map_bytes + i * 512;
+        const unsigned char* from = i ? next[m] + further[m][i ? i - 1 : 0] : next[m];
+        if (PART) copy_ahead_if(4 * i < pixels, at, from);
+        else copy_ahead(at, from);
+      }
   }
   // Of map m the channels from 16 q on, as products of 16 rows want them.
   __device__ void read(int place, int m, int q, uint32_t (&words)[4]) const {
@@ -87,8 +84,9 @@ __device__ inline void join(float* shared, float (&sums)[COUNT], int warp, int p
   }
 }
 
-// WHOLE: all warps have 64 channels, the map is whole steps, and their basis stands in shared memory at once.
-template <int B, bool WHOLE>
+// ONE: the whole basis stands in shared memory at once, and all warps have 64 channels and begin with a whole step of
+// 16 pixels. WHOLE: they end with one, too.
+template <int B, bool ONE, bool WHOLE>
 __global__ void __launch_bounds__(kThreads, 2) sums_across_matrix_kernel(const SumsPlan p, const SumsTiling tiling) {
   AXNET_SHARED(shared);
   const SumsPlace<T, B> place(p, tiling);
@@ -102,13 +100,9 @@ __global__ void __launch_bounds__(kThreads, 2) sums_across_matrix_kernel(const S
   int end = place.c0 + tiling.channels;
   if (end > C) end = C;
   const int c_there = c0 < C ? c0 : 0;
-  PixelRing ring(shared, tiling.ring + warp * PixelRing::bytes, place.x + (begin * x_step + c_there),
-                 place.d + (begin * d_step + c_there), x_step, d_step, WHOLE ? 7 : (C - c_there) / 8 - 1);
-  auto copy = [&](int at, int s) {  // what there is of the piece from s on
-    if (WHOLE || s + kStep <= S) ring.copy(at);
-    else ring.copy_last(at, S - s, x_step, d_step);
-  };
-  copy(0, begin);
+  PixelRing ring(shared, tiling.ring + warp * PixelRing::bytes, place.x, place.d, x_step, d_step, begin, c_there,
+                 ONE ? 7 : (C - c_there) / 8 - 1);
+  ring.copy<!ONE>(0, S - begin);
   copies_commit();
   const unsigned char* column = shared + (row_of<B>(g) * tiling.pitch + 4 * t) * 2;
   ChannelSums<B> sums(place, C, c0 + g, t);
@@ -116,9 +110,9 @@ __global__ void __launch_bounds__(kThreads, 2) sums_across_matrix_kernel(const S
   int at = 0, c = c0;
   do {
     float products[kQuads][4] = {}, plain[kQuads][4] = {};
-    int s = begin;
-    for (int s0 = 0; s0 < S; s0 += WHOLE ? S : tiling.stage) {
-      const int stop = WHOLE || S - s0 < tiling.stage ? S : s0 + tiling.stage;
+    int s = begin, s0 = 0;
+    do {
+      const int stop = ONE || S - s0 < tiling.stage ? S : s0 + tiling.stage;
       if (c == c0) {
         __syncthreads();
         fill_columns<B, kStep>(reinterpret_cast<uint16_t*>(shared), tiling.pitch, place.mask, S, s0, tiling.stage);
@@ -141,31 +135,33 @@ __global__ void __launch_bounds__(kThreads, 2) sums_across_matrix_kernel(const S
         from += 2 * apart, s += apart;
         at ^= PixelRing::piece_bytes;
       };
-      const int more = WHOLE ? S - apart : S - apart - kStep + 1;  // where the next piece is there
-      const int whole = WHOLE || stop > more ? more : stop;
-#pragma unroll 1
-      while (s < whole)
-        piece([&](int to) {
+      auto on = [&](auto partly) {  // the next piece of these channels
+        return [&, partly](int to) {
           ring.move(x_on, d_on);
-          ring.copy(to);
-        });
-      auto last = [&](int to) {
-        if (!WHOLE && s + apart < S) {
-          ring.move(x_on, d_on);
-          copy(to, s + apart);
-        } else if (c + width < end) {
-          ring.turn(width, (s - begin) * x_step, (s - begin) * d_step);
-          copy(to, begin);
-        }
+          ring.copy<decltype(partly)::value>(to, S - s - apart);
+        };
       };
-      if (WHOLE) {
+      auto last = [&](int to) {
+        if (c + width >= end) return;
+        ring.turn(width, (s - begin) * x_step, (s - begin) * d_step);
+        ring.copy<!ONE>(to, S - begin);
+      };
+      if (ONE) {
+#pragma unroll 1
+        for (const int more = S - apart - kStep; s <= more;)
+          piece(on(std::false_type{}));
+        if (!WHOLE && s + apart < S) piece(on(std::true_type{}));
         piece(last);
       } else {
 #pragma unroll 1
         while (s < stop)
-          piece(last);
+          piece([&](int to) {
+            if (s + apart < S) on(std::true_type{})(to);
+            else last(to);
+          });
       }
-    }
+      s0 += tiling.stage;
+    } while (!ONE && s0 < S);
     if (tiling.parts > 1) {
       auto* joined = reinterpret_cast<float*>(shared);
       float all[8 * kQuads];
@@ -178,9 +174,10 @@ __global__ void __launch_bounds__(kThreads, 2) sums_across_matrix_kernel(const S
       for (int i = 0; i < 8 * kQuads; ++i)
         (i / 4 % 2 ? plain : products)[i / 8][i % 4] = all[i];
     }
+    if (c >= end) return;
 #pragma unroll
     for (int q = 0; q < kQuads; ++q)
-      sums.write(products[q], plain[q], t, 16 * q, WHOLE ? kChannels : C - c - g);
+      sums.write(products[q], plain[q], t, 16 * q, ONE ? kChannels : C - c - g);
     sums.move(width), c += width;
   } while (c < end);
 }
@@ -197,9 +194,12 @@ void launch_across(const SumsPlan& p, cudaStream_t stream) {
   const bool one = stages == 1 && tiling.parts == 1 && p.C % width == 0;
   tiling.share(p.C, width, one ? groups_of(p.N * p.blocks, p.C / width) : 1);
   tiling.ring = ring_after(columns * tiling.pitch * 2);
-  const bool whole = stages == 1 && p.C % kChannels == 0 && p.S % (tiling.parts * kStep) == 0;
-  launch(whole ? sums_across_matrix_kernel<B, true> : sums_across_matrix_kernel<B, false>, p.N * tiling.blocks,
-         p.blocks, kThreads, tiling.ring + kWarps * PixelRing::bytes, stream, p, tiling);
+  const bool all = stages == 1 && p.C % kChannels == 0 && p.S >= tiling.parts * kStep;
+  const bool whole = all && p.S % (tiling.parts * kStep) == 0;
+  launch(whole ? sums_across_matrix_kernel<B, true, true>
+         : all ? sums_across_matrix_kernel<B, true, false>
+               : sums_across_matrix_kernel<B, false, false>,
+         p.N * tiling.blocks, p.blocks, kThreads, tiling.ring + kWarps * PixelRing::bytes, stream, p, tiling);
 }
 
 }  // namespace

@@ -105,7 +105,8 @@ __global__ void __launch_bounds__(kThreads, 2) sums_pieces_matrix_kernel(const S
   const unsigned char* column = shared + (row_of<B>(g) * tiling.pitch + 8 * t) * 2;
   ChannelSums<B> sums(place, C, c0 + g, t);
   int at = 0, from_of[4];  // of the piece, in the ring
-  for (int i = 0; i < 4; ++i) from_of[i] = again(ahead.from ^ i * 32);
+  for (int i = 0; i < 4; ++i)
+    from_of[i] = again(ahead.from ^ i * 32);
 #pragma unroll 1
   for (int c = c0; c < end; c += kWarps * kRows) {
     float products[4] = {}, plain[4] = {};

@@ -107,6 +107,12 @@ __device__ inline void copy_async_if(bool real, void* to, const void* from) {
                : "memory");
 }
 
+__device__ inline void copy_ahead_if(bool real, void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(real ? 16 : 0)
+               : "memory");
+}
+
 // Ends a group: the thread's copies since the one before.
 __device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

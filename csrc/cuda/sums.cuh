@@ -42,14 +42,15 @@ struct SumsPlace {
   float* sums;
 
   __device__ SumsPlace(const SumsPlan& p, const SumsTiling& tiling) {
-    const int o = static_cast<int>(blockIdx.y);
     n = tiling.image.quotient(static_cast<int>(blockIdx.x));
     c0 = (static_cast<int>(blockIdx.x) - n * tiling.blocks) * tiling.channels;
-    x = static_cast<const T*>(p.x_data) + n * p.x.n;
-    d = static_cast<const T*>(p.d_data) + n * p.d.n + o * p.C * p.d.c;
-    mask = static_cast<const float*>(p.mask) + (static_cast<int64_t>(n) * p.A + o) * p.S;
-    saved = static_cast<const float*>(p.saved) + (static_cast<int64_t>(n) * p.blocks + o) * saved_rows(B) * p.C;
-    sums = static_cast<float*>(p.sums) + (static_cast<int64_t>(n) * p.blocks + o) * sum_rows(B) * p.C;
+    const uint32_t image = n, o = blockIdx.y;  // unsigned: less to multiply with 64 bits
+    const int64_t both = static_cast<int64_t>(image) * static_cast<uint32_t>(p.blocks) + o;
+    x = static_cast<const T*>(p.x_data) + image * p.x.n;
+    d = static_cast<const T*>(p.d_data) + image * p.d.n + o * p.C * p.d.c;
+    mask = static_cast<const float*>(p.mask) + (static_cast<int64_t>(image) * static_cast<uint32_t>(p.A) + o) * p.S;
+    saved = static_cast<const float*>(p.saved) + both * saved_rows(B) * p.C;
+    sums = static_cast<float*>(p.sums) + both * sum_rows(B) * p.C;
   }
 };
 

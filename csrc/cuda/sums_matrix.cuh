@@ -74,9 +74,9 @@ struct ChannelSums {
   const float* shift;
   float *plain, *product;
 
-  __device__ ChannelSums(const SumsPlace<T, B>& place, int C, int c, int t) : shift(place.saved + c) {
-    plain = place.sums + (t ? 1 + t : 0) * C + c;
-    product = place.sums + (t ? 1 + B + t : 1) * C + c;
+  __device__ ChannelSums(const SumsPlace<T, B>& place, unsigned C, unsigned c, int t) : shift(place.saved + c) {
+    plain = place.sums + ((t ? 1 + t : 0) * C + c);
+    product = place.sums + ((t ? 1 + B + t : 1) * C + c);
   }
   // of the channels c + on and eight further, where there are `count` from c on
   __device__ void write(const float (&products)[4], const float (&plains)[4], int t, int on, int count) const {

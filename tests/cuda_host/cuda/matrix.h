@@ -120,6 +120,8 @@ inline void copy_async(void* to, const void* from) { copy_async_if(true, to, fro
 
 inline void copy_ahead(void* to, const void* from) { copy_async_if(true, to, from); }
 
+inline void copy_ahead_if(bool real, void* to, const void* from) { copy_async_if(real, to, from); }
+
 inline void copies_commit() { host::copies[threadIdx.x].emplace_back(); }
 
 template <int PENDING>
