@@ -158,7 +158,9 @@ bool launch_walk(const ApplyPlan& p, cudaStream_t stream) {
            std::min<int64_t>(walk.meets, p.S) * B * sizeof(float), stream, p, walk);
     return true;
   }
-  const Walk walk = Walk::rows_of(p.N, p.C, p.S, V, sizeof(Entry<B + 2>));
+  // 16 bits, 133 to 264 images of 7 x 7: one block has an image, for one beginning
+  const Walk walk = Walk::rows_of(p.N, p.C, p.S, V, sizeof(Entry<B + 2>), kWalkLeast,
+                                  sizeof(T) == 2 && p.N <= 264 && p.S % V ? 1 : 2);
   launch(walk.rows == 1 ? apply_rows_kernel<T, B, true> : apply_rows_kernel<T, B, false>, p.N * walk.tasks, 1,
          walk.threads, (std::min<int64_t>(walk.meets, p.C) + 1) * sizeof(Entry<B + 2>), stream, p, walk);
   return true;

@@ -25,10 +25,10 @@ constexpr int kWalkLeast = 8;      // pieces of a block
 
 // Pieces of a block: `blocks` blocks stand side by side already, `pieces` are there to share out. A block takes
 // `least`, which pay for its beginning, but a GPU gets what its multiprocessors (132 of an H200) take at a time, two
-// blocks each, an image two, and a multiprocessor not many more than eight.
-inline int64_t pieces_of_a_block(int64_t blocks, int64_t pieces, int64_t least, int64_t most) {
+// blocks each, an image `fewest`, and a multiprocessor not many more than eight.
+inline int64_t pieces_of_a_block(int64_t blocks, int64_t pieces, int64_t least, int64_t most, int64_t fewest) {
   const int64_t many = ceil_div(1024, blocks);
-  const int64_t parts = std::clamp(pieces / least, std::min(std::max<int64_t>(264 / blocks, 2), many), many);
+  const int64_t parts = std::clamp(pieces / least, std::min(std::max<int64_t>(264 / blocks, fewest), many), many);
   return std::min(ceil_div(pieces, std::min(parts, pieces)), std::max<int64_t>(most, 1));
 }
 
@@ -65,24 +65,25 @@ struct Walk {
   int inner = 0;  // NCHW: vectors of a period that lie in one channel, if a block has all of them and rows > 1
   Divider of_inner, of_split;
 
-  Walk(int64_t N, int64_t kept, int64_t met, int unit, int entry_bytes, int least, int most) {
+  Walk(int64_t N, int64_t kept, int64_t met, int unit, int entry_bytes, int least, int most, int fewest) {
     kept_blocks = static_cast<int>(ceil_div(kept, most));
     width = static_cast<int>(ceil_div(kept, kept_blocks));
     side = std::max(1, kThreads / width);
     const int64_t piece = static_cast<int64_t>(side) * kWalkFlight * unit;
     meets = static_cast<int>(piece * pieces_of_a_block(N * kept_blocks, ceil_div(met, piece), least,
-                                                       kWalkTable * 1024 / (piece * entry_bytes)));
+                                                       kWalkTable * 1024 / (piece * entry_bytes), fewest));
     tasks = static_cast<int>(kept_blocks * ceil_div(met, meets));
     threads = static_cast<int>(ceil_div(static_cast<int64_t>(width) * side, kWarp) * kWarp);
     run = meets / side;
     of_tasks = Divider(tasks), of_width = Divider(width), of_kept_blocks = Divider(kept_blocks);
   }
   // NCHW; kept: the vectors of a period of `rows` channels
-  static Walk rows_of(int64_t N, int64_t C, int64_t S, int vector, int entry_bytes, int least = kWalkLeast) {
+  static Walk rows_of(int64_t N, int64_t C, int64_t S, int vector, int entry_bytes, int least = kWalkLeast,
+                      int fewest = 2) {
     const int64_t common = std::gcd(S, static_cast<int64_t>(vector));
     // where a vector spans channels, a thread holds more: 256 of them leave 128 registers for each of two blocks
     Walk walk(N, S / common, C, static_cast<int>(vector / common), entry_bytes, least,
-              common == vector ? kWalkThreads : kThreads);
+              common == vector ? kWalkThreads : kThreads, fewest);
     walk.phases = static_cast<int>(S / common), walk.rows = static_cast<int>(vector / common);
     if (walk.rows > 1 && walk.kept_blocks == 1) {
       walk.inner = walk.phases - (walk.rows - 1);
@@ -91,7 +92,7 @@ struct Walk {
     return walk;
   }
   static Walk channels_of(int64_t N, int64_t C, int64_t S, int vector, int entry_bytes, int least = kWalkLeast) {
-    Walk walk(N, C / vector, S, 1, entry_bytes, least, kThreads);
+    Walk walk(N, C / vector, S, 1, entry_bytes, least, kThreads, 2);
     walk.phases = static_cast<int>(C / vector);
     return walk;
   }
