@@ -1,6 +1,7 @@
 // The sums of gate_norm's gradient in float, element by element (float32, float16), and for anything else a warp a row.
 // How rows and pixels are shared: masked_moments_scalar.cu.
 #include "cuda/eight.cuh"
+#include "cuda/matrix.h"
 #include "cuda/sums.cuh"
 
 namespace axnet::cuda {
@@ -19,91 +20,139 @@ struct Row {
   __device__ void add(const float (&x)[P], const float (&d)[P], const F& mask) {
 #pragma unroll
     for (int i = 0; i < P; ++i) {
-      const float centred = x[i] - shift;
+      const float product = d[i] * (x[i] - shift);
       sum[0] += d[i];
-      sum[1] += d[i] * centred;
+      sum[1] += product;
 #pragma unroll
       for (int a = 0; a < B; ++a) {
-        const float weighted = mask(a, i) * d[i];
-        sum[2 + a] += weighted;
-        sum[2 + B + a] += weighted * centred;
+        sum[2 + a] += mask(a, i) * d[i];
+        sum[2 + B + a] += mask(a, i) * product;
       }
     }
   }
 };
 
+// Sums over four lanes; lane t gets those of all numbers 4 j + t.
+template <int COUNT>
+__device__ inline void share_sums(const float (&all)[COUNT], int t, float (&own)[COUNT / 4]) {
+  float half[COUNT / 2];
+#pragma unroll
+  for (int i = 0; i < COUNT / 2; ++i) {
+    const float other = __shfl_xor_sync(0xffffffffu, t % 2 ? all[2 * i] : all[2 * i + 1], 1);
+    half[i] = (t % 2 ? all[2 * i + 1] : all[2 * i]) + other;
+  }
+#pragma unroll
+  for (int i = 0; i < COUNT / 4; ++i) {
+    const float other = __shfl_xor_sync(0xffffffffu, t / 2 ? half[2 * i] : half[2 * i + 1], 2);
+    own[i] = (t / 2 ? half[2 * i + 1] : half[2 * i]) + other;
+  }
+}
+
+// A block whose masks stand in shared memory at once takes several groups of channels for them, one after the other.
 template <class T, int B>
 __global__ void __launch_bounds__(kThreads, 2) sums_rows_kernel(const SumsPlan p, const SumsTiling tiling) {
+  constexpr int count = Row<B>::count;
   AXNET_SHARED(shared);
   float* masks = reinterpret_cast<float*>(shared);  // [B, pitch]
   const SumsPlace<T, B> place(p, tiling);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), c0 = place.c0 + warp * kRows;
+  const int C = static_cast<int>(p.C), S = static_cast<int>(p.S);
+  const int end = place.c0 + tiling.channels < C ? place.c0 + tiling.channels : C;
   const T *x[2], *d[2];
-  Row<B> row[2];
+  const float* shifts[2];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int64_t c = c0 + 8 * r + g < C ? c0 + 8 * r + g : C - 1;
-    x[r] = place.x + c * p.x.c, d[r] = place.d + c * p.d.c;
-    row[r].shift = place.saved[c];
+  for (int r = 0; r < 2; ++r) {  // there is one group where they are not whole
+    const int64_t c = place.c0 + warp * kRows + 8 * r + g, there = c < C ? c : C - 1;
+    x[r] = place.x + there * p.x.c, d[r] = place.d + there * p.d.c, shifts[r] = place.saved + there;
   }
-  for (int s0 = 0; s0 < S; s0 += tiling.stage) {
-    const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
-    __syncthreads();
-    for (int s = threadIdx.x; s < pixels; s += kThreads)
+  const int x_on = again(static_cast<int>(tiling.width * p.x.c)), d_on = again(static_cast<int>(tiling.width * p.d.c));
+  int c = place.c0 + warp * kRows + 8 * (t % 2) + g;
+  float* to = place.sums + (static_cast<unsigned>(t / 2 * C) + c);
+#pragma unroll 1
+  for (int first = place.c0; first < end; first += tiling.width, c += tiling.width, to += tiling.width) {
+    Row<B> row[2];
 #pragma unroll
-      for (int a = 0; a < B; ++a)
-        masks[a * tiling.pitch + s] = place.mask[a * S + s0 + s];
-    __syncthreads();
-    int s = 0;
-    auto walk = [&](auto x_aligned, auto d_aligned) {
-      // places are moved on, not computed anew from the plan
-      const int own = Eight<T>::pixel(t, 0);
-      const T* from[2] = {x[0] + s0 + own, x[1] + s0 + own};
-      const T* grads[2] = {d[0] + s0 + own, d[1] + s0 + own};
-      const float* weights = masks + own;
-      for (; s + kStride <= pixels; s += kStride) {
-        Eight<T> xs[2], ds[2];
+    for (int r = 0; r < 2; ++r)
+      row[r].shift = *shifts[r];
+    int s0 = 0;
+    do {
+      const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
+      if (first == place.c0) {
+        __syncthreads();
+        for (int s = threadIdx.x; s < pixels; s += kThreads)
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
-          xs[r].load(from[r], x_aligned), from[r] += kStride;
+          for (int a = 0; a < B; ++a)
+            masks[a * tiling.pitch + s] = place.mask[a * S + s0 + s];
+        __syncthreads();
+      }
+      int s = 0;
+      if (tiling.x_aligned && tiling.d_aligned) {
+        // places are moved on, not computed anew from the plan
+        const int own = Eight<T>::pixel(t, 0);
+        const T* from[2] = {x[0] + s0 + own, x[1] + s0 + own};
+        const T* grads[2] = {d[0] + s0 + own, d[1] + s0 + own};
+        const float* weights = masks + own;
+        for (; s + kStride <= pixels; s += kStride) {
+          Eight<T> xs[2], ds[2];
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
-          ds[r].load(grads[r], d_aligned), grads[r] += kStride;
-        float m[B][kGranule];
+          for (int r = 0; r < 2; ++r)
+            xs[r].load(from[r], true), from[r] += kStride;
 #pragma unroll
-        for (int a = 0; a < B; ++a)
-          load_masks<T>(weights + a * tiling.pitch, m[a]);
-        weights += kStride;
+          for (int r = 0; r < 2; ++r)
+            ds[r].load(grads[r], true), grads[r] += kStride;
+          float m[B][kGranule];
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          float v[kGranule], grad[kGranule];
-          xs[r].spread(v), ds[r].spread(grad);
-          row[r].add(v, grad, [&](int a, int i) { return m[a][i]; });
+          for (int a = 0; a < B; ++a)
+            load_masks<T>(weights + a * tiling.pitch, m[a]);
+          weights += kStride;
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            float v[kGranule], grad[kGranule];
+            xs[r].spread(v), ds[r].spread(grad);
+            row[r].add(v, grad, [&](int a, int i) { return m[a][i]; });
+          }
         }
       }
-    };
-    if (tiling.x_aligned && tiling.d_aligned) walk(std::true_type{}, std::true_type{});
-    else walk(tiling.x_aligned, tiling.d_aligned);
+      // what is left of the map, and all of one without 16-byte pieces: lane t has every fourth pixel
+      s += t;
+      const T *from[2] = {x[0] + s0 + s, x[1] + s0 + s}, *grads[2] = {d[0] + s0 + s, d[1] + s0 + s};
+      const float* weights = masks + s;
+      auto take = [&](auto many) {
+        constexpr int U = decltype(many)::value;
+        float v[2][U], grad[2][U];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+#pragma unroll
+          for (int i = 0; i < U; ++i)
+            v[r][i] = static_cast<float>(from[r][4 * i]), grad[r][i] = static_cast<float>(grads[r][4 * i]);
+          from[r] += 4 * U, grads[r] += 4 * U;
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+          row[r].add(v[r], grad[r], [&](int a, int i) { return weights[a * tiling.pitch + 4 * i]; });
+        weights += 4 * U, s += 4 * U;
+      };
 #pragma unroll 1
-    for (s += t; s < pixels; s += 4)  // what is left of the map, a pixel at a time
+      while (s + 28 < pixels)
+        take(std::integral_constant<int, 8>{});
+      if (s + 12 < pixels) take(std::integral_constant<int, 4>{});
+#pragma unroll 1
+      while (s < pixels)
+        take(std::integral_constant<int, 1>{});
+      s0 += tiling.stage;
+    } while (s0 < S);
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float v[1] = {static_cast<float>(x[r][s0 + s])}, grad[1] = {static_cast<float>(d[r][s0 + s])};
-        row[r].add(v, grad, [&](int a, int) { return masks[a * tiling.pitch + s]; });
-      }
-  }
+    for (int r = 0; r < 2; ++r)
+      x[r] += x_on, d[r] += d_on, shifts[r] += tiling.width;
+    float all[2 * count], own[count / 2];  // number k of row r at 2 k + r
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int c = c0 + 8 * r + g;
+    for (int i = 0; i < 2 * count; ++i)
+      all[i] = row[i % 2].sum[i / 2];
+    share_sums(all, t, own);
+    if (c >= C) continue;
 #pragma unroll
-    for (int k = 0; k < Row<B>::count; ++k) {
-      float v = row[r].sum[k];
-#pragma unroll
-      for (int step = 1; step < 4; step *= 2)
-        v += __shfl_xor_sync(0xffffffffu, v, step);
-      if (t == k % 4 && c < C) place.sums[k * p.C + c] = v;
-    }
+    for (int i = 0; i < count / 2; ++i)
+      to[2 * i * C] = own[i];
   }
 }
 
@@ -158,20 +207,28 @@ __global__ void __launch_bounds__(kThreads, 2) sums_channels_last_kernel(const S
   const int channels = tiling.channels;
   float* results = reinterpret_cast<float*>(shared);  // [parts, count, channels]
 #pragma unroll
-  for (int j = 0; j < V; ++j)
-#pragma unroll
-    for (int k = 0; k < count; ++k)
-      results[(part * count + k) * channels + own + j] = row[j].sum[k];
+  for (int k = 0; k < count; ++k)
+    *reinterpret_cast<float4*>(results + ((part * count + k) * channels + own)) =
+        float4{row[0].sum[k], row[1].sum[k], row[2].sum[k], row[3].sum[k]};
   __syncthreads();
-  for (int r = threadIdx.x; r < channels && place.c0 + r < C; r += kThreads)
+  // four channels of a number at a time; channels / 4 x parts are kThreads
+  for (int i = threadIdx.x; i < count * channels / 4; i += kThreads) {
+    const int k = static_cast<unsigned>(i * tiling.parts) / kThreads, r = 4 * i - k * channels;
+    if (place.c0 + r >= C) continue;
+    const float* from = results + (k * channels + r);
+    float total[4] = {};
 #pragma unroll 1
-    for (int k = 0; k < count; ++k) {
-      float total = 0;
-#pragma unroll 1
-      for (int w = 0; w < tiling.parts; ++w)
-        total += results[(w * count + k) * channels + r];
-      place.sums[k * p.C + place.c0 + r] = total;
+    for (int w = 0; w < tiling.parts; ++w, from += count * channels) {
+      const float4 v = *reinterpret_cast<const float4*>(from);
+      total[0] += v.x, total[1] += v.y, total[2] += v.z, total[3] += v.w;
     }
+    float* to = place.sums + (static_cast<unsigned>(k * C) + place.c0 + r);
+    if (is_aligned(place.sums)) *reinterpret_cast<float4*>(to) = float4{total[0], total[1], total[2], total[3]};
+    else
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        to[j] = total[j];
+  }
 }
 
 // Any type, alignment, number of blocks and anatomies: a warp for a row.
@@ -214,7 +271,10 @@ void launch_scalar(const SumsPlan& p, cudaStream_t stream) {
            std::max<size_t>(tiling.stage * per_pixel, results), stream, p, tiling);
     return;
   }
-  tiling.share(p.C, kWarps * kRows, 1);
+  constexpr int width = kWarps * kRows;
+  // on larger maps the beginning weighs little, and the loads that pause between two groups more
+  const bool many = p.S <= 16 * kStride && p.C % width == 0 && std::max(p.x.c, p.d.c) <= kMostOffset / p.C;
+  tiling.share(p.C, width, many ? groups_of(p.N * p.blocks, p.C / width) : 1);
   tiling.x_aligned = is_aligned_map<T>(p.x_data, p.x, p.x.c);
   tiling.d_aligned = is_aligned_map<T>(p.d_data, p.d, p.d.c);
   launch(sums_rows_kernel<T, B>, p.N * tiling.blocks, p.blocks, kThreads, tiling.stage * per_pixel, stream, p, tiling);
