@@ -61,12 +61,18 @@ HELD = (
 # The same at smaller shapes, where a kernel's beginning and end weigh more: instructions alone.
 HELD_SMALL = (
     *(
+        ("backward sums", dtype, layout, shape)
+        for dtype in ("bfloat16", "float32")
+        for layout in LAYOUTS
+        for shape in SHAPES[1:]
+    ),
+    *(
         ("backward input", "bfloat16", layout, shape)
         for layout in LAYOUTS
         for shape in ((64, 1024, 16, 16), (256, 1024, 7, 7))
     ),
     *(("gate + norm", "bfloat16", layout, (64, 1024, 16, 16)) for layout in LAYOUTS),
-    ("gate + norm", "bfloat16", "channels_last", (256, 1024, 7, 7)),
+    *(("gate + norm", "bfloat16", layout, (256, 1024, 7, 7)) for layout in LAYOUTS),
     *(
         ("pwap backward, 14", "bfloat16", layout, shape)
         for layout in LAYOUTS
