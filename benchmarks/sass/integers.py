@@ -223,6 +223,14 @@ def vimnmx(m: Machine, ins: Instruction, g: Group) -> None:
     put(m, ins, g, d, np.where(pred(m, p), np.minimum(x, y), np.maximum(x, y)).astype(I64).astype(U32))
 
 
+@op("VIMNMX3")
+def vimnmx3(m: Machine, ins: Instruction, g: Group) -> None:
+    d, *three, p = ins.operands
+    x, y, z = ((u32 if "U32" in ins.mods else i32)(m, v) for v in three)
+    least, most = np.minimum(np.minimum(x, y), z), np.maximum(np.maximum(x, y), z)
+    put(m, ins, g, d, np.where(pred(m, p), least, most).astype(I64).astype(U32))
+
+
 @op("VIADDMNMX")
 def viaddmnmx(m: Machine, ins: Instruction, g: Group) -> None:
     d, a, b, c, p = ins.operands

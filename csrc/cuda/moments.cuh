@@ -20,6 +20,10 @@ struct Tiling {
   int parts;             // channels_last: warps side by side over the pixels
   bool aligned;          // NCHW: rows of X can be read in 16 bytes
   int ring;              // bfloat16: where the warps' rings begin in shared memory, or 0: nothing is copied ahead
+  int parts_log = 0;     // of two
+  int turns = 1;         // groups of channels that a block takes one after another
+  int results = 0;       // where they stand in shared memory
+  Divider of_blocks = Divider(1);
 };
 
 // f(row, number) of a row's sums: s1, t_a, and with FULL s2, t2_a, q2_ab
@@ -74,6 +78,67 @@ __device__ inline bool write_row(const MomentsPlan& p, int64_t n, int64_t c,
   }
   return again;
 }
+
+// Writes the rows of four neighbouring channels from c on about c = 0, as write_row does; C is a multiple of four.
+template <int B, bool FULL>
+class RowsTo {
+ public:
+  using Four = Vector<float>;
+
+  __device__ RowsTo(const MomentsPlan& p, int n, int c)
+      : C(static_cast<int>(p.C)), A(B > 3 ? p.A : B), inverse(1.f / static_cast<float>(p.S)) {
+    descriptors = static_cast<float*>(p.descriptors) + n * (2 + 2 * A) * p.C + c;
+    if constexpr (FULL) {
+      moments = p.moments ? static_cast<float*>(p.moments) + n * moment_rows(B) * p.C + c : nullptr;
+      argmax = p.argmax ? reinterpret_cast<float*>(p.argmax) + n * (1 + B) * p.C + c : nullptr;
+      put(moments, 0, Four{});
+    }
+  }
+  __device__ void s1(const Four& v) { describe(0, v), put(moments, 1, v), first = v; }
+  __device__ void t(int a, const Four& v) {
+    if (a < A) describe(2 + a, v), put(moments, 3 + a, v);
+  }
+  __device__ void s2(const Four& v) { put(moments, 2, v), second = v; }
+  __device__ void t2(int a, const Four& v) { put(moments, 3 + B + a, v); }
+  __device__ void q2(int k, const Four& v) {
+    put(moments, 3 + 2 * B + k, Four{}), put(moments, 3 + 2 * B + pairs(B) + k, v);
+  }
+  __device__ void maximum(int k, const Four& top, const Four& at) {
+    if (k <= A) put(descriptors, k ? 1 + A + k : 1, top);
+    if constexpr (FULL) put(argmax, k, at);
+  }
+  // Bits of the channels that must be gone over again carefully.
+  __device__ unsigned again() const {
+    unsigned bits = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      bool far = !(finite.at[j] == 0);
+      if constexpr (FULL) {
+        const float mean = first.at[j] * inverse, square = mean * mean;
+        far = far || square > static_cast<float>(kFar) * (second.at[j] * inverse - square);
+      }
+      bits |= far ? 1u << j : 0u;
+    }
+    return bits;
+  }
+
+ private:
+  int C, A;
+  float inverse;
+  float *descriptors, *moments = nullptr, *argmax = nullptr;
+  Four first, second, finite = {};  // finite: zeros, or NaN
+
+  __device__ void put(float* rows, int row, const Four& v) const {
+    if (rows) store_vector(rows + static_cast<int64_t>(row) * C, v);
+  }
+  __device__ void describe(int row, const Four& v) {
+    Four mean;
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      mean.at[j] = v.at[j] * inverse, finite.at[j] += v.at[j] - v.at[j];
+    put(descriptors, row, mean);
+  }
+};
 
 // The largest value seen and its first position; a NaN is larger than all, as in torch.
 template <class Acc>

@@ -132,21 +132,27 @@ struct ChannelRing : Ring<DEPTH, ChannelRing<DEPTH>> {
       next += i < 3 ? eight : further;
     }
   }
-  // The pixels from s on of the S that there are, its last one again for those beyond; they are there at once.
-  __device__ int rest(int s, int S) {
+  // The pixels from s on of the S that there are, its last one again for those beyond.
+  __device__ void copy_rest(int place, int s, int S) {
     const int own = static_cast<int>(threadIdx.x) % kWarp / 4;
-    copies_wait(0);
-    __syncwarp();  // the pieces before have been read
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int p = s + own + 8 * i, there = p < S ? p : S - 1;
-      copy_ahead(shared + ((i % 2 ? to ^ 32 : to) + i % 2 * 128) + i / 2 * step_bytes,
+      copy_ahead(shared + ((i % 2 ? to ^ 32 : to) + place + i % 2 * 128) + i / 2 * step_bytes,
                  map + static_cast<int64_t>(there - own) * pixel);
     }
     copies_commit();
+  }
+  // Their place, once they and all copies before them are there.
+  __device__ int came(int place) const {
     copies_wait(0);
     __syncwarp();
-    return 0;  // their place
+    return place;
+  }
+  __device__ int rest(int s, int S) {
+    came(0);  // the pieces before have been read
+    copy_rest(0, s, S);
+    return came(0);
   }
   // Four channels from 4 g on of pixel 4 t + i of step u.
   __device__ uint2 read(int place, int u, int i) const {

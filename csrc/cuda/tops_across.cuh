@@ -1,0 +1,246 @@
+// Places of maxima in channels_last (tops.cuh): pixels of a channel lie in as many places of memory, each of which
+// costs as much as a row of them, so of X few are read.
+#pragma once
+
+#include "cuda/tops.cuh"
+
+namespace axnet::cuda {
+
+// From the rounded maxima of a warp's 32 channels to pixels, as tops.cuh has it; a lane has a channel. Its slots are
+// four lanes' runs of four pixels of a chunk of 16.
+template <int B>
+struct AcrossSearch {
+  static constexpr int words = 2, pixels = 4, slot_words = words * (1 + B) * 3 * kWarp;  // of a warp
+  static constexpr unsigned ones = 0x01010101u;  // of four slots or pixels a bit each, eight bits apart
+
+  const BFloat16* map;    // at the warp's first channel
+  int last_four;          // the first of the last four channels that there are
+  const float* mask;      // of the image
+  const uint32_t* splat;  // the basis'
+  int S, step;
+  bool splat_all;  // whether it has all pixels
+  bool alone;      // whether no other warp looks at these channels
+
+  __device__ const uint16_t* x(unsigned row) const {
+    const int four = static_cast<int>(row & ~3u);
+    return reinterpret_cast<const uint16_t*>(map + ((four < last_four ? four : last_four) + static_cast<int>(row % 4)));
+  }
+  __device__ int in_map(int s) const { return s < S ? s : S - 1; }
+  // The masks of the four pixels from s on, in pairs.
+  __device__ void masks_of(int s, uint32_t (&out)[B][2]) const {
+    if (splat_all) {
+      uint32_t m[B][4];
+#pragma unroll
+      for (int j = 0; j < B; ++j)
+        load_shared(splat + s * B + 4 * j, m[j]);
+#pragma unroll
+      for (int i = 0; i < B * 4; i += 2 * B)
+#pragma unroll
+        for (int a = 0; a < B; ++a)
+          out[a][i / (2 * B)] = firsts(m[(i + a) / 4][(i + a) % 4], m[(i + B + a) / 4][(i + B + a) % 4]);
+      return;
+    }
+#pragma unroll
+    for (int a = 0; a < B; ++a)
+#pragma unroll
+      for (int i = 0; i < 4; i += 2)
+        out[a][i / 2] = pair_of<BFloat16>(mask[a * S + in_map(s + i)], mask[a * S + in_map(s + i + 1)]);
+  }
+  // Bits of four: of two in either of two registers, all bits of a half or none.
+  __device__ static unsigned bits(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x6420) & ones; }
+  __device__ static int first_bit(unsigned of) {
+    return static_cast<int>(static_cast<unsigned>(__ffs(static_cast<int>(of))) / 8);
+  }
+  // Those whose product with the slot's largest X reaches its maximum: X is at most that there.
+  __device__ static unsigned reaching(const uint32_t (&m)[2], uint32_t x, uint32_t top) {
+    return bits(above<true>(product(m[0], x), top) | ~above<true>(m[0], 0u),
+                above<true>(product(m[1], x), top) | ~above<true>(m[1], 0u));
+  }
+  __device__ void read(int row, int s, unsigned wanted, uint32_t (&out)[pixels]) const {
+    const int first = in_map(s), left = S - 1 - first;
+    const uint16_t* from = x(row) + first * step;
+#pragma unroll
+    for (int i = 0; i < pixels; ++i) {
+      const unsigned further = static_cast<unsigned>((i < left ? i : left) * step);
+      out[i] = kLowest & 0xffffu;
+      if (wanted >> 8 * i & 1) out[i] = from[i ? further : 0];
+    }
+  }
+  // The largest exact product of the four pixels from s on, and its first pixel.
+  __device__ Spot best_of(const uint32_t (&m)[2], const uint32_t (&x)[pixels], int s) const {
+    Spot best;
+#pragma unroll
+    for (int i = 0; i < pixels; ++i) {
+      const float y = (i % 2 ? second_of<BFloat16>(m[i / 2]) : first_of<BFloat16>(m[i / 2])) * first_of<BFloat16>(x[i]);
+      if (y > best.top) best.top = y, best.at = i;
+    }
+    best.at = in_map(s + best.at % pixels);
+    return best;
+  }
+
+  __device__ void run(const Tops<true> (&tops)[words][1 + B], uint32_t* slots, Spot (&spots)[1 + B]) const {
+    const unsigned lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int w = 0; w < words; ++w)
+#pragma unroll
+      for (int k = 0; k <= B; ++k) {
+        uint32_t* to = slots + (w * (1 + B) + k) * 3 * kWarp + lane;
+        to[0] = tops[w][k].top, to[kWarp] = tops[w][k].first;
+        if (k > 0) to[2 * kWarp] = tops[w][k].last;
+      }
+    __syncwarp();
+    const uint32_t* own = slots + lane % 4 / 2 * (1 + B) * 3 * kWarp + lane / 4 * 4;
+    const uint32_t half = lane % 2 ? 0x7632u : 0x5410u;
+    auto four = [&](int k, int what, uint32_t (&out)[2]) {  // of the lane's channel; what: top, first, last
+      uint32_t v[4];
+      load_shared(own + (3 * k + what) * kWarp, v);
+      out[0] = __byte_perm(v[0], v[1], half), out[1] = __byte_perm(v[2], v[3], half);
+    };
+    auto of_slot = [](const uint32_t (&v)[2], int t) { return __byte_perm(v[0], v[1], 0x1010 + 0x2222 * t); };  // twice
+
+    uint32_t top[1 + B][2], most[1 + B], first[2], values[1 + B][pixels], masks[1 + B][2], xs[1 + B];
+    unsigned open[1 + B], wanted[1 + B];  // slots of the maximum; pixels that may have it
+    int at[1 + B], lasts[1 + B], chunks[1 + B];
+#pragma unroll
+    for (int k = 0; k <= B; ++k) {
+      four(k, 0, top[k]);
+      most[k] = greater_of(top[k][0], top[k][1]);
+      most[k] = greater_of(most[k], __byte_perm(most[k], most[k], 0x1032));
+      if (k > 0) open[k] = bits(above<true>(top[k][0], most[k]), above<true>(top[k][1], most[k]));
+    }
+    uint32_t m[B][2];
+    {  // X itself is exact: of equal slots that of the first chunk has the place, and the first there
+      four(0, 1, first);
+      first[0] |= ~above<true>(top[0][0], most[0]), first[1] |= ~above<true>(top[0][1], most[0]);
+      unsigned least = ~0u;
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {
+        const unsigned key = (t % 2 ? first[t / 2] >> 16 : first[t / 2] & 0xffffu) * 4 + t;
+        least = key < least ? key : least;
+      }
+      if (least >= 4u * 0xffff) least = 0;  // not a number
+      at[0] = static_cast<int>(least) * pixels;
+      masks_of(at[0], m);
+      const int t = static_cast<int>(least % 4);
+      uint32_t beyond[2] = {};  // where the product with its mask would be above the slot's largest
+#pragma unroll
+      for (int a = 0; a < B; ++a)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          beyond[i] |= above<false>(product(m[a][i], most[0]), of_slot(top[1 + a], t));
+      wanted[0] = ~bits(beyond[0], beyond[1]) & ones;
+      if (wanted[0] == 0) wanted[0] = 1;
+      // the last one has it if those before have not
+      read(lane, at[0], wanted[0] & ~(0x80000000u >> __clz(static_cast<int>(wanted[0]))), values[0]);
+    }
+#pragma unroll
+    for (int k = 1; k <= B; ++k) {
+      uint32_t last[2];
+      four(k, 1, first), four(k, 2, last);
+      if (S % kStep != 0)  // the last pixel again, which another slot has
+#pragma unroll
+        for (int t = 0; t < 4; ++t)
+          if (static_cast<int>(t % 2 ? first[t / 2] >> 16 : first[t / 2] & 0xffffu) * kStep + 4 * t >= S)
+            open[k] &= ~(1u << 8 * t);
+      const int t = open[k] ? first_bit(open[k]) : 0;
+      chunks[k] = static_cast<int>(of_slot(first, t) & 0xffffu);
+      // a zero is exact: what stands later has no larger one
+      lasts[k] = most[k] << 17 ? static_cast<int>(of_slot(last, t) & 0xffffu) : 0;
+      xs[k] = of_slot(top[0], t), at[k] = chunks[k] * kStep + 4 * t;
+      masks_of(at[k], m);
+      masks[k][0] = m[k - 1][0], masks[k][1] = m[k - 1][1];
+      wanted[k] = reaching(masks[k], xs[k], most[k]);
+      const bool known = alone && ((open[k] & (open[k] - 1)) | (wanted[k] & (wanted[k] - 1))) == 0 &&
+                         lasts[k] <= chunks[k] && wanted[k] != 0;
+      read(lane, at[k], known ? 0 : wanted[k], values[k]);
+      if (known) spots[k].top = first_of<BFloat16>(most[k]), spots[k].at = in_map(at[k] + first_bit(wanted[k]));
+    }
+    spots[0].top = first_of<BFloat16>(most[0]),
+    spots[0].at = in_map(at[0] + (31 - __clz(static_cast<int>(wanted[0]))) / 8);
+#pragma unroll
+    for (int i = pixels - 1; i >= 0; --i)
+      if (first_of<BFloat16>(values[0][i]) == spots[0].top) spots[0].at = in_map(at[0] + i);
+    unsigned late[1 + B];
+#pragma unroll
+    for (int k = 1; k <= B; ++k) {
+      const Spot best = best_of(masks[k], values[k], at[k]);
+      if (best.top > spots[k].top) spots[k] = best;
+      late[k] = lasts[k] > chunks[k] ? open[k] & -open[k] : 0;
+      open[k] &= open[k] - 1;
+    }
+    look_again(open, late, most, four, spots);
+  }
+
+ private:
+  // Other slots of the same maximum, and later chunks of a slot, whose exact products may be larger. Each lane has a
+  // slot's run of chunks, and the warp goes over those of all lanes as one.
+  template <class Four>
+  __device__ void look_again(unsigned (&open)[1 + B], unsigned (&late)[1 + B], const uint32_t (&most)[1 + B],
+                             const Four& four, Spot (&spots)[1 + B]) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    auto any = [&] {
+      unsigned left = 0;
+#pragma unroll
+      for (int k = 1; k <= B; ++k)
+        left |= open[k] | late[k];
+      return __ballot_sync(0xffffffffu, left != 0) != 0;
+    };
+    while (any()) {
+      int begin = 0, count = 0, what = 0;
+      uint32_t both = 0;  // the slot's largest X, the maximum
+#pragma unroll
+      for (int k = 1; k <= B; ++k)
+        if (count == 0 && (open[k] | late[k]) != 0) {
+          const bool later = late[k] != 0;
+          const int t = first_bit(later ? late[k] : open[k]);
+          uint32_t top[2], first[2], last[2];
+          four(0, 0, top), four(k, 1, first), four(k, 2, last);
+          auto of_slot = [&](const uint32_t (&v)[2]) { return __byte_perm(v[0], v[1], 0x10 + 0x22 * t) & 0xffffu; };
+          begin = static_cast<int>(of_slot(first)) + later;
+          count = static_cast<int>(most[k] << 17 ? of_slot(last) : of_slot(first)) + 1 - begin;
+          what = 4 * k + t, both = of_slot(top) | most[k] << 16;
+          if (later) late[k] = 0;
+          else open[k] &= open[k] - 1;
+        }
+      int before = count;  // of the lanes before this one
+#pragma unroll
+      for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+        const int more = __shfl_sync(0xffffffffu, before, (lane + kWarp - lanes) % kWarp);
+        before += lane >= lanes ? more : 0;
+      }
+      const int total = __shfl_sync(0xffffffffu, before, kWarp - 1);
+      before -= count;
+#pragma unroll 1
+      for (int unit = lane; unit - lane < total; unit += kWarp) {
+        int owner = 0;  // the last lane that begins no later
+#pragma unroll
+        for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
+          owner += __shfl_sync(0xffffffffu, before, owner + lanes) <= unit ? lanes : 0;
+        const int its = __shfl_sync(0xffffffffu, (begin - before) * 256 + what, owner), k = its % 256 / 4;
+        const uint32_t its_both = __shfl_sync(0xffffffffu, both, owner);
+        const uint32_t x = firsts(its_both, its_both), top = seconds(its_both, its_both);
+        const int s = unit < total ? ((its >> 8) + unit) * kStep + its % 4 * 4 : 0;
+        uint32_t m[B][2], own[2], values[pixels];
+        masks_of(s, m);
+        own[0] = m[0][0], own[1] = m[0][1];
+#pragma unroll
+        for (int a = 1; a < B; ++a)
+          if (k == 1 + a) own[0] = m[a][0], own[1] = m[a][1];
+        read(owner, s, unit < total ? reaching(own, x, top) : 0, values);
+        const Spot best = best_of(own, values, s);
+        const bool reaches = above<true>(pair_of<BFloat16>(best.top, best.top), top) & 1;
+        for (unsigned left = __ballot_sync(0xffffffffu, unit < total && reaches); left; left &= left - 1) {
+          const int lane_of = __ffs(static_cast<int>(left)) - 1;
+          const float y = __shfl_sync(0xffffffffu, best.top, lane_of);
+          const int there = __shfl_sync(0xffffffffu, best.at, lane_of);
+          const int its_task = __shfl_sync(0xffffffffu, 32 * k + owner, lane_of);
+#pragma unroll
+          for (int k = 1; k <= B; ++k)
+            if (its_task == 32 * k + lane) spots[k].see(y, there);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace axnet::cuda
