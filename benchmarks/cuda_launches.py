@@ -60,6 +60,8 @@ HELD = (
 
 # The same at smaller shapes, where a kernel's beginning and end weigh more: instructions alone.
 HELD_SMALL = (
+    *(("descriptors", "bfloat16", "channels_last", shape) for shape in ((64, 1024, 16, 16), (256, 1024, 7, 7))),
+    ("descriptors", "float32", "NCHW", (256, 1024, 7, 7)),
     *(
         ("backward sums", dtype, layout, shape)
         for dtype in ("bfloat16", "float32")

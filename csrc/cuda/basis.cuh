@@ -101,7 +101,7 @@ struct Basis {
           for (int b = a; b < B; ++b)
             put(1 + B + pair_row(B, a, b), s, m[a][0] * m[b][0], m[a][1] * m[b][1]);
     };
-    constexpr int flight = B <= 3 ? 3 : 1;  // all of a thread's masks of 48 x 48 pixels in two stages
+    constexpr int flight = B <= 3 ? 2 : 1;  // of a thread's masks: all of 32 x 32 pixels
     const int apart = 2 * static_cast<int>(blockDim.x);
     const int begin = 2 * static_cast<int>(threadIdx.x);
     if (begin >= stage) asked();

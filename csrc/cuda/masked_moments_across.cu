@@ -199,6 +199,11 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
       }
     };
     auto describe = [&](const Bits<T, V>(&bits)[4], int s) {  // not FULL
+      const uint32_t* masks = basis.splat + (s + 4 * t) * B;
+      uint32_t m[B][4];
+#pragma unroll
+      for (int j = 0; j < (B <= 3 ? B : 0); ++j)
+        load_shared(masks + 4 * j, m[j]);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -208,10 +213,11 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
       for (int i = 0; i < 4; ++i)
 #pragma unroll
         for (int a = 0; a < B; ++a) {
-          const uint32_t m = basis.splat[(s + 4 * t + i) * B + a];
+          const int k = i * B + a;
+          const uint32_t both = B <= 3 ? m[k / 4][k % 4] : masks[k];
 #pragma unroll
           for (int w = 0; w < W; ++w)
-            tops[w][1 + a].top = greater_of(tops[w][1 + a].top, product(bits[i].at[w], m));
+            tops[w][1 + a].top = greater_of(tops[w][1 + a].top, product(bits[i].at[w], both));
         }
       uint32_t a[Plan::tiles][4];
 #pragma unroll

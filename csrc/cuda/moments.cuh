@@ -261,48 +261,89 @@ __device__ inline void mend_rows(const MomentsPlan& p, bool full, bool again, in
   }
 }
 
-// The first blocks of a grid: the images' masses, eight images each, one at a time with many anatomies.
+// The first blocks of a grid: the images' masses. A warp takes an image after another; with many anatomies it takes a
+// mass of the block's image after another.
+constexpr int kMassImages = 2 * kWarps;
+
 __host__ __device__ inline int mass_blocks(const MomentsPlan& p) {
-  return static_cast<int>(p.A <= 3 ? (p.N + kWarps - 1) / kWarps : p.N);
+  const unsigned N = static_cast<unsigned>(p.N);
+  return static_cast<int>(p.A <= 3 ? (N + kMassImages - 1) / kMassImages : N);
 }
 
-// Whether this is such a block, whose warps take a mass at a time, in double, with many loads in flight, since other
-// blocks wait for their places.
+// All masses of an image with B anatomies, in double, by a warp; many loads are in flight, since other blocks wait for
+// its place.
+template <int B, class Acc>
+__device__ inline void weigh_image(const Acc* masks, int64_t S, double* mass) {
+  constexpr int flight = 8;
+  const int lane = threadIdx.x % kWarp;
+  double total[B + pairs(B)] = {};
+#pragma unroll 1
+  for (int64_t s = lane; s < S; s += flight * kWarp) {
+    Acc v[B][flight];
+#pragma unroll
+    for (int a = 0; a < B; ++a)
+#pragma unroll
+      for (int i = 0; i < flight; ++i)
+        v[a][i] = s + i * kWarp < S ? masks[a * S + s + i * kWarp] : Acc(0);
+#pragma unroll
+    for (int i = 0; i < flight; ++i)
+#pragma unroll
+      for (int a = 0; a < B; ++a) {
+        total[a] += static_cast<double>(v[a][i]);
+#pragma unroll
+        for (int b = a; b < B; ++b)
+          total[B + pair_row(B, a, b)] += static_cast<double>(v[a][i]) * v[b][i];
+      }
+  }
+#pragma unroll
+  for (int q = 0; q < B + pairs(B); ++q) {
+    const double sum = warp_sum(total[q]);
+    if (lane == 0) mass[q] = sum;
+  }
+}
+
+// The q-th mass of an image with any number of anatomies.
+template <class Acc>
+__device__ inline void weigh_one(const Acc* masks, int A, int64_t S, int q, double* mass) {
+  const int lane = threadIdx.x % kWarp;
+  int a = q, b = -1;
+  if (q >= A)
+    for (a = 0, b = q - A; b >= A - a; ++a)
+      b -= A - a;
+  const Acc *first = masks + a * S, *second = b < 0 ? nullptr : masks + (a + b) * S;
+  double total = 0;
+#pragma unroll 12
+  for (int64_t s = lane; s < S; s += kWarp)
+    total += second ? static_cast<double>(first[s]) * second[s] : static_cast<double>(first[s]);
+  total = warp_sum(total);
+  if (lane == 0) mass[q] = total;
+}
+
+// Whether this is a block of masses.
 template <class T>
 __device__ inline bool weigh(const MomentsPlan& p) {
   using Acc = acc_t<T>;
   if (p.link && blockIdx.x == 0 && threadIdx.x == 0)
     *static_cast<T*>(p.link) = T(0.f), *static_cast<Acc*>(p.coef_link) = Acc(0);
   if (static_cast<int>(blockIdx.x) >= mass_blocks(p)) return false;
-  constexpr int flight = 8;
-  const int A = p.A, quantities = p.mass ? A + pairs(A) : 0, lane = threadIdx.x % kWarp, images = A <= 3 ? kWarps : 1;
-  const int N = static_cast<int>(p.N), first_image = static_cast<int>(blockIdx.x) * images;
-  const int64_t S = p.S;
+  if (!p.mass) return true;
+  const int A = p.A, warp = threadIdx.x / kWarp;
+  const Acc* masks = static_cast<const Acc*>(p.mask);
+  if (A > 3) {
+    const int64_t n = blockIdx.x;
+    for (int q = warp; q < A + pairs(A); q += kWarps)
+      weigh_one(masks + n * A * p.S, A, p.S, q, p.mass + n * (A + pairs(A)));
+    return true;
+  }
 #pragma unroll 1
-  for (int unit = threadIdx.x / kWarp; unit < quantities * images; unit += kWarps) {
-    const int n = first_image + unit % images, q = unit / images;
-    if (n >= N) break;  // so are the warp's others
-    int a = q, b = -1;
-    if (q >= A)
-      for (a = 0, b = q - A; b >= A - a; ++a)
-        b -= A - a;
-    const Acc* first = static_cast<const Acc*>(p.mask) + (static_cast<int64_t>(n) * A + a) * S;
-    const int64_t second = b * S;  // from there
-    double total = 0;
-#pragma unroll 1
-    for (int64_t s0 = lane; s0 < S; s0 += flight * kWarp) {
-      Acc v[flight], w[flight];
-#pragma unroll
-      for (int i = 0; i < flight; ++i) {
-        const int64_t s = s0 + i * kWarp;
-        v[i] = s < S ? first[s] : Acc(0), w[i] = s < S && b >= 0 ? first[second + s] : Acc(1);
-      }
-#pragma unroll
-      for (int i = 0; i < flight; ++i)
-        total += static_cast<double>(v[i]) * w[i];
-    }
-    total = warp_sum(total);
-    if (lane == 0) p.mass[static_cast<int64_t>(n) * (A + pairs(A)) + q] = total;
+  for (int i = warp; i < kMassImages; i += kWarps) {
+    const int64_t n = static_cast<int64_t>(blockIdx.x) * kMassImages + i;
+    if (n >= p.N) break;
+    const Acc* own = masks + n * A * p.S;
+    double* mass = p.mass + n * (A + pairs(A));
+    if (A == 1) weigh_image<1>(own, p.S, mass);
+    else if (A == 2) weigh_image<2>(own, p.S, mass);
+    else weigh_image<3>(own, p.S, mass);
   }
   return true;
 }

@@ -216,10 +216,10 @@ struct AcrossSearch {
 #pragma unroll
         for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
           owner += __shfl_sync(0xffffffffu, before, owner + lanes) <= unit ? lanes : 0;
-        const int its = __shfl_sync(0xffffffffu, (begin - before) * 256 + what, owner), k = its % 256 / 4;
+        const int its = __shfl_sync(0xffffffffu, (begin - before) * 256 + what, owner), k = (its & 255) / 4;
         const uint32_t its_both = __shfl_sync(0xffffffffu, both, owner);
         const uint32_t x = firsts(its_both, its_both), top = seconds(its_both, its_both);
-        const int s = unit < total ? ((its >> 8) + unit) * kStep + its % 4 * 4 : 0;
+        const int s = unit < total ? ((its >> 8) + unit) * kStep + (its & 3) * 4 : 0;
         uint32_t m[B][2], own[2], values[pixels];
         masks_of(s, m);
         own[0] = m[0][0], own[1] = m[0][1];
