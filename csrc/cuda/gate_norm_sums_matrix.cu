@@ -81,7 +81,9 @@ __global__ void __launch_bounds__(kThreads, 2) sums_rows_matrix_kernel(const Sum
       chunk([&](const T* row, bool, uint32_t (&out)[4]) { load_last<Order::matrices>(row, s0 + s, t, S, out); });
   }
   const int c = c0 + g;
-  ChannelSums<B>(place, C, c, t).write(products, plain, t, 0, C - c);
+  auto write = [&](const SumsPlace<T, B>& at) { ChannelSums<B>(at, C, c, t).write(products, plain, t, 0, C - c); };
+  if (B < 3) write(place);
+  else write(SumsPlace<T, B>(p, tiling));  // found anew: registers are short
 }
 
 // The same of maps that are whole pieces of the ring, whose basis stands in shared memory at once: for it a block takes
