@@ -80,6 +80,14 @@ HELD_SMALL = (
         for layout in LAYOUTS
         for shape in ((64, 1024, 16, 16), (64, 2048, 16, 16))
     ),
+    *(("pwap, 1", "bfloat16", "NCHW", shape) for shape in ((64, 1024, 16, 16), (256, 1024, 7, 7))),
+    *(("pwap, 1", "float32", "NCHW", shape) for shape in SHAPES[2:]),
+    *(("pwap, 1", "float32", "channels_last", shape) for shape in ((64, 1024, 16, 16), (64, 2048, 16, 16))),
+    *(("pwap backward, 1", "float32", "NCHW", shape) for shape in ((64, 1024, 16, 16), (256, 1024, 7, 7))),
+    ("pwap backward, 1", "bfloat16", "NCHW", (256, 1024, 7, 7)),
+    *(("pwap, 14", "bfloat16", layout, (64, 1024, 16, 16)) for layout in LAYOUTS),
+    ("pwap, 14", "bfloat16", "NCHW", (256, 1024, 7, 7)),
+    ("pwap backward, 14", "bfloat16", "NCHW", (256, 1024, 7, 7)),
 )
 
 

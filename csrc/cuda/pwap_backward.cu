@@ -278,30 +278,41 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   lane.each_sum(sums, [&](int c, float sum) { partial[c] = sum; });
 }
 
-//   block   32 columns of the parts [rows, K*C + K]; warps take the rows in turn and are added in order, in double
-template <class Acc>
+//   block   32 TOGETHER columns of the parts [rows, K*C + K]; warps take the rows in turn and are added in order, in
+//           double
+template <class Acc, int TOGETHER>
 __global__ void __launch_bounds__(kThreads)
-    pwap_gather_kernel(const PwapBackwardArgs args, int64_t rows, int64_t K, int64_t C) {
+    pwap_gather_kernel(const PwapBackwardArgs args, int rows, int64_t weights, int64_t columns) {
   AXNET_SHARED(shared);
-  double* parts = reinterpret_cast<double*>(shared);  // [8, 32]
+  struct alignas(TOGETHER * sizeof(Acc)) Columns {
+    Acc at[TOGETHER];
+  };
+  double* parts = reinterpret_cast<double*>(shared);  // [TOGETHER, 8, 32]
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int64_t columns = (C + 1) * K, column = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
-  double total = 0;
+  const int64_t column = (static_cast<int64_t>(blockIdx.x) * kWarp + lane) * TOGETHER, step = columns * kWarps;
+  double total[TOGETHER] = {};
   if (column < columns) {
-    const Acc* from = static_cast<const Acc*>(args.partial) + column;
+    const Acc* from = static_cast<const Acc*>(args.partial) + warp * columns + column;
 #pragma unroll 8
-    for (int64_t r = warp; r < rows; r += kWarps)
-      total += from[r * columns];
+    for (int r = warp; r < rows; r += kWarps, from += step) {
+      const Columns v = *reinterpret_cast<const Columns*>(from);
+#pragma unroll
+      for (int i = 0; i < TOGETHER; ++i)
+        total[i] += v.at[i];
+    }
   }
-  parts[threadIdx.x] = total;
+#pragma unroll
+  for (int i = 0; i < TOGETHER; ++i)
+    parts[i * kThreads + threadIdx.x] = total[i];
   __syncthreads();
-  if (warp > 0 || column >= columns) return;
-  total = 0;
+  if (warp >= TOGETHER || column + warp >= columns) return;
+  double sum = 0;
   for (int w = 0; w < kWarps; ++w)
-    total += parts[w * kWarp + lane];
-  Acc* out = column < K * C ? static_cast<Acc*>(args.weight_grad) + column
-                            : static_cast<Acc*>(args.bias_grad) + (column - K * C);
-  *out = static_cast<Acc>(total);
+    sum += parts[warp * kThreads + w * kWarp + lane];
+  const int64_t own = column + warp;
+  Acc* out =
+      own < weights ? static_cast<Acc*>(args.weight_grad) + own : static_cast<Acc*>(args.bias_grad) + (own - weights);
+  *out = static_cast<Acc>(sum);
 }
 
 }  // namespace
@@ -344,8 +355,13 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
       partial = empty({N * walks, (C + 1) * K}, acc, device);
       args.partial = data(partial);
       launch_tiles();
-      launch(pwap_gather_kernel<Acc>, ceil_div((C + 1) * K, kWarp), 1, kThreads, kThreads * sizeof(double),
-             queue.stream(), args, N * walks, K, C);
+      const int64_t columns = (C + 1) * K;
+      const auto gather = [&](const auto& kernel, int together) {
+        launch(kernel, ceil_div(columns, together * kWarp), 1, kThreads, together * kThreads * sizeof(double),
+               queue.stream(), args, static_cast<int>(N * walks), K * C, columns);
+      };
+      if (columns % 2 == 0 && columns > 8192) gather(pwap_gather_kernel<Acc, 2>, 2);
+      else gather(pwap_gather_kernel<Acc, 1>, 1);
     };
     const View view = view_of(x), dx_view = input_grad ? view_of(dx) : view;
     if (image)
