@@ -272,9 +272,9 @@ __global__ void __launch_bounds__(kThreads, 2) sums_seven_matrix_kernel(const Su
 template <int B>
 bool launch_seven(const SumsPlan& p, cudaStream_t stream) {
   using Run = SevenRun;
-  if (p.S != Run::S || p.C % Run::channels || p.x.c != p.S || p.d.c != p.S || !is_aligned(p.saved) ||
-      !is_aligned(p.sums) || !is_aligned_map<T>(p.x_data, p.x, p.C * p.S) ||
-      !is_aligned_map<T>(p.d_data, p.d, p.C * p.S))
+  auto whole = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
+  if (p.S != Run::S || p.C % Run::channels || p.x.c != p.S || p.d.c != p.S || !whole(p.saved) || !whole(p.sums) ||
+      !is_aligned_map<T>(p.x_data, p.x, p.C * p.S) || !is_aligned_map<T>(p.d_data, p.d, p.C * p.S))
     return false;
   SumsTiling tiling{};
   tiling.share(p.C, Run::channels, groups_of(p.N * p.blocks, p.C / Run::channels));
