@@ -1,9 +1,10 @@
 // PWAP of one map in NCHW of 7 x 7 pixels, whose rows are no whole vectors: an image, one flat run, is copied to shared
 // memory as a whole and read twice there. Its sums need no other block.
 //
-//   warp      kRun channels of its own, from the copy to the sums, in runs of S words: a channel of float, two of 16
-//   bits products  lane = a word of every run and the one 32 behind it; of the runs that are there, others are under
-//   way pixels    lane = a run. S is odd, so that runs begin in different banks.
+//   warp      kRun channels of its own, from the copy to the sums, in runs of S words: a channel of float, or two of
+//             16 bits
+//   products  lane = a word of every run and the one 32 behind it; of the runs that are there, others are under way
+//   pixels    lane = a run. S is odd, so that runs begin in different banks.
 #pragma once
 
 #include <optional>
@@ -25,8 +26,7 @@ constexpr int kImageTable = 100;  // numbers of the elements of a run
 struct ImagePlan {
   int64_t image;  // elements between images
   int C, warps;
-  size_t
-      bytes;  // of shared memory: features, weights [warps, run]; parts [warps, 32, words]; two tables; a double a warp
+  size_t bytes;  // shared: features, weights [warps, run], parts [warps, 32, words], two tables, a double of each warp
 
   static std::optional<ImagePlan> of(const Tensor& x, int64_t maps) {
     const View view = view_of(x);

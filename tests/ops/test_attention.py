@@ -178,7 +178,7 @@ def test_ties_give_the_gradient_to_the_first_position(backend, layout):
 
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", [(1, 24, 7, 7), (1, 16, 13, 11), (1, 16, 50, 38)])
+@pytest.mark.parametrize("shape", [(1, 24, 7, 7), (1, 16, 13, 11), (1, 16, 50, 38), (1, 1024, 6, 6), (1, 520, 16, 16)])
 def test_places_of_maxima_are_the_first_ones(backend, layout, shape):
     """Of products of bfloat16, which float32 holds exactly: among equal ones, under masks of zeros, of X alone."""
     numbers = draw(shape, torch.float32)
