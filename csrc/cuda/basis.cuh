@@ -64,10 +64,14 @@ struct Basis {
   // Row of a fragment: the rounded ones, then what was left out of those but the first; beyond, one of them again.
   __device__ static int first_order(int k) { return k <= B ? k : k <= 2 * B ? rows + k - B : rows; }
 
+  // The same where the rounded ones and what was left out of them are neighbours, whose sums come in one lane.
+  __device__ static int first_pair(int k) { return k / 2 > B ? rows : k % 2 * rows + k / 2; }
+
   // All threads of the block, between barriers. masks: of the image, [A, S]; an anatomy beyond A repeats the first.
-  // asked(): once, when a thread's first masks are on their way.
+  // asked(): once, when a thread's first masks are on their way. tailed: whether there is a tail.
   template <class F>
-  __device__ void fill(const float* masks, int A, int S, int s0, int stage, Order order, const F& asked) const {
+  __device__ void fill(const float* masks, int A, int S, int s0, int stage, Order order, const F& asked,
+                       bool tailed = true) const {
     using T = BFloat16;
     const bool channels_last = order == Order::across;
     auto put_bits = [&](int k, int s, uint32_t high, uint32_t left) {
@@ -79,10 +83,11 @@ struct Basis {
       put_bits(k, s, high, pair_of<T>(first - first_of<T>(high), second - second_of<T>(high)));
       return high;
     };
+    auto is_there = [&](int s) { return static_cast<unsigned>(s) < static_cast<unsigned>(S); };  // s0 may be -1
     auto mask_of = [&](int a) { return masks + static_cast<int64_t>(a < A ? a : 0) * S; };
     float last[B];  // of the map; channels_last: beyond it, the maxima meet it again
     auto fill_two = [&](int s, const float (&m)[B][2]) {
-      const bool first = s0 + s < S, second = s0 + s + 1 < S;
+      const bool first = is_there(s0 + s), second = is_there(s0 + s + 1);
       put_bits(0, s, (first ? 0x3f80u : 0u) | (second ? 0x3f800000u : 0u), 0);  // 1 or 0
 #pragma unroll
       for (int a = 0; a < B; ++a) {
@@ -115,7 +120,7 @@ struct Basis {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const int at = s + u * apart + i;
-            m[u][a][i] = at < stage && s0 + at < S ? mask_of(a)[s0 + at] : 0.f;
+            m[u][a][i] = at < stage && is_there(s0 + at) ? mask_of(a)[s0 + at] : 0.f;
           }
 #pragma unroll
       for (int a = 0; a < B; ++a)
@@ -125,7 +130,7 @@ struct Basis {
       for (int u = 0; u < flight; ++u)
         if (s + u * apart < stage) fill_two(s + u * apart, m[u]);
     }
-    if (channels_last || s0 + stage < S) return;
+    if (channels_last || !tailed || s0 + stage < S || S % kChunk == 0) return;
     const int from = S / kChunk * kChunk;
     for (int i = threadIdx.x; i < B * kChunk; i += static_cast<int>(blockDim.x)) {
       const uint32_t high = pair_of<T>(mask_of(i / kChunk)[in_map(from, i % kChunk, S)], 0.f);

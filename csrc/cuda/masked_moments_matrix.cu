@@ -1,21 +1,28 @@
 // masked_moments of bfloat16 in NCHW on the matrix units: the sums are products of X (and of X², as two bfloat16) with
 // a small basis; the maxima take two elements an instruction (docs/method.md, "Sums on the matrix units"). A warp has
-// 16 rows of X, eight pixels of two rows a lane in one go.
-#include "cuda/basis.cuh"
+// 16 rows of X. Maps of 7 x 7 pixels: masked_moments_odd.cu.
 #include "cuda/ring.cuh"
-#include "cuda/tops.cuh"
+#include "cuda/row_moments.cuh"
 #include "cuda/walk.cuh"
 
 namespace axnet::cuda {
 namespace {
 
 using T = BFloat16;
+using Ahead = RowRing<1, kMomentsRing>;
 
-constexpr int kRows = 16;  // of a warp
 constexpr int kStageBytes = 40 * 1024;
 
 template <int B>
 constexpr bool kAhead = B <= 3;  // more leave no registers
+
+struct RowTiling : Tiling {
+  Divider of_blocks{1};
+  int groups, together;  // of 16 rows, which a warp takes one after the other; whose maxima are placed together
+  int slots;             // where the warps' maxima begin in shared memory, of whole maps
+  int row_bytes;         // from a row of numbers by channel to the next
+  float inverse;         // 1 / S
+};
 
 // Of maxima (tops.cuh). A chunk has 32 pixels: a slot's lie in 64 bytes, and memory gives no fewer.
 struct RowSearch {
@@ -33,216 +40,213 @@ struct RowSearch {
   __device__ static int pixel(int t, int half, int i) { return 2 * t + half + 8 * i; }
 };
 
+// Where a warp stands.
+struct RowPlace {
+  int n, warp, lane, c0;  // c0: its first channel
+  const T* image;
+  const float* mask;
+
+  __device__ RowPlace(const MomentsPlan& p, const RowTiling& tiling, int A)
+      : warp(threadIdx.x / kWarp), lane(threadIdx.x % kWarp) {
+    const int block = static_cast<int>(blockIdx.x) - mass_blocks(p);
+    n = tiling.of_blocks.quotient(block);
+    c0 = (block - n * tiling.blocks) * tiling.channels + warp * kRows * tiling.groups;
+    image = static_cast<const T*>(p.x_data) + n * p.x.n;
+    mask = row_at(static_cast<const float*>(p.mask), n * A, 4 * static_cast<int>(p.S));
+  }
+};
+
+// Maps of whole units of pixels whose basis is one stage: it serves several groups of rows.
 template <int B, bool FULL>
 __global__ void __launch_bounds__(kThreads, 2)
-    moments_rows_matrix_kernel(const __grid_constant__ MomentsPlan p, const Tiling tiling) {
-  using Shape = Basis<B, FULL>;
-  using Sums = RowSums<B, FULL>;
-  constexpr int tiles = (2 * B + 8) / 8;  // of 8 columns: 1, m_a, left out of m_a
-  constexpr int columns = 8 * tiles + (FULL ? 8 : 0);
-  constexpr bool AHEAD = kAhead<B>;
-  constexpr Order order = AHEAD ? Order::matrices : Order::rows;
-  using Ahead = RowRing<1, kMomentsRing>;
+    moments_whole_rows_kernel(const __grid_constant__ MomentsPlan p, const __grid_constant__ RowTiling tiling) {
+  using Search = UnitSearch<B>;
   AXNET_SHARED(shared);
   if (weigh<T>(p)) return;
-  const Shape basis(shared, tiling.pitch, tiling.stage);
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const int block = static_cast<int>(blockIdx.x) - mass_blocks(p), n = block / tiling.blocks;
+  const RowPlace place(p, tiling, B);
+  const Basis<B, FULL> basis(shared, tiling.pitch, tiling.stage);
+  const int S = static_cast<int>(p.S), step = static_cast<int>(p.x.c);
+  Ahead ahead(shared, tiling.ring + place.warp * Ahead::bytes, {place.image + place.c0 * p.x.c}, {step}, kRows);
+  basis.fill(place.mask, B, S, 0, tiling.stage, Order::matrices, [&] { ahead.begin_runs(S, tiling.groups - 1); });
+  __syncthreads();
+  RowWork<B, FULL> work(shared, tiling.pitch);
+  [[maybe_unused]] unsigned mend = 0;  // rows that are to be gone over again
+  int c = place.c0, odd = 0;
+#pragma unroll 1
+  for (int group = tiling.groups; group > 0; --group) {
+    work.begin();
+    ahead.walk_run(S, [&](int piece, int s) {
+      uint32_t words[2][2][4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        ahead.read(piece, 0, i, words[i / 2][i % 2]);
+      work.add(words[0], 2 * s);
+      work.add(words[1], 2 * (s + kChunk));
+      work.see(words, shared + (work.masks + 2 * s), work.pitch, s / Search::unit);
+    });
+    const unsigned wrong =
+        wrong_rows(write_sums<true>(p, tiling.inverse, tiling.row_bytes, place.n, c + place.lane / 4, work));
+    if constexpr (FULL) {
+      const Search search(shared + tiling.slots, tiling.together, p, place.mask, basis);
+      mend |= wrong << odd * kRows;
+      search.keep(work.tops, odd * kRows);
+      odd ^= tiling.together - 1;
+      if (!odd) {
+        const int rows = tiling.together * kRows, first = c - rows + kRows, at = first + place.lane;
+        float* to = row_at(static_cast<float*>(p.descriptors), place.n * (2 + 2 * B) + 1, tiling.row_bytes) + at;
+        int32_t* places = row_at(p.argmax, place.n * (1 + B), tiling.row_bytes) + at;
+        __syncwarp();
+        search.places(place.image + first * p.x.c, rows, [&](int k, float top, int pixel) {
+          if (place.lane < rows) *row_at(to, k > 0 ? B + k : 0, tiling.row_bytes) = top;
+          if (place.lane < rows && p.argmax) *row_at(places, k, tiling.row_bytes) = pixel;
+        });
+        __syncwarp();  // they have been read
+        if (mend) mend_rows<T>(p, true, mend >> place.lane & 1, place.n, at);
+        mend = 0;
+      }
+    } else {
+      write_tops<true, 8, B>(p, tiling.row_bytes, place.n, c + place.lane / 4, work.tops);
+      if (wrong) mend_rows<T>(p, false, place.lane < kRows && wrong >> place.lane & 1, place.n, c + place.lane);
+    }
+    c += kRows;
+  }
+}
+
+template <int B, bool FULL>
+__global__ void __launch_bounds__(kThreads, 2)
+    moments_rows_matrix_kernel(const __grid_constant__ MomentsPlan p, const __grid_constant__ RowTiling tiling) {
+  constexpr bool AHEAD = kAhead<B>;
+  constexpr Order order = AHEAD ? Order::matrices : Order::rows;
+  AXNET_SHARED(shared);
+  if (weigh<T>(p)) return;
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), A = B > 3 ? p.A : B;
-  const int c0 = block % tiling.blocks * tiling.channels + warp * kRows;
-  const float* mask = static_cast<const float*>(p.mask) + static_cast<int64_t>(n) * A * S;
+  const RowPlace place(p, tiling, A);
+  const Basis<B, FULL> basis(shared, tiling.pitch, tiling.stage);
+  const int c0 = place.c0, lane = place.lane, t = lane % 4;
+  Ahead ahead(shared, tiling.ring + place.warp * Ahead::bytes, {place.image + c0 * p.x.c}, {static_cast<int>(p.x.c)},
+              C - 1 - c0);
   const T* x[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int c = c0 + 8 * r + g;
-    x[r] = static_cast<const T*>(p.x_data) + n * p.x.n + (c < C ? c : C - 1) * p.x.c;
+    const int c = c0 + 8 * r + lane / 4;
+    x[r] = place.image + (c < C ? c : C - 1) * p.x.c;
   }
-  Ahead ahead(shared, tiling.ring + warp * Ahead::bytes, {static_cast<const T*>(p.x_data) + n * p.x.n + c0 * p.x.c},
-              {static_cast<int>(p.x.c)}, C - 1 - c0);
-  float sum[tiles][4] = {}, squares[4] = {};
-  Tops<FULL> tops[2][1 + B];
-
-  // words: of 32 pixels from s of the stage on, as the products want them: half of them, row i % 2, a pair of pixels
-  auto take = [&](const uint32_t (&words)[2][4], int s, const uint16_t* masks, int pitch, uint32_t chunk) {
-    uint32_t b[4];
-#pragma unroll
-    for (int k = 0; k < tiles; ++k) {
-      load_shared(basis.row(Shape::first_order(8 * k + g)) + s + 8 * t, b);
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-        multiply_add<T>(sum[k], words[h], b[2 * h], b[2 * h + 1]);
-    }
-    if constexpr (FULL) {
-      uint32_t left[4];
-      const int row = g < Shape::rows ? g : 0;
-      load_shared(basis.row(row) + s + 8 * t, b);
-      load_shared(basis.row(Shape::rows + row) + s + 8 * t, left);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        uint32_t high[4], low[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          high[i] = product(words[h][i], words[h][i]), low[i] = left_out(words[h][i], words[h][i], high[i]);
-        multiply_add<T>(squares, high, b[2 * h], b[2 * h + 1]);
-        multiply_add<T>(squares, high, left[2 * h], left[2 * h + 1]);
-        multiply_add<T>(squares, low, b[2 * h], b[2 * h + 1]);
-      }
-    }
-    auto see = [&](int r, int k, const uint32_t (&v)[4]) {
-      tops[r][k].see(greater_of(greater_of(v[0], v[1]), greater_of(v[2], v[3])), chunk, k == 0);
-    };
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-      see(r, 0, {words[0][r], words[0][2 + r], words[1][r], words[1][2 + r]});
-#pragma unroll
-    for (int a = 0; a < B; ++a) {
-      uint32_t m[4];
-      load_shared(masks + a * pitch + 8 * t, m);
-#pragma unroll
-      for (int r = 0; r < 2; ++r)
-        see(r, 1 + a,
-            {product(words[0][r], m[0]), product(words[0][2 + r], m[1]), product(words[1][r], m[2]),
-             product(words[1][2 + r], m[3])});
-    }
-  };
-
+  RowWork<B, FULL> work(shared, tiling.pitch);
+  work.begin();
   for (int s0 = 0; s0 < S; s0 += tiling.stage) {
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
     __syncthreads();
-    basis.fill(mask, A, S, s0, tiling.stage, order, [&] {
+    basis.fill(place.mask, A, S, s0, tiling.stage, order, [&] {
       if (AHEAD && tiling.ring && s0 == 0) ahead.begin(0, S);
     });
     __syncthreads();
     int s = 0;
     if constexpr (AHEAD)
       if (tiling.ring)
-        s = ahead.walk(s0, s0 + pixels, [&](int place, int from) {
-          const uint32_t number = static_cast<uint32_t>(from) / kChunk * 0x10001u;
+        s = ahead.walk(s0, s0 + pixels, [&](int piece, int from) {
+          uint32_t words[2][2][4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            ahead.read(piece, 0, i, words[i / 2][i % 2]);
+          const int at = 2 * (from - s0);
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            uint32_t words[2][4];
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-              ahead.read(place, 0, 2 * half + h, words[h]);
-            const int at = from - s0 + half * kChunk;
-            take(words, at, basis.row(1) + at, basis.pitch, number + half * 0x10001u);
+            work.add(words[half], at + half * 2 * kChunk);
+            work.see(words[half], shared + (work.masks + at + half * 2 * kChunk), work.pitch, from / kChunk + half);
           }
         }) - s0;
-    auto chunk = [&](const uint32_t (&loaded)[2][4], int at, const uint16_t* masks, int pitch) {
+    auto chunk = [&](const uint32_t (&loaded)[2][4], int at, const unsigned char* masks, int apart) {
       uint32_t words[2][4];
 #pragma unroll
       for (int r = 0; r < 2; ++r)
         arrange(loaded[r], r, words);
-      take(words, at, masks, pitch, static_cast<uint32_t>(s0 + at) / kChunk * 0x10001u);
+      work.add(words, 2 * at);
+      work.see(words, masks, apart, (s0 + at) / kChunk);
     };
-    constexpr int flight = AHEAD ? 1 : 2;  // chunks
-    auto many = [&](auto count) {
-      constexpr int U = decltype(count)::value;
 #pragma unroll 1
-      for (; s + U * kChunk <= pixels; s += U * kChunk) {
-        uint32_t loaded[U][2][4];
+    for (; s + kChunk <= pixels; s += kChunk) {
+      uint32_t loaded[2][4];
 #pragma unroll
-        for (int u = 0; u < U; ++u)
-#pragma unroll
-          for (int r = 0; r < 2; ++r)
-            load_eight<order>(x[r] + s0, s + u * kChunk, t, tiling.aligned, loaded[u][r]);
-#pragma unroll
-        for (int u = 0; u < U; ++u)
-          chunk(loaded[u], s + u * kChunk, basis.row(1) + s + u * kChunk, basis.pitch);
-      }
-    };
-    if constexpr (flight > 1) many(std::integral_constant<int, flight>{});
-    many(std::integral_constant<int, 1>{});
+      for (int r = 0; r < 2; ++r)
+        load_eight<order>(x[r] + s0, s, t, tiling.aligned, loaded[r]);
+      chunk(loaded, s, shared + (work.masks + 2 * s), work.pitch);
+    }
     if (s < pixels) {
       uint32_t loaded[2][4];
 #pragma unroll
       for (int r = 0; r < 2; ++r)
         load_last<order>(x[r], s0 + s, t, S, loaded[r]);
-      chunk(loaded, s, basis.tail, kChunk);
+      chunk(loaded, s, reinterpret_cast<const unsigned char*>(basis.tail + 8 * t), 2 * kChunk);
     }
   }
 
-  __syncthreads();  // the basis has been read
-  constexpr int numbers = (columns + 2 * (1 + B)) * kRows, slots = FULL ? kSlotWords<RowSearch, B> : 0;
-  float* results = reinterpret_cast<float*>(shared) + warp * (numbers + slots);  // [columns, maxima, at; 16], slots
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int row = g + i / 2 * 8, column = 2 * t + i % 2;
-#pragma unroll
-    for (int k = 0; k < tiles; ++k)
-      results[(8 * k + column) * kRows + row] = sum[k][i];
-    if constexpr (FULL) results[(8 * tiles + column) * kRows + row] = squares[i];
-  }
-  auto put = [&](int row, int k, const Spot& spot) {
-    results[(columns + k) * kRows + row] = spot.top;
-    memcpy(&results[(columns + 1 + B + k) * kRows + row], &spot.at, sizeof(int));
-  };
+  const unsigned wrong =
+      wrong_rows(write_sums<false>(p, tiling.inverse, tiling.row_bytes, place.n, c0 + lane / 4, work));
+  const int rows = C - c0 < kRows ? C - c0 : kRows;
   if constexpr (FULL) {
-    const RowSearch search{static_cast<const T*>(p.x_data) + n * p.x.n + c0 * p.x.c, p.x.c, C - 1 - c0};
-    place<RowSearch, B>(tops, reinterpret_cast<uint32_t*>(results + numbers), mask, S, search).each(put);
+    __syncthreads();  // the basis has been read
+    if (rows <= 0) return;
+    const RowSearch search{place.image + c0 * p.x.c, p.x.c, rows - 1};
+    auto* slots = reinterpret_cast<uint32_t*>(shared) + place.warp * kSlotWords<RowSearch, B>;
+    float* to = row_at(static_cast<float*>(p.descriptors), place.n * (2 + 2 * B) + 1, tiling.row_bytes) + c0;
+    int32_t* places = row_at(p.argmax, place.n * (1 + B), tiling.row_bytes) + c0;
+    cuda::place<RowSearch, B>(work.tops, slots, place.mask, S, search).each([&](int row, int k, const Spot& spot) {
+      if (row >= rows) return;
+      row_at(to, k > 0 ? B + k : 0, tiling.row_bytes)[row] = as_held<T>(spot.top);
+      if (p.argmax) row_at(places, k, tiling.row_bytes)[row] = spot.at;
+    });
   } else {
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-#pragma unroll
-      for (int k = 0; k <= B; ++k) {
-        const uint32_t top = tops[r][k].top;
-        const float most = largest(fmaxf(first_of<T>(top), second_of<T>(top)));
-        if (t == 0) put(8 * r + g, k, Spot{most});
-      }
+    write_tops<false, 8, B>(p, tiling.row_bytes, place.n, c0 + lane / 4, work.tops);
   }
-  __syncwarp();
-  bool again = false;
-  const int c = c0 + lane;
-  if (lane < kRows && c < C) {
-    float total[Sums::count], top[1 + B];
-    int at[1 + B];
-    const float* row = results + lane;
-    total[0] = row[0];
-#pragma unroll
-    for (int a = 0; a < B; ++a)
-      total[Sums::t(a)] = row[(1 + a) * kRows] + row[(1 + B + a) * kRows];
-    if constexpr (FULL) {
-      const float* square = row + 8 * tiles * kRows;
-      total[Sums::s2] = square[0];
-#pragma unroll
-      for (int a = 0; a < B; ++a)
-        total[Sums::t2(a)] = square[(1 + a) * kRows];
-#pragma unroll
-      for (int ab = 0; ab < pairs(B); ++ab)
-        total[Sums::q2(ab)] = square[(1 + B + ab) * kRows];
-    }
-#pragma unroll
-    for (int k = 0; k <= B; ++k) {
-      top[k] = as_held<T>(row[(columns + k) * kRows]);
-      memcpy(&at[k], &row[(columns + 1 + B + k) * kRows], sizeof(int));
-    }
-    again = write_row<T, B, FULL>(p, n, c, total, top, at);
-  }
-  mend_rows<T>(p, FULL, again, n, c);
+  if (wrong) mend_rows<T>(p, FULL, lane < rows && wrong >> lane & 1, place.n, c0 + lane);
 }
+
+constexpr size_t kMostShared = 99 * 1024;  // of a block, of most GPUs
 
 template <int B, bool FULL>
 void launch_rows(const MomentsPlan& p, cudaStream_t stream) {
   using Shape = Basis<B, FULL>;
-  Tiling tiling{};
+  RowTiling tiling{};
   tiling.stage = Shape::stage(p.S, kStageBytes, false);
   tiling.pitch = Shape::pitch_of(tiling.stage, false);
-  tiling.channels = kWarps * kRows;
-  tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
   tiling.aligned = is_aligned_map<T>(p.x_data, p.x, p.x.c);
-  constexpr int ring = RowRing<1, kMomentsRing>::bytes * kWarps;
+  tiling.row_bytes = static_cast<int>(p.C * sizeof(float));
+  tiling.inverse = 1.f / static_cast<float>(p.S);
   const size_t basis = ring_after(Shape::bytes(tiling.pitch, tiling.stage, false));
-  if (kAhead<B> && tiling.aligned && p.S >= RowRing<1, 2>::reach && p.C <= kMostOffset / p.S)
+  if (kAhead<B> && tiling.aligned && p.S >= Ahead::reach && p.C <= kMostOffset / p.S)
     tiling.ring = static_cast<int>(basis);
-  const size_t results = (((2 * B + 8) / 8 * 8 + 8 + 2 * (1 + B)) * kRows + (FULL ? kSlotWords<RowSearch, B> : 0)) *
-                         kWarps * sizeof(float);
-  launch(moments_rows_matrix_kernel<B, FULL>, mass_blocks(p) + p.N * tiling.blocks, 1, kThreads,
-         std::max(basis + (tiling.ring ? ring : 0), results), stream, p, tiling);
+  const size_t slots = FULL ? UnitSearch<B>::words * kWarps * sizeof(uint32_t) : 0;
+  const size_t ahead = basis + (tiling.ring ? Ahead::bytes * kWarps : 0);
+  constexpr int least = kWarps * kRows;
+  tiling.groups = tiling.together = 1;
+  const bool whole =
+      tiling.ring && p.S % Ahead::reach == 0 && tiling.stage >= p.S && p.C % least == 0 && ahead + slots <= kMostShared;
+  if (whole) {
+    // several groups pay for one basis while a GPU's multiprocessors (132 of an H200) have two blocks each
+    const int64_t blocks = p.C / least, wanted = p.S < 2 * Ahead::reach ? 1 : ceil_div(p.N * blocks, 264);
+    for (int groups = 2; groups <= wanted && groups <= blocks; ++groups)
+      if (blocks % groups == 0) tiling.groups = groups;
+    tiling.together = tiling.groups % 2 == 0 && ahead + 2 * slots <= kMostShared ? 2 : 1;
+    tiling.slots = static_cast<int>(ahead);
+  }
+  tiling.channels = least * tiling.groups;
+  tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
+  tiling.of_blocks = Divider(tiling.blocks);
+  auto* kernel = moments_rows_matrix_kernel<B, FULL>;
+  if constexpr (kAhead<B>)
+    if (whole) kernel = moments_whole_rows_kernel<B, FULL>;
+  launch(kernel, mass_blocks(p) + p.N * tiling.blocks, 1, kThreads,
+         whole ? ahead + tiling.together * slots
+               : std::max(ahead, FULL ? kSlotWords<RowSearch, B> * kWarps * sizeof(uint32_t) : 0),
+         stream, p, tiling);
 }
 
 }  // namespace
 
+bool matrix_moments_odd(cudaStream_t stream, const MomentsPlan& plan, bool full);  // masked_moments_odd.cu
+
 static bool matrix_moments_rows(cudaStream_t stream, const MomentsPlan& p, bool full) {
+  if (matrix_moments_odd(stream, p, full)) return true;
   switch (p.A) {
     case 1: full ? launch_rows<1, true>(p, stream) : launch_rows<1, false>(p, stream); return true;
     case 2: full ? launch_rows<2, true>(p, stream) : launch_rows<2, false>(p, stream); return true;

@@ -13,8 +13,8 @@ constexpr int kMomentsRing = 3, kSumsRing = 2;
 inline int ring_after(size_t bytes) { return static_cast<int>((bytes + 127) / 128 * 128); }
 
 // What rings share. Own has a piece's `reach` in pixels from its first to beyond its last, the `stride` to the next
-// piece, piece_bytes, start(s), and copy(place), which begins the lane's part of the copies of the next piece, from
-// start's s on.
+// piece, piece_bytes, start(s), copy(place), which begins the lane's part of the copies of the next piece, from start's
+// s on, and, where there are several runs of pixels, turn(pixels), which goes from the end of a run to the next one.
 template <int DEPTH, class Own>
 class Ring {
  public:
@@ -28,26 +28,49 @@ class Ring {
       copies_commit();
     }
   }
+  // The same where `more` runs of [0, end) follow, of other rows; a run has no less than DEPTH - 1 pieces.
+  __device__ void begin_runs(int end, int more) {
+    begin(0, end);
+    left = more;
+    if (end < DEPTH * own().stride) own().turn(end);
+  }
   // f(place, s) for each of them from s to `stop`, where none crosses; where the next one begins. Copies run on beyond.
   template <class F>
   __device__ int walk(int s, int stop, const F& f) {
 #pragma unroll 1
-    for (; s + own().reach <= stop; s += own().stride) {
-      copies_wait(DEPTH - 2);
-      __syncwarp();  // the copies of all lanes are there, and the piece before has been read
-      if (s + (DEPTH - 1) * own().stride <= last) own().copy(before);
-      copies_commit();
-      f(place, s);
-      before = place;
-      place = place < (DEPTH - 1) * Own::piece_bytes ? place + Own::piece_bytes : 0;
-    }
+    for (; s + own().reach <= stop; s += own().stride)
+      step(s, s + (DEPTH - 1) * own().stride <= last, f);
     return s;
+  }
+  // The same over one of several runs, of the pixels [0, stop), while copies go on to the next.
+  template <class F>
+  __device__ void walk_run(int stop, const F& f) {
+    const bool more = left-- > 0;
+    const int before_turn = stop - DEPTH * own().stride, turning = before_turn < 0 ? before_turn + stop : before_turn;
+    int s = 0;
+#pragma unroll 1
+    do {
+      step(s, more || s + (DEPTH - 1) * own().stride <= last, f);
+      if (s == turning) own().turn(stop);
+      s += own().stride;
+    } while (s < stop);
   }
 
  private:
-  int last, place, before;  // where the last piece may begin; bytes: where the next one stands, and the one before it
+  int last, place, before, left;  // where the last piece may begin; bytes: where the next one stands, and the one
+                                  // before it; runs to come
 
   __device__ Own& own() { return *static_cast<Own*>(this); }
+  template <class F>
+  __device__ void step(int s, bool ask, const F& f) {
+    copies_wait(DEPTH - 2);
+    __syncwarp();  // the copies of all lanes are there, and the piece before has been read
+    if (ask) own().copy(before);
+    copies_commit();
+    f(place, s);
+    before = place;
+    place = place < (DEPTH - 1) * Own::piece_bytes ? place + Own::piece_bytes : 0;
+  }
 };
 
 // NCHW: 64 pixels of 16 rows of MAPS maps, which come out as fragments of a product of 16 rows. The eight 16-byte parts
@@ -59,7 +82,8 @@ struct RowRing : Ring<DEPTH, RowRing<MAPS, DEPTH>> {
 
   unsigned char* shared;
   const BFloat16 *map[MAPS], *next[MAPS];
-  int to, from, offset[MAPS][3];
+  int to, from, step[MAPS];
+  unsigned offset[MAPS][3];
 
   // at: of the warp's ring in shared memory. maps: at the first row; of the rows, `steps` apart, `last` is the last one
   // that there is
@@ -72,16 +96,22 @@ struct RowRing : Ring<DEPTH, RowRing<MAPS, DEPTH>> {
     from = again(at + lane % 16 * 128 + (lane / 16 ^ lane % 8) * 16);
 #pragma unroll
     for (int m = 0; m < MAPS; ++m) {
+      step[m] = steps[m];
       map[m] = maps[m] + (lane % 8 * 8 + clamped(row) * steps[m]);
 #pragma unroll
       for (int i = 1; i < 4; ++i)
-        offset[m][i - 1] = again((clamped(row + 4 * i) - clamped(row)) * steps[m]);
+        offset[m][i - 1] = again(static_cast<unsigned>((clamped(row + 4 * i) - clamped(row)) * steps[m]));
     }
   }
   __device__ void start(int s) {
 #pragma unroll
     for (int m = 0; m < MAPS; ++m)
       next[m] = map[m] + s;
+  }
+  __device__ void turn(int pixels) {  // all of the next rows are there
+#pragma unroll
+    for (int m = 0; m < MAPS; ++m)
+      next[m] += static_cast<unsigned>(rows * step[m] - pixels);
   }
   __device__ void copy(int place) {
     unsigned char *even = shared + (to + place), *odd = shared + ((to ^ 64) + place);

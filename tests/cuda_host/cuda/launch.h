@@ -6,6 +6,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -108,11 +109,18 @@ inline unsigned __ballot_sync(unsigned, bool mine) {
   return all;
 }
 
+inline int __reduce_max_sync(unsigned, int v) {
+  for (int lanes = 1; lanes < 32; lanes *= 2)
+    v = std::max(v, __shfl_xor_sync(0xffffffffu, v, lanes));
+  return v;
+}
+inline int __reduce_min_sync(unsigned, int v) { return -__reduce_max_sync(0xffffffffu, -v); }
+
 inline void __syncwarp() { __ballot_sync(0xffffffffu, true); }
 
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
-inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __clz(int bits) { return bits ? __builtin_clz(static_cast<unsigned>(bits)) : 32; }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __float_as_int(float v) { return __builtin_bit_cast(int, v); }
 inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
   const uint64_t bytes = a | static_cast<uint64_t>(b) << 32;
