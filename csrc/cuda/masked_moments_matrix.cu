@@ -26,16 +26,13 @@ struct RowTiling : Tiling {
 
 // Of maxima (tops.cuh). A chunk has 32 pixels: a slot's lie in 64 bytes, and memory gives no fewer.
 struct RowSearch {
-  static constexpr int rows = kRows, words = 2, look = 4, unit = kChunk, apart = 1;
-  static constexpr bool both = true, scattered = false;
+  static constexpr int rows = kRows, words = 2, look = 4, unit = kChunk;
   const T* map;  // at the first row
   int64_t from_row_to_row;
   int last;
 
-  __device__ static bool alone() { return true; }
   __device__ static int word(int row) { return row / 8; }
   __device__ static int group(int row) { return row % 8; }
-  __device__ static unsigned halves(int) { return 0x000f000fu; }
   __device__ const T* x(int row) const { return map + (row < last ? row : last) * from_row_to_row; }
   __device__ static int pixel(int t, int half, int i) { return 2 * t + half + 8 * i; }
 };
@@ -258,7 +255,8 @@ static bool matrix_moments_rows(cudaStream_t stream, const MomentsPlan& p, bool 
 
 bool matrix_moments(cudaStream_t stream, const MomentsPlan& p, bool full) {
   constexpr int64_t most = int64_t{kStep} << 16;  // chunks are counted in 16 bits
-  if (p.S >= most || (p.x.channels_last && !is_vector_map<T>(p.x_data, p.x, p.C, p.S))) return false;
+  if (p.S >= most || p.C > kMostOffset / static_cast<int64_t>(sizeof(float))) return false;
+  if (p.x.channels_last && !is_vector_map<T>(p.x_data, p.x, p.C, p.S)) return false;
   return p.x.channels_last ? matrix_moments_across(stream, p, full) : matrix_moments_rows(stream, p, full);
 }
 

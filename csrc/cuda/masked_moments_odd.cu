@@ -217,7 +217,8 @@ void launch_odd(const MomentsPlan& p, cudaStream_t stream) {
 
 bool matrix_moments_odd(cudaStream_t stream, const MomentsPlan& p, bool full) {
   const bool runs = p.x.c == p.S && is_aligned_map<T>(p.x_data, p.x, kVector<T>);
-  if (p.S % 2 == 0 || p.S < kLeast || p.S > kMost || p.C % (kWarps * kOddRows) || !runs) return false;
+  const bool fits = p.S % 2 == 1 && p.S >= kLeast && p.S <= kMost && p.C <= kMostOffset / p.S;
+  if (!fits || p.C % (kWarps * kOddRows) || !runs) return false;
   switch (p.A) {
     case 1: full ? launch_odd<1, true>(p, stream) : launch_odd<1, false>(p, stream); return true;
     case 2: full ? launch_odd<2, true>(p, stream) : launch_odd<2, false>(p, stream); return true;

@@ -58,19 +58,11 @@ __device__ inline float largest(float top) {
 // its first chunk, all its pixels together. Where a slot's maximum stands in later chunks as well, whose exact products
 // may be larger, the warp goes over the chunks of all such slots together.
 //
-// Pixels that lie in as many places of memory cost as much as the rows they stand in, so of them fewer are read: those
-// whose mask times the slot's largest X reaches its maximum; of X itself, whose maximum is exact and in one slot, those
-// whose product with no mask is above the slot's largest, but for the last of them, which is known by the others. And a
-// slot that has only one such pixel is not read at all.
-//
 // Search, of the rows that a warp has, by index:
 //   rows, words, look           how many rows; registers of maxima of a lane; pixels of a slot in a chunk
 //   unit                        pixels from a chunk to the next
 //   word(row), group(row)       the register of the row's slots, and the first of its four lanes, by four
-//   scattered                   whether a slot's pixels lie in as many places of memory
-//   both, halves(row)           whether a row has slots in both halves; bits of its slots: t, 16 + t in the upper half
-//   x(row)                      its place in X, whose pixels are `apart` apart
-//   alone()                     whether no other warp looks at the rows
+//   x(row)                      its place in X
 //   pixel(t, half, i)           of the slot of lane t of four, the i-th of `look`, from the chunk on, ascending
 template <class Search, int B>
 struct Found {
@@ -109,7 +101,6 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
   Task found;
   unsigned open[rounds];           // slots of the task that are to be looked at yet: t, 16 + t of the upper half
   unsigned late[rounds] = {};      // those whose later chunks are
-  bool sure[rounds];               // there is one, and nobody else looks at the row
   auto words_of = [&](int task) {  // of four lanes: tops; from kWarp and 2 kWarp on, first and last chunks
     const int row = task % Search::rows, k = task / Search::rows;
     return slots + (search.word(row) * (1 + B) + k) * 3 * kWarp + 4 * search.group(row);
@@ -126,32 +117,15 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
   auto task_of = [&](int i) { return i * kWarp + lane < Task::tasks ? i * kWarp + lane : 0; };
 #pragma unroll
   for (int i = 0; i < rounds; ++i) {
-    const int row = task_of(i) % Search::rows, k = task_of(i) / Search::rows;
-    const uint32_t* words = words_of(task_of(i));
     uint32_t top[4];
-    load_shared(words, top);
+    load_shared(words_of(task_of(i)), top);
     uint32_t most = greater_of(greater_of(top[0], top[1]), greater_of(top[2], top[3]));
-    if constexpr (Search::both) most = greater_of(most, most >> 16 | most << 16);
+    most = greater_of(most, most >> 16 | most << 16);
     open[i] = 0;
 #pragma unroll
     for (int t = 0; t < 4; ++t)
       open[i] |= above<true>(top[t], most) & 0x10001u << t;
-    open[i] &= i * kWarp + lane < Task::tasks ? search.halves(row) : 0;
-    if (Search::scattered && (k == 0 || S % Search::unit != 0)) {
-      uint32_t chunks[4];
-      load_shared(words + kWarp, chunks);
-      const int upper = open[i] >> 16 ? 16 : 0;
-      unsigned least = ~0u;
-#pragma unroll
-      for (int t = 0; t < 4; ++t) {
-        const unsigned at = (chunks[t] >> upper & 0xffffu) * 4 + t;
-        if (at * look >= static_cast<unsigned>(S)) open[i] &= ~(0x10001u << t);  // the last pixel, which another has
-        least = open[i] >> upper >> t & 1 && at < least ? at : least;
-      }
-      // X itself is exact: of equal slots the first chunk's has the place, and the first there
-      if (k == 0) open[i] = open[i] ? 1u << (upper + least % 4) : 0;
-    }
-    sure[i] = search.alone() && (open[i] & (open[i] - 1)) == 0;
+    if (i * kWarp + lane >= Task::tasks) open[i] = 0;
   }
 
   // pixel p of a slot in a chunk
@@ -164,10 +138,6 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
     return above<true>(product(masks, twice(words - k * 3 * kWarp, slot)), twice(words, slot)) |
            ~above<true>(masks, 0u);
   };
-  // those that have not the slot's largest X, whose product with their mask would be above the slot's largest
-  auto too_large = [&](uint32_t masks, const uint32_t* words, int a, int slot) {
-    return above<false>(product(masks, twice(words, slot)), twice(words + (1 + a) * 3 * kWarp, slot));
-  };
   auto any = [&](const unsigned (&slots)[rounds]) {
     unsigned left = 0;
 #pragma unroll
@@ -175,9 +145,8 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
       left |= slots[i];
     return __ballot_sync(0xffffffffu, left != 0) != 0;
   };
-  do {                                                // a slot of each task, all together
-    constexpr int known = Search::scattered ? B : 1;  // masks of a pixel
-    float weight[rounds][known][look];
+  do {  // a slot of each task, all together
+    float weight[rounds][look];
     uint32_t x[rounds][look];  // as the first half of a pair; -inf is not read
     int slot[rounds], first[rounds];
 #pragma unroll
@@ -188,42 +157,9 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
 #pragma unroll
       for (int p = 0; p < look; ++p) {
         const int s = pixel_of(first[i], slot[i], p);
-#pragma unroll
-        for (int a = 0; a < known; ++a)
-          weight[i][a][p] = open[i] && (k > 0 ? a == 0 : Search::scattered) ? mask[(k > 0 ? k - 1 : a) * S + s] : 1.f;
+        weight[i][p] = open[i] && k > 0 ? mask[(k - 1) * S + s] : 1.f;
         x[i][p] = kLowest & 0xffffu;
-        if (!Search::scattered && open[i]) x[i][p] = reinterpret_cast<const uint16_t*>(search.x(row))[s * search.apart];
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < rounds; ++i) {
-      const int row = task_of(i) % Search::rows, k = task_of(i) / Search::rows;
-      const uint32_t* words = words_of(task_of(i));
-      unsigned wanted = 0;
-#pragma unroll
-      for (int p = 0; p < look; p += 2) {
-        const uint32_t held = pair_of<BFloat16>(weight[i][0][p], weight[i][0][p + 1]);
-        if constexpr (Search::scattered) {
-          uint32_t may = k > 0 ? reached(held, words, k, slot[i]) : ~too_large(held, words, 0, slot[i]);
-#pragma unroll
-          for (int a = 1; a < B; ++a)
-            if (k == 0) may &= ~too_large(pair_of<BFloat16>(weight[i][a][p], weight[i][a][p + 1]), words, a, slot[i]);
-          wanted |= (may & 1) << p | may >> 31 << (p + 1);
-        }
-        weight[i][0][p] = k > 0 ? first_of<BFloat16>(held) : 1.f;
-        weight[i][0][p + 1] = k > 0 ? second_of<BFloat16>(held) : 1.f;
-      }
-      if constexpr (Search::scattered) {
-        if (open[i] == 0) wanted = 0;
-        // the last one has the maximum: of X itself, if those before have not; else if there is no other
-        const bool last =
-            k == 0 || (sure[i] && (wanted & (wanted - 1)) == 0 && last_of_slot(words, k, slot[i]) == first[i]);
-        const auto* pixels = reinterpret_cast<const uint16_t*>(search.x(row));
-#pragma unroll
-        for (int p = 0; p < look; ++p) {
-          if (last && wanted >> p == 1) x[i][p] = half_of(words, slot[i]), weight[i][0][p] = 1.f;
-          else if (wanted >> p & 1) x[i][p] = pixels[pixel_of(first[i], slot[i], p) * search.apart];
-        }
+        if (open[i]) x[i][p] = reinterpret_cast<const uint16_t*>(search.x(row))[s];
       }
     }
 #pragma unroll
@@ -232,7 +168,7 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
       Spot best;
 #pragma unroll
       for (int p = 0; p < look; ++p) {
-        const float y = weight[i][0][p] * first_of<BFloat16>(x[i][p]);
+        const float y = as_held<BFloat16>(weight[i][p]) * first_of<BFloat16>(x[i][p]);
         if (y > best.top) best.top = y, best.at = p;
       }
       best.at = pixel_of(first[i], slot[i], best.at % look);
@@ -241,22 +177,19 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
       if (last_of_slot(words_of(task_of(i)), k, slot[i]) > first[i]) late[i] |= open[i] & -open[i];
       open[i] &= open[i] - 1;
     }
-  } while (!Search::scattered && any(open));
+  } while (any(open));
 
-  // What is left: other slots of the same maximum, and later chunks of a slot. Each lane has a slot's run of chunks,
-  // and the warp goes over those of all lanes as one.
-  while (any(late) || (Search::scattered && any(open))) {
+  // What is left: later chunks of a slot. Each lane has a slot's run of them, and the warp goes over those of all lanes
+  // as one.
+  while (any(late)) {
     int task = 0, its_slot = 0, begin = 0, count = 0;
 #pragma unroll
     for (int i = 0; i < rounds; ++i)
-      if (count == 0 && (open[i] | late[i]) != 0) {
-        const bool is_late = late[i] != 0;
-        const unsigned left = is_late ? late[i] : open[i];
-        task = task_of(i), its_slot = __ffs(static_cast<int>(left)) - 1;
-        begin = first_of_slot(words_of(task), its_slot) + is_late;
+      if (count == 0 && late[i] != 0) {
+        task = task_of(i), its_slot = __ffs(static_cast<int>(late[i])) - 1;
+        begin = first_of_slot(words_of(task), its_slot) + 1;
         count = last_of_slot(words_of(task), task / Search::rows, its_slot) + 1 - begin;
-        if (is_late) late[i] &= late[i] - 1;
-        else open[i] &= open[i] - 1;
+        late[i] &= late[i] - 1;
       }
     int before = count;  // of the lanes before this one
 #pragma unroll
@@ -289,7 +222,7 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           values[p + j] = kLowest & 0xffffu;
-          if (may >> 16 * j & 1) values[p + j] = pixels[pixel_of(chunk, at, p + j) * search.apart];
+          if (may >> 16 * j & 1) values[p + j] = pixels[pixel_of(chunk, at, p + j)];
         }
         weights[p] = first_of<BFloat16>(held), weights[p + 1] = second_of<BFloat16>(held);
       }
