@@ -70,15 +70,13 @@ struct Row {
             sum[Sums::q2(pair_row(B, b, a))] += y[i] * weighted[b][i];
     }
   }
-  // The sums of four lanes, in every one of them.
-  __device__ void add_lanes() {
-#pragma unroll
-    for (int k = 0; k < Sums::count; ++k)
-#pragma unroll
-      for (int step = 1; step < 4; step *= 2)
-        sum[k] += __shfl_xor_sync(0xffffffffu, sum[k], step);
-  }
 };
+
+// The sum of two neighbouring lanes: of the first numbers in the one, of the second ones in the other.
+__device__ inline float shared_of_two(float first, float second, bool want_second) {
+  const float other = __shfl_xor_sync(0xffffffffu, want_second ? first : second, 1);
+  return (want_second ? second : first) + other;
+}
 
 template <class T, int B, bool FULL>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -87,9 +85,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (weigh<T>(p)) return;
   float* masks = reinterpret_cast<float*>(shared);  // [B, pitch]
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const int block = static_cast<int>(blockIdx.x) - mass_blocks(p), n = block / tiling.blocks;
+  const int block = static_cast<int>(blockIdx.x) - mass_blocks(p), n = tiling.of_blocks.quotient(block);
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), whole = S / kStride * kStride;
-  const int c0 = block % tiling.blocks * tiling.channels + warp * kRows, A = B > 3 ? p.A : B;
+  const int c0 = (block - n * tiling.blocks) * tiling.channels + warp * kRows, A = B > 3 ? p.A : B;
   const float* mask = static_cast<const float*>(p.mask) + static_cast<int64_t>(n) * A * S;
   const T* x[2];
 #pragma unroll
@@ -141,44 +139,49 @@ __global__ void __launch_bounds__(kThreads, 2)
         row[r].add(v, [&](int a, int) { return masks[a * tiling.pitch + s]; }, s0 + s);
       }
   }
-  bool again = false;
+  // lanes of even t get the first row's numbers, of odd t the second's
+  const bool second = t % 2;
+  float sum[RowSums<B, FULL>::count], top[1 + B];
+  int at[1 + B] = {};
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    row[r].add_lanes();
-#pragma unroll
-    for (int k = 0; k <= B; ++k) {
-      float top = row[r].top[k];
-      if constexpr (FULL) {  // from the granule to the pixel
-        int& at = row[r].at[k];
-        if (at < whole) {
-          Eight<T> eight;
-          float v[kGranule];
-          eight.load(x[r] + at + Eight<T>::pixel(t, 0), tiling.aligned);
-          eight.spread(v);
-          int found = 0;
-#pragma unroll
-          for (int i = kGranule - 1; i >= 0; --i) {
-            const int s = Eight<T>::pixel(t, i);
-            if ((k ? mask[(k ? k - 1 : 0) * S + at + s] * v[i] : v[i]) == top) found = s;
-          }
-          at += found;
-        }
-      }
-#pragma unroll
-      for (int step = 1; step < 4; step *= 2) {
-        const float other = __shfl_xor_sync(0xffffffffu, top, step);
-        if constexpr (FULL) {
-          const int there = __shfl_xor_sync(0xffffffffu, row[r].at[k], step);
-          if (other > top || (other == top && there < row[r].at[k])) row[r].at[k] = there;
-        }
-        top = fmaxf(top, other);
-      }
-      row[r].top[k] = top;
-    }
-    const int c = c0 + 8 * r + g;
-    if (t == r && c < C) again = write_row<T, B, FULL>(p, n, c, row[r].sum, row[r].top, row[r].at);
+  for (int k = 0; k < RowSums<B, FULL>::count; ++k) {
+    sum[k] = shared_of_two(row[0].sum[k], row[1].sum[k], second);
+    sum[k] += __shfl_xor_sync(0xffffffffu, sum[k], 2);
   }
-  mend_rows<T>(p, FULL, again, n, c0 + 8 * t + g);
+#pragma unroll
+  for (int k = 0; k <= B; ++k) {
+    if constexpr (FULL)  // from the granule to the pixel
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        int& granule = row[r].at[k];
+        if (granule >= whole) continue;
+        Eight<T> eight;
+        float v[kGranule], m[kGranule];
+        const int own = granule + Eight<T>::pixel(t, 0);
+        eight.load(x[r] + own, tiling.aligned);
+        eight.spread(v);
+        if (k > 0 && tiling.stage >= S) load_masks<T>(masks + (k - 1) * tiling.pitch + own, m);
+        int found = 0;
+#pragma unroll
+        for (int i = kGranule - 1; i >= 0; --i) {
+          const int s = Eight<T>::pixel(t, i);
+          if (k > 0 && tiling.stage < S) m[i] = mask[(k - 1) * S + granule + s];
+          if ((k > 0 ? m[i] * v[i] : v[i]) == row[r].top[k]) found = s;
+        }
+        granule += found;
+      }
+    auto join = [&](float other, int there) {
+      if constexpr (FULL) at[k] = other > top[k] || (other == top[k] && there < at[k]) ? there : at[k];
+      top[k] = fmaxf(top[k], other);
+    };
+    top[k] = second ? row[1].top[k] : row[0].top[k], at[k] = second ? row[1].at[k] : row[0].at[k];
+    join(__shfl_xor_sync(0xffffffffu, second ? row[0].top[k] : row[1].top[k], 1),
+         FULL ? __shfl_xor_sync(0xffffffffu, second ? row[0].at[k] : row[1].at[k], 1) : 0);
+    join(__shfl_xor_sync(0xffffffffu, top[k], 2), FULL ? __shfl_xor_sync(0xffffffffu, at[k], 2) : 0);
+  }
+  const int c = c0 + 8 * t + g;
+  const bool again = t < 2 && c < C && write_row<T, B, FULL>(p, n, c, sum, top, at);
+  mend_rows<T>(p, FULL, again, n, c);
 }
 
 // Channels of a thread and its pixels in flight.
@@ -195,9 +198,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (weigh<T>(p)) return;
   float* masks = reinterpret_cast<float*>(shared);  // [pixels, B]
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, part = warp % tiling.parts;
-  const int block = static_cast<int>(blockIdx.x) - mass_blocks(p), n = block / tiling.blocks;
+  const int block = static_cast<int>(blockIdx.x) - mass_blocks(p), n = tiling.of_blocks.quotient(block);
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), step = static_cast<int>(p.x.s);
-  const int c0 = block % tiling.blocks * tiling.channels, own = (warp / tiling.parts * kWarp + lane) * V;
+  const int c0 = (block - n * tiling.blocks) * tiling.channels, own = (warp / tiling.parts * kWarp + lane) * V;
   const int A = B > 3 ? p.A : B, whole = S / kGranule * kGranule;
   const float* mask = static_cast<const float*>(p.mask) + static_cast<int64_t>(n) * A * S;
   const T* x = static_cast<const T*>(p.x_data) + n * p.x.n + (c0 + own < C ? c0 + own : C - V);
@@ -362,6 +365,7 @@ void launch_scalar(const MomentsPlan& p, cudaStream_t stream) {
     tiling.parts = parts_of(p.N * ceil_div(p.C, V * kWarp), p.S, 8 * kGranule);
     tiling.channels = kWarps / tiling.parts * kWarp * V;
     tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
+    tiling.of_blocks = Divider(tiling.blocks);
     using Sums = RowSums<B, FULL>;
     constexpr size_t granules = FULL ? V * B * kGranule * kThreads * sizeof(float) : 0;
     const size_t results = (Sums::count + (FULL ? 2 : 1) * (1 + B)) * kThreads * V * sizeof(float);
@@ -371,6 +375,7 @@ void launch_scalar(const MomentsPlan& p, cudaStream_t stream) {
   }
   tiling.channels = kWarps * kRows;
   tiling.blocks = static_cast<int>(ceil_div(p.C, tiling.channels));
+  tiling.of_blocks = Divider(tiling.blocks);
   tiling.pitch = tiling.stage;
   tiling.aligned = is_aligned_map<T>(p.x_data, p.x, p.x.c);
   launch(moments_rows_kernel<T, B, FULL>, mass_blocks(p) + p.N * tiling.blocks, 1, kThreads, tiling.stage * per_pixel,
