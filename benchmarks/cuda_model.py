@@ -255,7 +255,9 @@ def main() -> None:
     if arguments.verify:
         return verify(arguments)
     rows = measure(arguments)
-    print(summary(rows))
+    for shape in dict.fromkeys(r.shape for r in rows):
+        print(shape)
+        print(summary([r for r in rows if r.shape == shape]))
     if arguments.against:
         print(compare(rows, arguments.against))
     if arguments.out:
