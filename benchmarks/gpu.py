@@ -37,7 +37,10 @@ LIMITS = {
     **{"build": 300, "facts": 60, "check": 60, "passes": 120, "test native": 120, "test triton": 180},
     **{"blocks": 180, "graph": 60, "heads": 45, "models": 200, "sanitize": 150},
 }
-MATRIX = ("test_attention.py", "test_average.py", "test_pooling.py", "test_registration.py", "test_errors.py")
+MATRIX = (
+    *("test_attention.py", "test_average.py", "test_maxima.py", "test_pooling.py", "test_registration.py"),
+    "test_errors.py",
+)
 
 
 def run(command: list[str], log: Path, limit: float, **environment: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX = tuple(
     str(ROOT / "tests" / "ops" / name)
-    for name in ("test_attention.py", "test_average.py", "test_pooling.py", "test_registration.py")
+    for name in ("test_attention.py", "test_average.py", "test_maxima.py", "test_pooling.py", "test_registration.py")
 )
 """The files of the op matrix."""
 

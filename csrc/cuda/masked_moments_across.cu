@@ -107,7 +107,6 @@ template <int B, bool FULL>
 __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
     moments_channels_last_matrix_kernel(const __grid_constant__ MomentsPlan p, const Tiling tiling) {
   using Shape = Basis<B, FULL>;
-  using Sums = RowSums<B, FULL>;
   using Plan = Across<B, FULL>;
   constexpr int W = Plan::words, V = Plan::channels, zero = Shape::rows;  // row `rows`: what rounding left out of 1
   AXNET_SHARED(shared);

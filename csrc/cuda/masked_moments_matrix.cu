@@ -219,10 +219,7 @@ void launch_rows(const MomentsPlan& p, cudaStream_t stream) {
   const bool whole =
       tiling.ring && p.S % Ahead::reach == 0 && tiling.stage >= p.S && p.C % least == 0 && ahead + slots <= kMostShared;
   if (whole) {
-    // several groups pay for one basis while a GPU's multiprocessors (132 of an H200) have two blocks each
-    const int64_t blocks = p.C / least, wanted = p.S < 2 * Ahead::reach ? 1 : ceil_div(p.N * blocks, 264);
-    for (int groups = 2; groups <= wanted && groups <= blocks; ++groups)
-      if (blocks % groups == 0) tiling.groups = groups;
+    if (p.S >= 2 * Ahead::reach) tiling.groups = groups_for_a_basis(p.N, p.C / least);
     tiling.together = tiling.groups % 2 == 0 && ahead + 2 * slots <= kMostShared ? 2 : 1;
     tiling.slots = static_cast<int>(ahead);
   }

@@ -198,11 +198,8 @@ void launch_odd(const MomentsPlan& p, cudaStream_t stream) {
   using Shape = Basis<B, FULL>;
   OddTiling tiling{};
   constexpr int least = kWarps * kOddRows;
-  const int64_t blocks = p.C / least, wanted = ceil_div(p.N * blocks, 264);
-  tiling.groups = 1;
-  for (int groups = 2; groups <= wanted && groups <= blocks; ++groups)
-    if (blocks % groups == 0) tiling.groups = groups;
-  tiling.blocks = static_cast<int>(blocks / tiling.groups);
+  tiling.groups = groups_for_a_basis(p.N, p.C / least);
+  tiling.blocks = static_cast<int>(p.C / least / tiling.groups);
   tiling.of_blocks = Divider(tiling.blocks);
   tiling.masks = 2 * Shape::all * kPitch * 2;
   tiling.runs = tiling.masks + 2 * B * kPixels * 2;

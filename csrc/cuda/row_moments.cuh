@@ -16,6 +16,15 @@ __device__ inline Number* row_at(Number* rows, int row, int bytes) {
   return reinterpret_cast<Number*>(reinterpret_cast<Byte*>(rows) + static_cast<int64_t>(row) * bytes);
 }
 
+// Groups of rows that a block takes one after the other for one basis, of N images of `groups` each: an equal part of
+// an image's, while a GPU's multiprocessors (132 of an H200) have two blocks each.
+inline int groups_for_a_basis(int64_t N, int64_t groups) {
+  int own = 1;
+  for (int more = 2; more <= std::min(ceil_div(N * groups, 264), groups); ++more)
+    if (groups % more == 0) own = more;
+  return own;
+}
+
 // PLACES: of maxima too.
 template <int B, bool FULL, bool PLACES = FULL>
 struct RowWork {

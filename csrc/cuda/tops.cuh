@@ -44,13 +44,29 @@ struct Spot {
   }
 };
 
-// The largest of four lanes, in each of them.
-__device__ inline float largest(float top) {
+// Work of which each lane of a warp has `count` units, as one run: where the lane's own begin, and how many there are.
+struct Run {
+  int begin, total;
+
+  __device__ explicit Run(int count) : begin(count) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
-  for (int lanes = 1; lanes < 4; lanes *= 2)
-    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, lanes));
-  return top;
-}
+    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+      const int more = __shfl_sync(0xffffffffu, begin, (lane + kWarp - lanes) % kWarp);
+      begin += lane >= lanes ? more : 0;
+    }
+    total = __shfl_sync(0xffffffffu, begin, kWarp - 1);
+    begin -= count;
+  }
+  // The lane that has a unit: the last one that begins no later. All lanes, each for a unit of its own.
+  __device__ int owner(int unit) const {
+    int owner = 0;
+#pragma unroll
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
+      owner += __shfl_sync(0xffffffffu, begin, owner + lanes) <= unit ? lanes : 0;
+    return owner;
+  }
+};
 
 // From rounded maxima to pixels: the largest exact value first, then the first pixel. What a lane has of a row in one
 // half of a register is a slot: some pixels of each chunk that it met. A lane takes a row and one of its maxima at a
@@ -191,22 +207,12 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
         count = last_of_slot(words_of(task), task / Search::rows, its_slot) + 1 - begin;
         late[i] &= late[i] - 1;
       }
-    int before = count;  // of the lanes before this one
-#pragma unroll
-    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
-      const int more = __shfl_sync(0xffffffffu, before, (lane + kWarp - lanes) % kWarp);
-      before += lane >= lanes ? more : 0;
-    }
-    const int total = __shfl_sync(0xffffffffu, before, kWarp - 1);
-    before -= count;
+    const Run run(count);
 #pragma unroll 1
-    for (int unit = lane; unit - lane < total; unit += kWarp) {
-      int owner = 0;  // the last lane that begins no later
-#pragma unroll
-      for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
-        owner += __shfl_sync(0xffffffffu, before, owner + lanes) <= unit ? lanes : 0;
+    for (int unit = lane; unit - lane < run.total; unit += kWarp) {
+      const int owner = run.owner(unit);
       const int what = __shfl_sync(0xffffffffu, task * kWarp + its_slot, owner);
-      const int chunk = __shfl_sync(0xffffffffu, begin - before, owner) + unit;
+      const int chunk = __shfl_sync(0xffffffffu, begin - run.begin, owner) + unit;
       const int row = what / kWarp % Search::rows, k = what / kWarp / Search::rows, at = what % kWarp;
       const uint32_t* words = words_of(what / kWarp);
       const auto* pixels = reinterpret_cast<const uint16_t*>(search.x(row));
@@ -214,11 +220,11 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
       uint32_t values[look];
 #pragma unroll
       for (int p = 0; p < look; ++p)
-        weights[p] = unit < total && k > 0 ? mask[(k - 1) * S + pixel_of(chunk, at, p)] : 1.f;
+        weights[p] = unit < run.total && k > 0 ? mask[(k - 1) * S + pixel_of(chunk, at, p)] : 1.f;
 #pragma unroll
       for (int p = 0; p < look; p += 2) {
         const uint32_t held = pair_of<BFloat16>(weights[p], weights[p + 1]);
-        const uint32_t may = unit < total ? (k > 0 ? reached(held, words, k, at) : ~0u) : 0u;
+        const uint32_t may = unit < run.total ? (k > 0 ? reached(held, words, k, at) : ~0u) : 0u;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           values[p + j] = kLowest & 0xffffu;
@@ -234,7 +240,7 @@ __device__ inline Found<Search, B> place(const Tops<true> (&tops)[Search::words]
       }
       const bool reaches = above<true>(pair_of<BFloat16>(best.top, best.top), twice(words, at)) & 1;
       best.at = pixel_of(chunk, at, best.at % look);
-      for (unsigned left = __ballot_sync(0xffffffffu, unit < total && reaches); left; left &= left - 1) {
+      for (unsigned left = __ballot_sync(0xffffffffu, unit < run.total && reaches); left; left &= left - 1) {
         const int lane_of = __ffs(static_cast<int>(left)) - 1;
         const float y = __shfl_sync(0xffffffffu, best.top, lane_of);
         const int s = __shfl_sync(0xffffffffu, best.at, lane_of);

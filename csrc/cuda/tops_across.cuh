@@ -202,34 +202,24 @@ struct AcrossSearch {
           if (later) late[k] = 0;
           else open[k] &= open[k] - 1;
         }
-      int before = count;  // of the lanes before this one
-#pragma unroll
-      for (int lanes = 1; lanes < kWarp; lanes *= 2) {
-        const int more = __shfl_sync(0xffffffffu, before, (lane + kWarp - lanes) % kWarp);
-        before += lane >= lanes ? more : 0;
-      }
-      const int total = __shfl_sync(0xffffffffu, before, kWarp - 1);
-      before -= count;
+      const Run run(count);
 #pragma unroll 1
-      for (int unit = lane; unit - lane < total; unit += kWarp) {
-        int owner = 0;  // the last lane that begins no later
-#pragma unroll
-        for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
-          owner += __shfl_sync(0xffffffffu, before, owner + lanes) <= unit ? lanes : 0;
-        const int its = __shfl_sync(0xffffffffu, (begin - before) * 256 + what, owner), k = (its & 255) / 4;
+      for (int unit = lane; unit - lane < run.total; unit += kWarp) {
+        const int owner = run.owner(unit);
+        const int its = __shfl_sync(0xffffffffu, (begin - run.begin) * 256 + what, owner), k = (its & 255) / 4;
         const uint32_t its_both = __shfl_sync(0xffffffffu, both, owner);
         const uint32_t x = firsts(its_both, its_both), top = seconds(its_both, its_both);
-        const int s = unit < total ? ((its >> 8) + unit) * kStep + (its & 3) * 4 : 0;
+        const int s = unit < run.total ? ((its >> 8) + unit) * kStep + (its & 3) * 4 : 0;
         uint32_t m[B][2], own[2], values[pixels];
         masks_of(s, m);
         own[0] = m[0][0], own[1] = m[0][1];
 #pragma unroll
         for (int a = 1; a < B; ++a)
           if (k == 1 + a) own[0] = m[a][0], own[1] = m[a][1];
-        read(owner, s, unit < total ? reaching(own, x, top) : 0, values);
+        read(owner, s, unit < run.total ? reaching(own, x, top) : 0, values);
         const Spot best = best_of(own, values, s);
         const bool reaches = above<true>(pair_of<BFloat16>(best.top, best.top), top) & 1;
-        for (unsigned left = __ballot_sync(0xffffffffu, unit < total && reaches); left; left &= left - 1) {
+        for (unsigned left = __ballot_sync(0xffffffffu, unit < run.total && reaches); left; left &= left - 1) {
           const int lane_of = __ffs(static_cast<int>(left)) - 1;
           const float y = __shfl_sync(0xffffffffu, best.top, lane_of);
           const int there = __shfl_sync(0xffffffffu, best.at, lane_of);

@@ -85,7 +85,7 @@ def test_matrix_under_sanitizers(tmp_path):
     ]
     if not all(Path(runtime).is_file() for runtime in runtimes):
         pytest.skip("the compiler has no runtime of its address and undefined-behaviour sanitizers")
-    files = [file for file in MATRIX if file.endswith(("test_attention.py", "test_pooling.py"))]
+    files = [file for file in MATRIX if file.endswith(("test_attention.py", "test_maxima.py", "test_pooling.py"))]
     passed = run_matrix(
         build(tmp_path, *SANITIZERS),
         37,
