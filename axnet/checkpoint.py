@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-StrPath = str | os.PathLike[str]
+from axnet.paths import StrPath
 
 FORMAT = 1
 _KEY = "axnet"

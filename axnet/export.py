@@ -15,7 +15,7 @@ from axnet.backends import use_backend
 from axnet.data.files import replacing
 from axnet.folding import Folded, fold
 from axnet.models import AnatomyXNet, ClassifierInfo, load_classifier
-from axnet.models.backbone import StrPath
+from axnet.paths import StrPath
 
 __all__ = ["FORMATS", "METADATA", "TOLERANCE", "Folded", "Program", "export", "fold", "metadata_of", "output_names"]
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from axnet.models import ClassifierInfo, load_classifier, save_classifier
-from axnet.models.backbone import StrPath
+from axnet.paths import StrPath
 from axnet.predictor import Predictor
 from axnet.segment import Segmenter
 

@@ -15,10 +15,11 @@ from torch import nn
 
 from axnet import segment
 from axnet.data.findings import organs_to_anatomies
-from axnet.data.image import StrPath, read_stored
+from axnet.data.image import read_stored
 from axnet.devices import in_channels_last
 from axnet.imaging import grey_values, resize
 from axnet.models.storage import SHIPPED, ClassifierInfo, load_classifier
+from axnet.paths import StrPath
 from axnet.segment import Anatomy, Segmenter
 from axnet.segment.segmenter import check_list
 from axnet.segment.view import LATERAL, is_lateral

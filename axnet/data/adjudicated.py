@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from axnet.data.findings import CHEXPERT_FINDINGS, NIH_FINDINGS, canonical
-from axnet.data.image import StrPath
 from axnet.data.labelled import read_table
+from axnet.paths import StrPath
 
 GOOGLE2019 = "google2019"
 MADE_OF: dict[str, tuple[str, ...]] = {

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from axnet.data.image import StrPath
+from axnet.paths import StrPath
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 

@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import Dataset
 
 from axnet.data.dicom import SUFFIXES, begins_as_dicom
-from axnet.data.image import StrPath, read_image
+from axnet.data.image import read_image
 from axnet.data.nih import NIHChestXray
+from axnet.paths import StrPath
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", *SUFFIXES)
 """Names of image files end in one of these, in small or capital letters; other files count where they are DICOM."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from axnet.data.dicom import is_dicom, read_dicom
 from axnet.imaging import Float32Array, grey_values, percentile_normalize, resize
+from axnet.paths import StrPath
 
-__all__ = ["StrPath", "percentile_normalize", "read_image", "read_mask", "resize"]
-
-StrPath = str | PathLike[str]
+__all__ = ["percentile_normalize", "read_image", "read_mask", "resize"]
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _PHOTOMETRIC = 262  # of TIFF

@@ -17,10 +17,11 @@ from torch.utils.data import Dataset
 
 from axnet.data.files import file_fingerprint
 from axnet.data.findings import canonical
-from axnet.data.image import StrPath, read_image
+from axnet.data.image import read_image
 from axnet.data.splits import listed, split_hash
 from axnet.data.uncertainty import UNCERTAIN, Policy, settled
 from axnet.imaging import mask_values, resize
+from axnet.paths import StrPath
 
 VIEWS = ("frontal", "lateral", "PA", "AP", "all")
 Item = dict[str, Any]

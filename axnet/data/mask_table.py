@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from axnet.data import rle
 from axnet.data.files import file_fingerprint, locked, remove_folder, replacing
 from axnet.data.findings import ORGANS
-from axnet.data.image import StrPath
 from axnet.data.mask_rows import ROWS_PER_GROUP, open_rows
+from axnet.paths import StrPath
 
 SCHEMA = pa.schema(
     [

@@ -17,12 +17,13 @@ from torch.utils.data import Dataset
 
 from axnet.data.files import file_fingerprint
 from axnet.data.findings import NIH_FINDINGS, NO_FINDING, Box
-from axnet.data.image import StrPath, read_image
+from axnet.data.image import read_image
 from axnet.data.labelled import in_view, read_csv
 from axnet.data.sets import absent
 from axnet.data.splits import listed, split_hash
 from axnet.data.uncertainty import Policy, resolved
 from axnet.imaging import mask_values, resize
+from axnet.paths import StrPath
 
 SPLITS = ("train_val", "test", "all", "chexnet-train", "chexnet-val", "chexnet-test")
 CHEXNET = "chexnet"

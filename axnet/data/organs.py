@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import Dataset
 
 from axnet.data.findings import ORGANS
-from axnet.data.image import StrPath, read_image, read_mask
+from axnet.data.image import read_image, read_mask
 from axnet.imaging import resize
+from axnet.paths import StrPath
 
 SPLITS = ("train", "val", "test", "all")
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os import PathLike
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-StrPath = str | PathLike[str]
 IMAGENET_GREY = 0.449, 0.226
 """Mean and standard deviation of grey values as torchvision's and most of timm's weights expect them: of the channels'
 (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225), the means."""

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import _register_namedtuple
 
-from axnet.models.backbone import Backbone, DenseNetBackbone, StrPath
+from axnet.models.backbone import Backbone, DenseNetBackbone
 from axnet.models.presets import build_backbone
 from axnet.models.staged import StagedBackbone, TimmBackbone
 from axnet.nn import PWAP, AnatomyAwareAttention
+from axnet.paths import StrPath
 from axnet.types import Fusion
 
 CUSTOM = "custom"

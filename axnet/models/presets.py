@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from axnet.models.backbone import DenseNetBackbone, StrPath
+from axnet.models.backbone import DenseNetBackbone
 from axnet.models.pretrained import load_torchvision_densenet
 from axnet.models.staged import EFFICIENTNET_LITE, PACKAGES, StagedBackbone, TimmBackbone, build_staged
+from axnet.paths import StrPath
 
 
 def densenet121(

@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from axnet.models.backbone import DenseNetBackbone, StrPath
+from axnet.models.backbone import DenseNetBackbone
 from axnet.models.names import as_named_here
+from axnet.paths import StrPath
 
 _SHOWN = 6
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights")

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from axnet.models.backbone import IMAGENET_GREY, StrPath
+from axnet.models.backbone import IMAGENET_GREY
 from axnet.models.names import as_named_here
 from axnet.models.pretrained import read_state
+from axnet.paths import StrPath
 
 EFFICIENTNET_LITE: dict[str, str] = {
     "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",

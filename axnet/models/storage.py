@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from axnet import checkpoint
-from axnet.models.backbone import StrPath
 from axnet.models.calibration import Calibration
 from axnet.models.classifier import CUSTOM, AnatomyXNet, DenseNetGAP
 from axnet.models.names import as_named_here
 from axnet.models.preprocessing import Preprocessing
+from axnet.paths import StrPath
 
 SHIPPED = Path(__file__).parent / "weights"
 """The folder of the classifiers that come with axnet; the model cards stand beside them."""

@@ -22,7 +22,7 @@ from axnet import __version__
 from axnet.data.dicom import is_dicom
 from axnet.data.files import replacing
 from axnet.data.findings import ORGANS
-from axnet.data.image import StrPath
+from axnet.paths import StrPath
 
 OWN_SCHEME = "99AXNET"
 """Coding scheme of what has no code in the part of SNOMED CT that DICOM uses: the names of the data sets' labels."""

@@ -9,10 +9,10 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from axnet.data.files import replacing
-from axnet.data.image import StrPath
 from axnet.metrics import Interval, LabelQuality, Localisation, Subgroup, auc_difference, checks
 from axnet.metrics.evaluation import LEAST_POSITIVES
 from axnet.metrics.localisation import PRIORNET, THRESHOLDS
+from axnet.paths import StrPath
 from axnet.report import sections
 from axnet.report.operating import Thresholds, confusion
 from axnet.report.rendering import html, render

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from axnet.data.findings import ORGANS
 from axnet.imaging import fitted, resize
+from axnet.paths import StrPath
 from axnet.report.page import document, write_page
 from axnet.report.pictures import outlined
 from axnet.report.results import Example
@@ -49,7 +49,7 @@ class Thumbnail:
         return cls(Example(grey, organs, id=name, ctr=ctr), quality, tuple(flags))
 
 
-def write_sheet(path: str | os.PathLike[str], thumbnails: Sequence[Thumbnail], *, title: str, description: str) -> Path:
+def write_sheet(path: StrPath, thumbnails: Sequence[Thumbnail], *, title: str, description: str) -> Path:
     """Write films as one HTML file that needs no network and no script; they come in the order of their quality.
 
     Returns the path, which appears complete or not at all.

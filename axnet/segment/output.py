@@ -13,8 +13,8 @@ from PIL import Image
 
 from axnet.data.files import locked, replacing
 from axnet.data.findings import ORGANS
-from axnet.data.image import StrPath
 from axnet.data.mask_table import MaskWriter, to_row
+from axnet.paths import StrPath
 from axnet.segment.anatomy import Anatomy
 
 _COLUMNS = ["image", "ctr", "quality", "flags"]

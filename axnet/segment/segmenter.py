@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from axnet import checkpoint
-from axnet.checkpoint import StrPath
 from axnet.data.findings import ORGANS
 from axnet.data.image import read_image
 from axnet.imaging import percentile_normalize, resize
+from axnet.paths import StrPath
 from axnet.segment.anatomy import Anatomy, compare, examine
 
 KIND = "segmenter"

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from axnet.checkpoint import StrPath
 from axnet.data.findings import ORGANS
+from axnet.paths import StrPath
 from axnet.precision import float32_by_default
 from axnet.progress.training import bar
 from axnet.segment.evaluation import OrganSet, evaluate_segmenter, organ_mask

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from axnet.data import OrganMaskSet
 from axnet.data.files import replacing
-from axnet.data.image import StrPath
 from axnet.models.storage import is_shipped
+from axnet.paths import StrPath
 from axnet.segment import Segmenter
 from axnet.segment.pretrained import WEIGHTS
 from axnet.train.sources import DataConfig

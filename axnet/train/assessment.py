@@ -14,7 +14,6 @@ from torch import nn
 
 from axnet.data.adjudicated import MADE_OF, aligned
 from axnet.data.files import replacing
-from axnet.data.image import StrPath
 from axnet.metrics import (
     Evaluation,
     Interval,
@@ -29,6 +28,7 @@ from axnet.metrics import (
 from axnet.metrics.ensemble import Mean
 from axnet.metrics.evaluation import as_json
 from axnet.models import Calibration, Preprocessing
+from axnet.paths import StrPath
 from axnet.progress import SILENT, Progress
 from axnet.report import ModelResult, environment, write_report
 from axnet.train.data import XraySet

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from axnet.data.findings import organs_to_anatomies
-from axnet.data.image import StrPath
 from axnet.data.joined import Joined
 from axnet.data.packed.films import PackedFilms
 from axnet.imaging import resize
 from axnet.models.preprocessing import Preprocessing
+from axnet.paths import StrPath
 from axnet.train.cache import kept, key_of
 from axnet.train.handing import Batch, Slots, most_shared, room_of
 from axnet.train.labels import checked_labels

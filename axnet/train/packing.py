@@ -25,12 +25,12 @@ import pyarrow.parquet as pq
 import axnet
 from axnet.data.files import locked, replacing
 from axnet.data.findings import Box
-from axnet.data.image import StrPath
 from axnet.data.mask_table import MaskTable
 from axnet.data.packed.films import FACTS, LABEL
 from axnet.data.packed.manifest import FILMS, MANIFEST, STATE, Manifest, Place, sha256
 from axnet.data.splits import check_disjoint, split_hash
 from axnet.devices import device_of
+from axnet.paths import StrPath
 from axnet.progress import SILENT, Progress
 from axnet.segment import Segmenter
 from axnet.segment.pretrained import WEIGHTS

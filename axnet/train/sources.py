@@ -17,13 +17,13 @@ import torch
 
 from axnet.data import Joined, read_image
 from axnet.data.files import locked, replacing
-from axnet.data.image import StrPath
 from axnet.data.labelled import some
 from axnet.data.packed.films import dataset as packed_dataset
 from axnet.data.packed.manifest import STATE, Place, is_packed
 from axnet.data.sets import DEFAULT, DataSet, Request, find, load, looks_like
 from axnet.data.uncertainty import ForAllSets, check_entries
 from axnet.models.preprocessing import Preprocessing
+from axnet.paths import StrPath
 from axnet.progress import SILENT, Progress
 from axnet.train.data import (
     SegmenterLike,

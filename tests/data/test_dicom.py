@@ -3,31 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from radiograph import radiograph
 
 from axnet.data import RadiographFolder, read_image
 
 RAMP = np.arange(12, dtype=np.uint16).reshape(3, 4) * 300
 
 
-def write(path, pixels=RAMP, photometric="MONOCHROME2", **tags):
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    data.Rows, data.Columns = pixels.shape[:2]
-    data.SamplesPerPixel = 1 if pixels.ndim == 2 else 3
-    if pixels.ndim == 3:
-        data.PlanarConfiguration = 0
-    data.PhotometricInterpretation = photometric
-    data.BitsAllocated = data.BitsStored = pixels.dtype.itemsize * 8
-    data.HighBit, data.PixelRepresentation = data.BitsStored - 1, 0
-    data.PixelData = pixels.tobytes()
-    for name, value in tags.items():
-        setattr(data, name, value)
-    data.save_as(path, enforce_file_format=True)
+def write(path, *pixels_and_photometric, **tags):
+    radiograph(*(pixels_and_photometric or (RAMP,)), **tags).save_as(path, enforce_file_format=True)
     return path
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.pixels.decoders import JPEGLSLosslessDecoder
 from pydicom.uid import (
     DigitalXRayImageStorageForPresentation,
@@ -15,8 +15,8 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     RLELossless,
-    generate_uid,
 )
+from radiograph import radiograph
 
 from axnet.data import read_image
 from axnet.data.folder import find_images
@@ -27,17 +27,8 @@ EXAMPLES = Path(pydicom.__file__).parent / "data" / "test_files"
 
 def write(path, pixels=RAMP, photometric="MONOCHROME2", *, syntax=ExplicitVRLittleEndian, meta=True, bits=16, **tags):
     """One file; tags are values, or (VR, value) where the keyword alone does not say it; None for an empty element."""
-    head = FileMetaDataset()
-    head.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
-    head.MediaStorageSOPInstanceUID = generate_uid()
-    head.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
-    data = FileDataset(str(path), {}, file_meta=head, preamble=b"\0" * 128)
-    data.Rows, data.Columns = pixels.shape[-2:]
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, photometric
-    data.BitsAllocated, data.BitsStored, data.HighBit = 16, bits, bits - 1
-    data.PixelRepresentation = int(pixels.dtype.kind == "i")
-    if pixels.ndim == 3:
-        data.NumberOfFrames = len(pixels)
+    data = radiograph(pixels, photometric, BitsAllocated=16, BitsStored=bits, HighBit=bits - 1)
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == RLELossless else syntax
     order = ">" if syntax == ExplicitVRBigEndian else "<"
     data.PixelData = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
     data["PixelData"].VR = "OW"

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from radiograph import radiograph
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -97,25 +98,8 @@ def films(tmp_path_factory):
     for i in range(2):
         Image.fromarray(drawn.sample(i).image).save(folder / "images" / f"{i}.png")
     shutil.copy(folder / "images" / "0.png", folder / "film.png")
-    _write_dicom(folder / "film.dcm", drawn.sample(1).image)
+    radiograph(drawn.sample(1).image).save_as(folder / "film.dcm", enforce_file_format=True)
     return folder
-
-
-def _write_dicom(path, pixels):
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    film = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    film.SOPClassUID, film.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    film.Modality, film.PhotometricInterpretation = "DX", "MONOCHROME2"
-    film.Rows, film.Columns = pixels.shape
-    film.SamplesPerPixel, film.BitsAllocated, film.BitsStored, film.HighBit = 1, 8, 8, 7
-    film.PixelRepresentation, film.PixelData = 0, pixels.tobytes()
-    film.save_as(path, enforce_file_format=True)
 
 
 @pytest.fixture

@@ -6,14 +6,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import (
     ComprehensiveSRStorage,
-    DigitalXRayImageStorageForPresentation,
-    ExplicitVRLittleEndian,
     SegmentationStorage,
     generate_uid,
 )
+from radiograph import radiograph
 from typer.testing import CliRunner
 
 from axnet.cli import app, reading
@@ -33,21 +31,7 @@ def _highdicom():
 def film(path, pixels=None, photometric="MONOCHROME2", **tags):
     """A radiograph's file; a tag of None is left out."""
     pixels = np.random.default_rng(0).integers(0, 4000, (24, 20)).astype(np.uint16) if pixels is None else pixels
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    data.SOPClassUID, data.Modality = DigitalXRayImageStorageForPresentation, "DX"
-    data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
-    data.StudyInstanceUID, data.SeriesInstanceUID = generate_uid(), generate_uid()
-    *frames, data.Rows, data.Columns = pixels.shape
-    if frames:
-        data.NumberOfFrames = frames[0]
-    data.SamplesPerPixel, data.PhotometricInterpretation = 1, photometric
-    data.BitsAllocated = data.BitsStored = pixels.dtype.itemsize * 8
-    data.HighBit, data.PixelRepresentation = data.BitsStored - 1, 0
-    data.PixelData = pixels.tobytes()
+    data = radiograph(pixels, photometric)
     for name, value in tags.items():
         if value is None:
             delattr(data, name)

@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+from radiograph import radiograph
 
 pytest.importorskip("starlette", reason="axnet serve needs the extra [serve]")
 pytest.importorskip("uvicorn", reason="axnet serve needs the extra [serve]")
@@ -24,13 +25,7 @@ def dicom(image: np.ndarray, syntax: str) -> bytes:
     from pydicom.encaps import encapsulate
     from pydicom.uid import UID
 
-    data = pydicom.Dataset()
-    data.Rows, data.Columns = image.shape
-    data.SamplesPerPixel, data.PixelRepresentation, data.PhotometricInterpretation = 1, 0, "MONOCHROME1"
-    data.BitsAllocated = data.BitsStored = 8
-    data.HighBit = 7
-    data.WindowCenter, data.WindowWidth = 120, 200
-    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data = radiograph(image, "MONOCHROME1", WindowCenter=120, WindowWidth=200)
     name = {"native": "ExplicitVRLittleEndian", "runs": "ExplicitVRLittleEndian", "jpeg": "JPEGBaseline8Bit"}
     data.file_meta.TransferSyntaxUID = UID(getattr(pydicom.uid, name.get(syntax, "JPEG2000Lossless")))
     inside = {"jpeg": "JPEG", "jpeg2000": "JPEG2000"}.get(syntax)

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from axnet.data.findings import Box
-from axnet.data.image import StrPath
 from axnet.data.labelled import Films, Item, LabelledFilms
 from axnet.data.packed.manifest import FILMS, Manifest, Place, sha256
 from axnet.data.packed.shards import Film, Shards
@@ -21,6 +20,7 @@ from axnet.data.sets import DataSet, Request, load, names
 from axnet.data.splits import listed
 from axnet.data.uncertainty import Policy
 from axnet.imaging import grey_values
+from axnet.paths import StrPath
 
 LABEL = "label: "
 """Stands before a finding in the columns of films.parquet."""

@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 from axnet.data.cardiothoracic import cardiothoracic_ratio
 from axnet.data.files import replacing
 from axnet.data.findings import NIH_FINDINGS, Box, organs_to_anatomies
-from axnet.data.image import StrPath
 from axnet.data.phantom.rendering import PhantomSample, render
 from axnet.data.phantom.study import PREVALENCE, Study, study
+from axnet.paths import StrPath
 
 SPLITS = ("train", "val", "test")
 

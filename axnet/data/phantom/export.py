@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from axnet.data.findings import NIH_FINDINGS, NO_FINDING, ORGANS
-from axnet.data.image import StrPath
 from axnet.data.phantom.rendering import PhantomSample, render
 from axnet.data.phantom.study import PREVALENCE
+from axnet.paths import StrPath
 
 _HEADER = [
     "Image Index",

@@ -9,11 +9,10 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
-StrPath = str | PathLike[str]
+from axnet.paths import StrPath
 
 DEFAULT = "phantom"
 ORGANS_ONLY = ("wingspan",)

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from axnet.data.findings import CHEXPERT_FINDINGS, NIH_FINDINGS, canonical
-from axnet.data.image import StrPath
 from axnet.data.labelled import Films, Item, LabelledFilms, need_columns, raw_labels, read_table
 from axnet.data.sets import DataSet, Request, absent, looks_like
 from axnet.data.splits import by_patient, check_disjoint, listed
 from axnet.data.uncertainty import Policy
+from axnet.paths import StrPath
 
 _PATHS = ("path", "Path", "image", "image_path", "filename", "file", "Image Index", "ImageID", "image_id")
 

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from axnet.data.findings import CHEXPERT_FINDINGS, canonical
-from axnet.data.image import StrPath
 from axnet.data.labelled import Films, Item, LabelledFilms, need_columns, raw_labels, read_table
 from axnet.data.sets import DataSet, Request, absent
 from axnet.data.splits import check_disjoint, listed
 from axnet.data.uncertainty import Policy
+from axnet.paths import StrPath
 
 SPLITS = ("train", "validate", "test", "all")
 LABELLERS = ("chexpert", "negbio")
