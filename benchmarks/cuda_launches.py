@@ -88,7 +88,7 @@ HELD_SMALL = (
     *(("pwap, 14", "bfloat16", layout, (64, 1024, 16, 16)) for layout in LAYOUTS),
     ("pwap, 14", "bfloat16", "NCHW", (256, 1024, 7, 7)),
     ("pwap backward, 14", "bfloat16", "NCHW", (256, 1024, 7, 7)),
-    *((name, "bfloat16", "NCHW", (64, 1024, 32, 32)) for name in ("moments", "descriptors")),
+    *((name, "bfloat16", "NCHW", shape) for name in ("moments", "descriptors") for shape in SHAPES[1:4]),
     ("descriptors", "bfloat16", "NCHW", (256, 1024, 7, 7)),
 )
 

@@ -237,10 +237,11 @@ void launch_rows(const MomentsPlan& p, cudaStream_t stream) {
 
 }  // namespace
 
-bool matrix_moments_odd(cudaStream_t stream, const MomentsPlan& plan, bool full);  // masked_moments_odd.cu
+bool matrix_moments_odd(cudaStream_t stream, const MomentsPlan& plan, bool full);    // masked_moments_odd.cu
+bool matrix_moments_small(cudaStream_t stream, const MomentsPlan& plan, bool full);  // masked_moments_small.cu
 
 static bool matrix_moments_rows(cudaStream_t stream, const MomentsPlan& p, bool full) {
-  if (matrix_moments_odd(stream, p, full)) return true;
+  if (matrix_moments_odd(stream, p, full) || matrix_moments_small(stream, p, full)) return true;
   switch (p.A) {
     case 1: full ? launch_rows<1, true>(p, stream) : launch_rows<1, false>(p, stream); return true;
     case 2: full ? launch_rows<2, true>(p, stream) : launch_rows<2, false>(p, stream); return true;

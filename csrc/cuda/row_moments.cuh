@@ -296,6 +296,41 @@ __device__ inline unsigned write_sums(const MomentsPlan& p, float inverse, int b
   return (wrong[0] ? 1u : 0u) | (wrong[1] ? 2u : 0u);
 }
 
+// The sums of up to 32 rows of a warp, which pass through shared memory from the four lanes that have a row's to the
+// one that writes them.
+template <int B, bool FULL>
+struct RowNumbers {
+  using Sums = RowSums<B, FULL>;
+  static constexpr int pitch = 40, words = Sums::count * pitch;
+
+  float* at;  // [numbers, pitch]
+
+  __device__ explicit RowNumbers(unsigned char* shared) : at(reinterpret_cast<float*>(shared)) {}
+
+  // Of the lane's two rows: `row`, and `apart` further.
+  template <bool PLACES>
+  __device__ void keep(const RowWork<B, FULL, PLACES>& work, int row, int apart) const {
+    static_assert(work.tiles == 1);
+    const int t = static_cast<int>(threadIdx.x % 4);
+    auto put = [&](float* to, float first, float second) { to[0] = first, to[apart] = second; };
+    if (t <= B) put(at + t * pitch + row, work.sum[0][0] + work.sum[0][1], work.sum[0][2] + work.sum[0][3]);
+    if (!FULL) return;
+    float* squares = at + (Sums::maxima + 2 * t) * pitch + row;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      if (2 * t + i < Basis<B, FULL>::rows) put(squares + i * pitch, work.squares[i], work.squares[2 + i]);
+  }
+  // The lane's row, channel c; whether it is to be gone over again.
+  __device__ bool write(const MomentsPlan& p, int n, int c, const float (&top)[1 + B],
+                        const int (&place)[1 + B]) const {
+    float sum[Sums::count];
+#pragma unroll
+    for (int i = 0; i < Sums::count; ++i)
+      sum[i] = at[i * pitch + threadIdx.x % kWarp];
+    return write_row<BFloat16, B, FULL>(p, n, c, sum, top, place);
+  }
+};
+
 // The maxima of a lane's two rows, by four lanes, whose results each take every fourth.
 template <bool ALL, int APART = 8, int B>
 __device__ inline void write_tops(const MomentsPlan& p, int bytes, int n, int c, const Tops<false> (&tops)[2][1 + B]) {

@@ -30,6 +30,7 @@ def test_ties_give_the_gradient_to_the_first_position(backend, layout):
         (1, 16, 50, 38),
         (1, 1024, 6, 6),
         (1, 520, 16, 16),
+        (1, 128, 8, 16),
         (1, 128, 16, 16),
         (1, 256, 7, 7),
     ],
@@ -58,7 +59,7 @@ def test_places_of_maxima_are_the_first_ones(backend, layout, shape):
 
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("shape", [(67, 512, 8, 16), (133, 512, 7, 7)])
+@pytest.mark.parametrize("shape", [(67, 512, 8, 16), (67, 512, 16, 16), (133, 512, 7, 7)])
 def test_an_image_among_many_has_the_bits_that_it_has_alone(backend, training, shape):
     # of many images a block of a GPU's takes more channels, one group of rows after the other
     x, mask = draw(shape, torch.float32).bfloat16(), draw_mask((shape[0], 2, *shape[2:]), torch.float32)
