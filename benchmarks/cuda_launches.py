@@ -90,6 +90,7 @@ HELD_SMALL = (
     ("pwap backward, 14", "bfloat16", "NCHW", (256, 1024, 7, 7)),
     *((name, "bfloat16", "NCHW", shape) for name in ("moments", "descriptors") for shape in SHAPES[1:4]),
     ("descriptors", "bfloat16", "NCHW", (256, 1024, 7, 7)),
+    *(("moments", "float32", "NCHW", shape) for shape in SHAPES[1:]),
 )
 
 

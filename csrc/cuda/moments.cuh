@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cuda/device.cuh"
+#include "cuda/matrix.h"
 
 namespace axnet::cuda {
 
@@ -37,24 +38,29 @@ struct RowSums {
   static constexpr int q2(int ab) { return 2 + 2 * B + ab; }
 };
 
-// Writes a row about c = 0; whether it must be gone over again carefully. A: anatomies, at most B.
-template <class T, int B, bool FULL>
-__device__ inline bool write_row(const MomentsPlan& p, int64_t n, int64_t c,
+// Row `row` of rows that are `bytes` apart.
+template <class Number>
+__device__ inline Number* row_at(Number* rows, int row, int bytes) {
+  using Byte = std::conditional_t<std::is_const_v<Number>, const char, char>;
+  return reinterpret_cast<Number*>(reinterpret_cast<Byte*>(rows) + static_cast<int64_t>(row) * bytes);
+}
+
+// Writes a row about c = 0; whether it must be gone over again carefully. A: anatomies, at most B. bytes: from a row of
+// numbers by channel to the next; inverse: 1 / S
+template <int B, bool FULL>
+__device__ inline bool write_row(const MomentsPlan& p, int bytes, float inverse, int n, int c,
                                  const float (&sum)[RowSums<B, FULL>::count], const float (&top)[1 + B],
                                  const int (&at)[1 + B]) {
   using Sums = RowSums<B, FULL>;
-  const int64_t C = p.C;
   const int A = B > 3 ? p.A : B;
-  const float inverse = 1.f / static_cast<float>(p.S);
-  float* descriptors = static_cast<float*>(p.descriptors) + n * (2 + 2 * A) * C + c;
+  auto put = [&](auto* rows, int row, auto v) { *row_at(rows, row, bytes) = v; };
+  float* descriptors = row_at(static_cast<float*>(p.descriptors), n * (2 + 2 * A), bytes) + c;
   float finite = sum[0] - sum[0];  // 0, or NaN
-  descriptors[0] = sum[0] * inverse;
-  descriptors[C] = top[0];
+  put(descriptors, 0, sum[0] * inverse), put(descriptors, 1, top[0]);
 #pragma unroll
   for (int a = 0; a < B; ++a)
     if (a < A) {
-      descriptors[(2 + a) * C] = sum[Sums::t(a)] * inverse;
-      descriptors[(2 + A + a) * C] = top[1 + a];
+      put(descriptors, 2 + a, sum[Sums::t(a)] * inverse), put(descriptors, 2 + A + a, top[1 + a]);
       finite += sum[Sums::t(a)] - sum[Sums::t(a)];
     }
   bool again = !(finite == 0);
@@ -62,21 +68,29 @@ __device__ inline bool write_row(const MomentsPlan& p, int64_t n, int64_t c,
     const float mean = sum[0] * inverse, square = mean * mean;
     again = again || square > static_cast<float>(kFar) * (sum[Sums::s2] * inverse - square);
     if (p.moments) {
-      float* m = static_cast<float*>(p.moments) + n * moment_rows(B) * C + c;
-      m[0] = 0, m[C] = sum[0], m[2 * C] = sum[Sums::s2];
+      float* m = row_at(static_cast<float*>(p.moments), n * moment_rows(B), bytes) + c;
+      put(m, 0, 0.f), put(m, 1, sum[0]), put(m, 2, sum[Sums::s2]);
 #pragma unroll
       for (int a = 0; a < B; ++a)
-        m[(3 + a) * C] = sum[Sums::t(a)], m[(3 + B + a) * C] = sum[Sums::t2(a)];
+        put(m, 3 + a, sum[Sums::t(a)]), put(m, 3 + B + a, sum[Sums::t2(a)]);
 #pragma unroll
       for (int k = 0; k < pairs(B); ++k)
-        m[(3 + 2 * B + k) * C] = 0, m[(3 + 2 * B + pairs(B) + k) * C] = sum[Sums::q2(k)];
+        put(m, 3 + 2 * B + k, 0.f), put(m, 3 + 2 * B + pairs(B) + k, sum[Sums::q2(k)]);
     }
-    if (p.argmax)
+    if (p.argmax) {
+      int32_t* places = row_at(p.argmax, n * (1 + B), bytes) + c;
 #pragma unroll
       for (int k = 0; k <= B; ++k)
-        p.argmax[(n * (1 + B) + k) * C + c] = at[k];
+        put(places, k, at[k]);
+    }
   }
   return again;
+}
+template <class T, int B, bool FULL>
+__device__ inline bool write_row(const MomentsPlan& p, int n, int c, const float (&sum)[RowSums<B, FULL>::count],
+                                 const float (&top)[1 + B], const int (&at)[1 + B]) {
+  const int bytes = again(static_cast<int>(p.C) * 4);
+  return write_row<B, FULL>(p, bytes, 1.f / static_cast<float>(p.S), n, c, sum, top, at);
 }
 
 // Writes the rows of four neighbouring channels from c on about c = 0, as write_row does; C is a multiple of four.

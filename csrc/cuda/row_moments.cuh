@@ -9,13 +9,6 @@ namespace axnet::cuda {
 
 constexpr int kRows = 16;  // of a warp
 
-// Row `row` of rows that are `bytes` apart.
-template <class Number>
-__device__ inline Number* row_at(Number* rows, int row, int bytes) {
-  using Byte = std::conditional_t<std::is_const_v<Number>, const char, char>;
-  return reinterpret_cast<Number*>(reinterpret_cast<Byte*>(rows) + static_cast<int64_t>(row) * bytes);
-}
-
 // Groups of rows that a block takes one after the other for one basis, of N images of `groups` each: an equal part of
 // an image's, while a GPU's multiprocessors (132 of an H200) have two blocks each.
 inline int groups_for_a_basis(int64_t N, int64_t groups) {

@@ -298,8 +298,11 @@ def test_reference_differentiates_twice():
 @pytest.mark.parametrize(
     ("shape", "anatomies"),
     # several shares of the pixels, more masks than a GPU's shared memory holds at a time, more rows than a block,
-    # a last chunk that is not full, vectors that end a channel and begin the next
-    [((1, 40, 48, 48), 2), ((1, 16, 72, 72), 3), ((2, 264, 5, 8), 1), ((1, 2640, 3, 3), 2), ((1, 32, 21, 21), 2)],
+    # a last chunk that is not full, vectors that end a channel and begin the next, rows that come in pieces and in runs
+    [
+        *[((1, 40, 48, 48), 2), ((1, 16, 72, 72), 3), ((2, 264, 5, 8), 1), ((1, 2640, 3, 3), 2), ((1, 32, 21, 21), 2)],
+        *[((2, 288, 8, 16), 3), ((2, 288, 7, 7), 1), ((2, 32, 7, 7), 3)],
+    ],
     ids=str,
 )
 def test_every_way_through_a_map(backend, dtype, layout, shape, anatomies):

@@ -35,7 +35,8 @@ def test_ties_give_the_gradient_to_the_first_position(backend, layout):
         (1, 256, 7, 7),
     ],
 )
-def test_places_of_maxima_are_the_first_ones(backend, layout, shape):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_places_of_maxima_are_the_first_ones(backend, layout, shape, dtype):
     """Of products of bfloat16, which float32 holds exactly: among equal ones, under masks of zeros, of X alone."""
     numbers = draw(shape, torch.float32)
     masks = draw_mask((1, 2, *shape[2:]), torch.float32)
@@ -49,7 +50,7 @@ def test_places_of_maxima_are_the_first_ones(backend, layout, shape):
         "relu, none": (numbers.relu(), 0 * masks),
     }
     for kind, (values, mask) in pairs.items():
-        x, mask = lay_out(values.bfloat16(), layout), mask.bfloat16().float()
+        x, mask = lay_out(values.bfloat16().to(dtype), layout), mask.bfloat16().float()
         found = calls.masked_moments(fused_ops(backend), x, mask, second=True, positions=True, blocks=0)
         flat, over = x.float().flatten(2)[:, None], mask.flatten(2)[:, :, None]
         products = torch.cat([flat, over * flat], 1)  # [1, 1 + A, C, H W]
@@ -60,9 +61,10 @@ def test_places_of_maxima_are_the_first_ones(backend, layout, shape):
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(67, 512, 8, 16), (67, 512, 16, 16), (133, 512, 7, 7)])
-def test_an_image_among_many_has_the_bits_that_it_has_alone(backend, training, shape):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_an_image_among_many_has_the_bits_that_it_has_alone(backend, training, shape, dtype):
     # of many images a block of a GPU's takes more channels, one group of rows after the other
-    x, mask = draw(shape, torch.float32).bfloat16(), draw_mask((shape[0], 2, *shape[2:]), torch.float32)
+    x, mask = draw(shape, torch.float32).to(dtype), draw_mask((shape[0], 2, *shape[2:]), torch.float32)
     x[-1, 100], x[-1, 301, 3, 4] = x[-1, 100] + 100, float("nan")  # rows that are gone over again
 
     def moments(images):
