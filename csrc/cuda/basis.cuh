@@ -69,7 +69,7 @@ struct Basis {
 
   // All threads of the block, between barriers. masks: of the image, [A, S]; an anatomy beyond A repeats the first.
   // asked(): once, when a thread's first masks are on their way. tailed: whether there is a tail.
-  template <class F>
+  template <int FLIGHT = B <= 3 ? 2 : 1, class F>
   __device__ void fill(const float* masks, int A, int S, int s0, int stage, Order order, const F& asked,
                        bool tailed = true) const {
     using T = BFloat16;
@@ -106,15 +106,14 @@ struct Basis {
           for (int b = a; b < B; ++b)
             put(1 + B + pair_row(B, a, b), s, m[a][0] * m[b][0], m[a][1] * m[b][1]);
     };
-    constexpr int flight = B <= 3 ? 2 : 1;  // of a thread's masks: all of 32 x 32 pixels
     const int apart = 2 * static_cast<int>(blockDim.x);
     const int begin = 2 * static_cast<int>(threadIdx.x);
     if (begin >= stage) asked();
 #pragma unroll 1
-    for (int s = begin; s < stage; s += flight * apart) {
-      float m[flight][B][2];
+    for (int s = begin; s < stage; s += FLIGHT * apart) {
+      float m[FLIGHT][B][2];
 #pragma unroll
-      for (int u = 0; u < flight; ++u)
+      for (int u = 0; u < FLIGHT; ++u)
 #pragma unroll
         for (int a = 0; a < B; ++a)
 #pragma unroll
@@ -127,7 +126,7 @@ struct Basis {
         last[a] = channels_last ? mask_of(a)[S - 1] : 0.f;
       if (s == begin) asked();
 #pragma unroll
-      for (int u = 0; u < flight; ++u)
+      for (int u = 0; u < FLIGHT; ++u)
         if (s + u * apart < stage) fill_two(s + u * apart, m[u]);
     }
     if (channels_last || !tailed || s0 + stage < S || S % kChunk == 0) return;

@@ -387,7 +387,10 @@ void launch_across(const MomentsPlan& p, cudaStream_t stream) {
 
 }  // namespace
 
+bool matrix_moments_across_small(cudaStream_t stream, const MomentsPlan& plan);  // masked_moments_across_small.cu
+
 bool matrix_moments_across(cudaStream_t stream, const MomentsPlan& p, bool full) {
+  if (full && matrix_moments_across_small(stream, p)) return true;
   switch (p.A) {
     case 1: full ? launch_across<1, true>(p, stream) : launch_across<1, false>(p, stream); return true;
     case 2: full ? launch_across<2, true>(p, stream) : launch_across<2, false>(p, stream); return true;
