@@ -91,6 +91,7 @@ HELD_SMALL = (
     *((name, "bfloat16", "NCHW", shape) for name in ("moments", "descriptors") for shape in SHAPES[1:4]),
     ("descriptors", "bfloat16", "NCHW", (256, 1024, 7, 7)),
     *(("moments", "float32", "NCHW", shape) for shape in SHAPES[1:]),
+    *(("moments", "bfloat16", "channels_last", shape) for shape in SHAPES[2:]),
 )
 
 

@@ -33,6 +33,7 @@ def test_ties_give_the_gradient_to_the_first_position(backend, layout):
         (1, 128, 8, 16),
         (1, 128, 16, 16),
         (1, 256, 7, 7),
+        (1, 256, 4, 5),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
