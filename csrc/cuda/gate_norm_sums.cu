@@ -1,5 +1,5 @@
 // The sums of gate_norm's gradient in float, element by element (float32, float16), and for anything else a warp a row.
-// How rows and pixels are shared: masked_moments_scalar.cu.
+// How rows and pixels are shared: masked_moments_scalar.cu, masked_moments_channels.cu.
 #include "cuda/eight.cuh"
 #include "cuda/matrix.h"
 #include "cuda/sums.cuh"
