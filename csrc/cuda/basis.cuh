@@ -68,10 +68,10 @@ struct Basis {
   __device__ static int first_pair(int k) { return k / 2 > B ? rows : k % 2 * rows + k / 2; }
 
   // All threads of the block, between barriers. masks: of the image, [A, S]; an anatomy beyond A repeats the first.
-  // asked(): once, when a thread's first masks are on their way. tailed: whether there is a tail.
+  // asked(): once, when a thread's first masks are on their way. tailed: whether there is a tail. thread: its number.
   template <int FLIGHT = B <= 3 ? 2 : 1, class F>
   __device__ void fill(const float* masks, int A, int S, int s0, int stage, Order order, const F& asked,
-                       bool tailed = true) const {
+                       bool tailed = true, unsigned thread = threadIdx.x) const {
     using T = BFloat16;
     const bool channels_last = order == Order::across;
     auto put_bits = [&](int k, int s, uint32_t high, uint32_t left) {
@@ -107,7 +107,7 @@ struct Basis {
             put(1 + B + pair_row(B, a, b), s, m[a][0] * m[b][0], m[a][1] * m[b][1]);
     };
     const int apart = 2 * static_cast<int>(blockDim.x);
-    const int begin = 2 * static_cast<int>(threadIdx.x);
+    const int begin = 2 * static_cast<int>(thread);
     if (begin >= stage) asked();
 #pragma unroll 1
     for (int s = begin; s < stage; s += FLIGHT * apart) {

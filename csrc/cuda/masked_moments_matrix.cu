@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         mend = 0;
       }
     } else {
-      write_tops<true, 8, B>(p, tiling.row_bytes, place.n, c + place.lane / 4, work.tops);
+      write_tops<true, B>(p, tiling.row_bytes, place.n, c + place.lane / 4, work.tops);
       if (wrong) mend_rows<T>(p, false, place.lane < kRows && wrong >> place.lane & 1, place.n, c + place.lane);
     }
     c += kRows;
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       if (p.argmax) row_at(places, k, tiling.row_bytes)[row] = spot.at;
     });
   } else {
-    write_tops<false, 8, B>(p, tiling.row_bytes, place.n, c0 + lane / 4, work.tops);
+    write_tops<false, B>(p, tiling.row_bytes, place.n, c0 + lane / 4, work.tops);
   }
   if (wrong) mend_rows<T>(p, FULL, lane < rows && wrong >> lane & 1, place.n, c0 + lane);
 }

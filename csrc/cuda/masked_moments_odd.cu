@@ -17,10 +17,10 @@ constexpr int kPitch = 96, kPixels = 64;         // of the bases
 
 struct OddTiling {
   Divider of_blocks{1};
-  int blocks, groups;      // of an image; of 32 rows, which a warp takes one after the other
-  int masks, runs, slots;  // bytes: where they begin in shared memory, behind the bases
-  int row_bytes;           // from a row of numbers by channel to the next
-  float inverse;           // 1 / S
+  int blocks, groups;               // of an image; of 32 rows, which a warp takes one after the other
+  int masks, runs, slots, numbers;  // bytes: where they begin in shared memory, behind the bases
+  int row_bytes;                    // from a row of numbers by channel to the next
+  float inverse;                    // 1 / S
 };
 
 // Pixel of place `e` of a row, `odd` or even, or where there is none, of the one that stands there instead.
@@ -43,6 +43,13 @@ struct OddSearch {
   int apart, S;
   const float* mask;
 
+  // The largest of the lane's row, in both halves, of the four lanes' own.
+  __device__ uint32_t largest(int k, uint32_t (&top)[4]) const {
+    const int lane = threadIdx.x % kWarp, row = lane / 2 + lane % 2 * kRows;
+    load_shared(slots + (row / 8 * (1 + B) + k) * kWarp + row % 8 * 4, top);
+    const uint32_t most = greater_of(greater_of(top[0], top[1]), greater_of(top[2], top[3]));
+    return greater_of(most, most >> 16 | most << 16);
+  }
   // The first of the pixels of row `row` with the largest exact product, by the whole warp.
   __device__ int exact_place(int row, int k) const {
     const int lane = threadIdx.x % kWarp;
@@ -54,16 +61,12 @@ struct OddSearch {
     const float first = exact(lane), second = further < S ? exact(further) : first;
     return first_of_largest(fmaxf(first, second), second > first ? further : lane);
   }
-  // found(k, top, place)
-  template <class F>
-  __device__ void places(const F& found) const {
-    const int lane = threadIdx.x % kWarp, odd = lane % 2, row = lane / 2 + odd * kRows;
+  __device__ void places(float (&tops)[1 + B], int (&places)[1 + B]) const {
+    const int lane = threadIdx.x % kWarp, odd = lane % 2;
 #pragma unroll
     for (int k = 0; k <= B; ++k) {
       uint32_t top[4];
-      load_shared(slots + (row / 8 * (1 + B) + k) * kWarp + row % 8 * 4, top);
-      uint32_t most = greater_of(greater_of(top[0], top[1]), greater_of(top[2], top[3]));
-      most = greater_of(most, most >> 16 | most << 16);
+      const uint32_t most = largest(k, top);
       unsigned open = 0;
 #pragma unroll
       for (int i = 0; i < 4; ++i)
@@ -83,15 +86,17 @@ struct OddSearch {
       const int beyond = 2 * t + 48 - odd - S;  // the last word's first pixel
       if (odd && t == 0) may &= ~1u;
       may &= beyond < -1 ? ~0u : beyond < 0 ? ~(1u << 22) : ~0x400040u;
-      const unsigned bit = highest(may);
-      int at = static_cast<int>(bit / 16 % 2 + bit % 8 * 8) + 2 * t - odd;
-      const bool tied = ((open & (open - 1)) | (may & (may - 1))) != 0;
+      const unsigned lanes = (open | open >> 16) & 15, either = (may | may >> 16) & 127;
+      const int pair = (__ffs(static_cast<int>(either)) - 1) & 7;
+      int at = 8 * pair + static_cast<int>((may >> pair & 1) ^ 1) + 2 * t - odd;
+      // X itself is exact: the first pixel is the place if no other lane has one
+      const bool tied = k > 0 ? ((open & (open - 1)) | (may & (may - 1))) != 0 : (lanes & (lanes - 1)) != 0;
 #pragma unroll 1
       for (unsigned left = __ballot_sync(0xffffffffu, tied); left; left &= left - 1) {
         const int its = __ffs(static_cast<int>(left)) - 1, s = exact_place(its, k);
         if (lane == its) at = s;
       }
-      found(k, first_of<T>(most), at);
+      tops[k] = first_of<T>(most), places[k] = at;
     }
   }
 };
@@ -117,30 +122,34 @@ __global__ void __launch_bounds__(kThreads, 2)
         copy_ahead(runs + to + (lane + i * kWarp) * 16, next + i * kWarp * 8);
     next += kOddRows * S;
   };
-  copy(0);
-  copies_commit();
-#pragma unroll
-  for (int odd = 0; odd < 2; ++odd)
-    Shape(shared + odd * base_bytes, kPitch, kPixels).fill(mask, B, S, -odd, kPixels, Order::matrices, [] {}, false);
+  auto fill = [&](int odd, const auto& asked) {  // each by a warp of its own
+    const Shape basis(shared + odd * base_bytes, kPitch, kPixels);
+    basis.fill(mask, B, S, -odd, kPixels, Order::matrices, asked, false, threadIdx.x ^ odd * kWarp);
+  };
+  fill(0, [&] {
+    copy(0);
+    copies_commit();
+  });
+  fill(1, [] {});
   auto* masks = reinterpret_cast<uint16_t*>(shared + tiling.masks);  // [2, B, kPixels]: of what stands in the words
   for (int i = threadIdx.x; i < 2 * B * kPixels; i += kThreads) {
     const int row = i / kPixels, odd = row / B, e = i % kPixels;
     const uint32_t bits = pair_of<T>(mask[(row - odd * B) * S + pixel_of(e, odd, S)], 0.f);
     masks[row * kPixels + place_of(e, Order::matrices)] = static_cast<uint16_t>(bits);
   }
+  if (tiling.groups > 1) copy(kRun);
+  copies_commit();
   __syncthreads();
 
   RowWork<B, FULL, false> work(shared, kPitch);
   uint32_t* slots = reinterpret_cast<uint32_t*>(shared + tiling.slots) + warp * kOddSlots<B>;
+  const RowNumbers<B, FULL> numbers(shared + tiling.numbers + warp * RowNumbers<B, FULL>::words * 4);
   int place = 0, c = first;
 #pragma unroll 1
   for (int group = tiling.groups; group > 0; --group) {
-    if (group > 1) copy(kRun - place);
-    copies_commit();
     copies_wait<1>();
     __syncwarp();
     const unsigned char* run = runs + place;
-    unsigned wrong[2];  // bits of rows that are to be gone over again
 #pragma unroll
     for (int odd = 0; odd < 2; ++odd) {
       uint32_t words[2][2][4];
@@ -164,31 +173,31 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int half = 0; half < 2; ++half)
         work.add(words[half], odd * base_bytes + half * kChunk * 2);
       work.template see<true>(words, shared + (tiling.masks + odd * B * kPixels * 2 + 16 * t), kPixels * 2, 0);
-      const int own = c + 2 * g + odd;
-      wrong[odd] = wrong_rows(write_sums<true, 16>(p, tiling.inverse, tiling.row_bytes, n, own, work));
-      if constexpr (FULL) {
+      numbers.keep(work, 2 * g + odd, 16);
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
+      for (int r = 0; r < 2; ++r)
 #pragma unroll
-          for (int k = 0; k <= B; ++k)
-            slots[((2 * odd + r) * (1 + B) + k) * kWarp + lane] = work.tops[r][k].top;
-      } else {
-        write_tops<true, 16, B>(p, tiling.row_bytes, n, own, work.tops);
-      }
+        for (int k = 0; k <= B; ++k)
+          slots[((2 * odd + r) * (1 + B) + k) * kWarp + lane] = work.tops[r][k].top;
     }
+    __syncwarp();
+    float top[1 + B];
+    int at[1 + B] = {};
+    const OddSearch<B> search{slots, run, reinterpret_cast<const uint16_t*>(shared) + kPitch, base_bytes / 2, S, mask};
     if constexpr (FULL) {
-      __syncwarp();
-      float* to = row_at(static_cast<float*>(p.descriptors), n * (2 + 2 * B) + 1, tiling.row_bytes) + c + lane;
-      int32_t* at = row_at(p.argmax, n * (1 + B), tiling.row_bytes) + c + lane;
-      const OddSearch<B> search{slots,          run, reinterpret_cast<const uint16_t*>(shared) + kPitch,
-                                base_bytes / 2, S,   mask};
-      search.places([&](int k, float top, int pixel) {
-        *row_at(to, k > 0 ? B + k : 0, tiling.row_bytes) = top;
-        if (p.argmax) *row_at(at, k, tiling.row_bytes) = pixel;
-      });
+      search.places(top, at);
+    } else {
+      uint32_t own[4];
+#pragma unroll
+      for (int k = 0; k <= B; ++k)
+        top[k] = first_of<T>(search.largest(k, own));
     }
-    __syncwarp();  // the run and the maxima have been read
-    if (wrong[0] | wrong[1]) mend_rows<T>(p, FULL, (lane % 2 ? wrong[1] : wrong[0]) >> lane / 2 & 1, n, c + lane);
+    __syncwarp();  // the run has been read
+    if (group > 2) copy(place);
+    copies_commit();
+    const bool again = numbers.write(p, tiling.inverse, tiling.row_bytes, n, c + lane, top, at);
+    mend_rows<T>(p, FULL, again, n, c + lane);
+    __syncwarp();  // the maxima and the sums have been read
     c += kOddRows, place = kRun - place;
   }
 }
@@ -206,7 +215,8 @@ void launch_odd(const MomentsPlan& p, cudaStream_t stream) {
   tiling.slots = tiling.runs + kWarps * 2 * kRun;
   tiling.row_bytes = static_cast<int>(p.C * sizeof(float));
   tiling.inverse = 1.f / static_cast<float>(p.S);
-  const size_t bytes = tiling.slots + (FULL ? kOddSlots<B> * kWarps * sizeof(uint32_t) : 0);
+  tiling.numbers = tiling.slots + kWarps * kOddSlots<B> * 4;
+  const size_t bytes = tiling.numbers + kWarps * RowNumbers<B, FULL>::words * 4;
   launch(moments_odd_rows_kernel<B, FULL>, mass_blocks(p) + p.N * tiling.blocks, 1, kThreads, bytes, stream, p, tiling);
 }
 

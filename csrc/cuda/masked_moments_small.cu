@@ -16,6 +16,7 @@ constexpr int kMostRows = 2 * kRows;  // of a warp, before it writes what it has
 struct SmallTiling {
   Divider of_blocks{1};
   int blocks, groups, together;  // of an image; of 16 rows, which a warp takes one after the other; and writes at once
+  int row_bytes;                 // from a row of numbers by channel to the next
 };
 
 // A warp's rows in shared memory: units in the order of RowRing.
@@ -227,7 +228,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         const uint32_t word = maxima.places[k * kMostRows + lane];
         top[k] = second_of<T>(word), at[k] = static_cast<int>(word & 0xffffu);
       }
-      const bool again = lane < row && numbers.write(p, n, c + lane, top, at);
+      const bool again = lane < row && numbers.write(p, 1.f / kPixels, tiling.row_bytes, n, c + lane, top, at);
       mend_rows<T>(p, FULL, again, n, c + lane);
       __syncwarp();  // what was kept of the rows has been read
       c += row, row = 0;
@@ -242,6 +243,7 @@ void launch_small(const MomentsPlan& p, cudaStream_t stream) {
   tiling.groups = groups_for_a_basis(p.N, p.C / least);
   tiling.together = tiling.groups % 2 == 0 ? 2 : 1;
   tiling.blocks = static_cast<int>(p.C / least / tiling.groups);
+  tiling.row_bytes = static_cast<int>(p.C * sizeof(float));
   tiling.of_blocks = Divider(tiling.blocks);
   launch(moments_small_rows_kernel<B, FULL>, mass_blocks(p) + p.N * tiling.blocks, 1, kThreads,
          SmallLayout<B, FULL>::bytes, stream, p, tiling);

@@ -246,9 +246,8 @@ struct UnitSearch {
 };
 
 // The sums of a lane's two rows, of which four lanes have the numbers, in the order of Basis::first_pair: to memory.
-// Bits of those that must be gone over again. ALL: both rows are there. APART: channels from a row of the lane to the
-// next.
-template <bool ALL, int APART = 8, int B, bool FULL, bool PLACES>
+// Bits of those that must be gone over again. ALL: both rows are there.
+template <bool ALL, int B, bool FULL, bool PLACES>
 __device__ inline unsigned write_sums(const MomentsPlan& p, float inverse, int bytes, int n, int c,
                                       const RowWork<B, FULL, PLACES>& work) {
   const int C = static_cast<int>(p.C), A = B > 3 ? p.A : B;
@@ -257,7 +256,7 @@ __device__ inline unsigned write_sums(const MomentsPlan& p, float inverse, int b
   auto put = [&](float* rows, bool wanted, int row, float first, float second) {
     float* at = row_at(rows, row, bytes) + c;
     if (wanted && (ALL || c < C)) at[0] = first;
-    if (wanted && (ALL || c + APART < C)) at[APART] = second;
+    if (wanted && (ALL || c + 8 < C)) at[8] = second;
   };
   float *descriptors = static_cast<float*>(p.descriptors), *moments = static_cast<float*>(p.moments);
   const int of_descriptors = n * (2 + 2 * A), of_moments = n * moment_rows(B);
@@ -313,19 +312,51 @@ struct RowNumbers {
     for (int i = 0; i < 2; ++i)
       if (2 * t + i < Basis<B, FULL>::rows) put(squares + i * pitch, work.squares[i], work.squares[2 + i]);
   }
-  // The lane's row, channel c; whether it is to be gone over again.
-  __device__ bool write(const MomentsPlan& p, int n, int c, const float (&top)[1 + B],
+  // The lane's row, channel c of image n, as write_row (moments.cuh) does; whether it is to be gone over again. bytes:
+  // from a row of results to the next.
+  __device__ bool write(const MomentsPlan& p, float inverse, int bytes, int n, int c, const float (&top)[1 + B],
                         const int (&place)[1 + B]) const {
     float sum[Sums::count];
 #pragma unroll
     for (int i = 0; i < Sums::count; ++i)
       sum[i] = at[i * pitch + threadIdx.x % kWarp];
-    return write_row<BFloat16, B, FULL>(p, n, c, sum, top, place);
+    auto rows_of = [&](auto* rows, int count) { return row_at(rows, n * count, bytes) + c; };
+    float* descriptors = rows_of(static_cast<float*>(p.descriptors), 2 + 2 * B);
+    auto describe = [&](int row, float v) { *row_at(descriptors, row, bytes) = v; };
+    float finite = 0;  // or NaN
+#pragma unroll
+    for (int k = 0; k <= B; ++k) {
+      describe(k > 0 ? 1 + k : 0, sum[k] * inverse), describe(k > 0 ? 1 + B + k : 1, top[k]);
+      finite += sum[k] - sum[k];
+    }
+    bool again = !(finite == 0);
+    if constexpr (FULL) {
+      const float mean = sum[0] * inverse, square = mean * mean;
+      again = again || square > static_cast<float>(kFar) * (sum[Sums::s2] * inverse - square);
+      if (p.moments) {
+        float* moments = rows_of(static_cast<float*>(p.moments), moment_rows(B));
+        auto put = [&](int row, float v) { *row_at(moments, row, bytes) = v; };
+        put(0, 0), put(1, sum[0]), put(2, sum[Sums::s2]);
+#pragma unroll
+        for (int a = 0; a < B; ++a)
+          put(3 + a, sum[Sums::t(a)]), put(3 + B + a, sum[Sums::t2(a)]);
+#pragma unroll
+        for (int k = 0; k < pairs(B); ++k)
+          put(3 + 2 * B + k, 0), put(3 + 2 * B + pairs(B) + k, sum[Sums::q2(k)]);
+      }
+      if (p.argmax) {
+        int32_t* places = rows_of(p.argmax, 1 + B);
+#pragma unroll
+        for (int k = 0; k <= B; ++k)
+          *row_at(places, k, bytes) = place[k];
+      }
+    }
+    return again;
   }
 };
 
 // The maxima of a lane's two rows, by four lanes, whose results each take every fourth.
-template <bool ALL, int APART = 8, int B>
+template <bool ALL, int B>
 __device__ inline void write_tops(const MomentsPlan& p, int bytes, int n, int c, const Tops<false> (&tops)[2][1 + B]) {
   const int C = static_cast<int>(p.C), A = B > 3 ? p.A : B, t = static_cast<int>(threadIdx.x % 4);
   uint32_t top[1 + B];  // of both rows
@@ -346,7 +377,7 @@ __device__ inline void write_tops(const MomentsPlan& p, int bytes, int n, int c,
     if (k > A) break;
     float* at = row_at(static_cast<float*>(p.descriptors), n * (2 + 2 * A) + (k > 0 ? 1 + A + k : 1), bytes) + c;
     if (ALL || c < C) at[0] = first_of<BFloat16>(own);
-    if (ALL || c + APART < C) at[APART] = second_of<BFloat16>(own);
+    if (ALL || c + 8 < C) at[8] = second_of<BFloat16>(own);
   }
 }
 
