@@ -1,8 +1,8 @@
 // Training moments in float32 and NCHW: a lane has a row of X to itself, so that at its end nothing is shared out. The
 // 32 rows of a warp come to shared memory by copies that run ahead, in whole lines; masks are read by all lanes at
 // once.
-#include "cuda/eight.cuh"
 #include "cuda/row_moments.cuh"
+#include "cuda/scalar_row.cuh"
 
 namespace axnet::cuda {
 namespace {
@@ -52,39 +52,14 @@ __device__ inline void load_granule(const float* from, float (&out)[kGranule]) {
   }
 }
 
-// The sums and maxima of a lane's row.
+// A lane's row.
 template <int B>
-struct LaneRow {
-  using Sums = RowSums<B, true>;
-  float sum[Sums::count] = {}, top[1 + B];
-  int at[1 + B] = {};  // of the granule in which the maximum stands
+struct LaneRow : Row<B, true> {
+  using Row<B, true>::top, Row<B, true>::at;
 
-  __device__ LaneRow() {
-#pragma unroll
-    for (int k = 0; k <= B; ++k)
-      top[k] = -std::numeric_limits<float>::infinity();
-  }
   template <int P>
   __device__ void add(const float (&x)[P], const float (&m)[B][P], int here) {
-#pragma unroll
-    for (int i = 0; i < P; ++i)
-      sum[0] += x[i], sum[Sums::s2] += x[i] * x[i];
-    rise(0, x, here);
-    float y[B][P];
-#pragma unroll
-    for (int a = 0; a < B; ++a) {
-#pragma unroll
-      for (int i = 0; i < P; ++i) {
-        y[a][i] = m[a][i] * x[i];
-        sum[Sums::t(a)] += y[a][i], sum[Sums::t2(a)] += y[a][i] * x[i];
-      }
-      rise(1 + a, y[a], here);
-#pragma unroll
-      for (int b = 0; b <= a; ++b)
-#pragma unroll
-        for (int i = 0; i < P; ++i)
-          sum[Sums::q2(pair_row(B, b, a))] += y[a][i] * y[b][i];
-    }
+    Row<B, true>::add(x, [&](int a, int i) { return m[a][i]; }, here);
   }
   // From the granules to the pixels, which may be the only ones of theirs. x: the row; masks: [S / 8, B, 8]
   template <bool ALIGNED>
@@ -100,17 +75,6 @@ struct LaneRow {
         if ((k > 0 ? m[i] * v[i] : v[i]) == top[k]) found = i;
       at[k] += found;
     }
-  }
-
- private:
-  template <int P>
-  __device__ void rise(int k, const float (&y)[P], int here) {
-    float best = top[k];
-#pragma unroll
-    for (int i = 0; i < P; ++i)
-      best = fmaxf(best, y[i]);
-    at[k] = best > top[k] ? here : at[k];
-    top[k] = best;
   }
 };
 
