@@ -312,46 +312,14 @@ struct RowNumbers {
     for (int i = 0; i < 2; ++i)
       if (2 * t + i < Basis<B, FULL>::rows) put(squares + i * pitch, work.squares[i], work.squares[2 + i]);
   }
-  // The lane's row, channel c of image n, as write_row (moments.cuh) does; whether it is to be gone over again. bytes:
-  // from a row of results to the next.
+  // The lane's row, channel c of image n, as write_row (moments.cuh) does.
   __device__ bool write(const MomentsPlan& p, float inverse, int bytes, int n, int c, const float (&top)[1 + B],
                         const int (&place)[1 + B]) const {
     float sum[Sums::count];
 #pragma unroll
     for (int i = 0; i < Sums::count; ++i)
       sum[i] = at[i * pitch + threadIdx.x % kWarp];
-    auto rows_of = [&](auto* rows, int count) { return row_at(rows, n * count, bytes) + c; };
-    float* descriptors = rows_of(static_cast<float*>(p.descriptors), 2 + 2 * B);
-    auto describe = [&](int row, float v) { *row_at(descriptors, row, bytes) = v; };
-    float finite = 0;  // or NaN
-#pragma unroll
-    for (int k = 0; k <= B; ++k) {
-      describe(k > 0 ? 1 + k : 0, sum[k] * inverse), describe(k > 0 ? 1 + B + k : 1, top[k]);
-      finite += sum[k] - sum[k];
-    }
-    bool again = !(finite == 0);
-    if constexpr (FULL) {
-      const float mean = sum[0] * inverse, square = mean * mean;
-      again = again || square > static_cast<float>(kFar) * (sum[Sums::s2] * inverse - square);
-      if (p.moments) {
-        float* moments = rows_of(static_cast<float*>(p.moments), moment_rows(B));
-        auto put = [&](int row, float v) { *row_at(moments, row, bytes) = v; };
-        put(0, 0), put(1, sum[0]), put(2, sum[Sums::s2]);
-#pragma unroll
-        for (int a = 0; a < B; ++a)
-          put(3 + a, sum[Sums::t(a)]), put(3 + B + a, sum[Sums::t2(a)]);
-#pragma unroll
-        for (int k = 0; k < pairs(B); ++k)
-          put(3 + 2 * B + k, 0), put(3 + 2 * B + pairs(B) + k, sum[Sums::q2(k)]);
-      }
-      if (p.argmax) {
-        int32_t* places = rows_of(p.argmax, 1 + B);
-#pragma unroll
-        for (int k = 0; k <= B; ++k)
-          *row_at(places, k, bytes) = place[k];
-      }
-    }
-    return again;
+    return write_row<B, FULL>(p, bytes, inverse, n, c, sum, top, place);
   }
 };
 
