@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     join(__shfl_xor_sync(0xffffffffu, top[k], 2), FULL ? __shfl_xor_sync(0xffffffffu, at[k], 2) : 0);
   }
   const int c = c0 + 8 * t + g;
-  const bool again = t < 2 && c < C && write_row<T, B, FULL>(p, n, c, sum, top, at);
+  const bool again = t < 2 && c < C && write_row<B, FULL>(p, n, c, sum, top, at);
   mend_rows<T>(p, FULL, again, n, c);
 }
 

@@ -86,7 +86,7 @@ __device__ inline bool write_row(const MomentsPlan& p, int bytes, float inverse,
   }
   return again;
 }
-template <class T, int B, bool FULL>
+template <int B, bool FULL>
 __device__ inline bool write_row(const MomentsPlan& p, int n, int c, const float (&sum)[RowSums<B, FULL>::count],
                                  const float (&top)[1 + B], const int (&at)[1 + B]) {
   const int bytes = again(static_cast<int>(p.C) * 4);
