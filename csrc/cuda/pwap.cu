@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_one_kernel(const On
 #pragma unroll 1
   for (int s0 = walk.begin, tile = 0; s0 < walk.end; s0 += Lane::P, ++tile) {
     float* parts = Lane::parts(p, shared, tile % 2);
-    lane.products([&](int a) { return weights[a]; }, parts);
+    lane.products([&](int) -> const auto& { return weights; }, parts);
     __syncthreads();  // the parts of the tile before are no longer read
     float logits[Lane::own], mine[Lane::own], shares[Lane::kPixels], most = -std::numeric_limits<float>::infinity();
 #pragma unroll

@@ -205,16 +205,11 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   typed(args.weight, [&](auto from) { lane.load_answers(from, weights); });
   lane.begin(x, walk.begin, walk.end);
   double* products = reinterpret_cast<double*>(Lane::parts(p, shared, 2));  // [warps]
-  // of every channel dpooled and W
-  float2* const rows = reinterpret_cast<float2*>(products + p.warps) + lane.warp * kAccesses * Lane::R + lane.row;
+  const OneRows<T, Q> rows(lane, p.warps, products + p.warps);
   if constexpr (!Lane::kLast)
 #pragma unroll
     for (int i = 0; i < Lane::kAnswers; ++i)
-      rows[lane.answer(i) * Lane::R] = float2{grads[i], weights[i]};
-  const auto row_of = [&](int i) {
-    if constexpr (Lane::kLast) return float2{grads[i], weights[i]};
-    else return rows[i * Lane::R];
-  };
+      rows.set(lane.answer(i), grads[i], weights[i]);
   double product = 0;
 #pragma unroll
   for (int i = 0; i < Lane::kAnswers; ++i)
@@ -241,7 +236,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
       if (args.grad_prob) prob_grads[o] = static_cast<float>(static_cast<const T*>(args.grad_prob)[n * p.S + s]);
     }
     float* parts = Lane::parts(p, shared, tile % 2);
-    lane.products([&](int i) { return row_of(i).x; }, parts);
+    if constexpr (Lane::kLast) lane.products([&](int) -> const auto& { return grads; }, parts);
+    else lane.products([&](int j) { return rows.grad(j); }, parts);
     __syncthreads();  // the parts of the tile before are no longer read
     float mine[Lane::own], own_slopes[Lane::own] = {}, shares[Lane::kPixels], slopes[Lane::kPixels];
     lane.add_parts(parts, p.warps, own_slopes);
@@ -258,17 +254,23 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
     lane.spread(mine, shares);
     lane.spread(own_slopes, slopes);
     const int to = lane.place(s0, dx_step), there = dx ? lane.inside(s0, walk.end) : 0;
-    lane.pixels(x, s0, walk.end, slopes, sums, [&](int a) {
-      float v[Lane::V];
+    const auto write = [&](int j, const auto& grad, const auto& weight) {
 #pragma unroll
-      for (int i = 0; i < Lane::V; ++i) {
-        const float2 of = row_of(lane.channel_of(a, i));
-        const int s = lane.pixel_of(a, i);
-        v[i] = shares[s] * of.x + slopes[s] * of.y;
+      for (int a = j * kChunk; a < (j + 1) * kChunk; ++a) {
+        float v[Lane::V];
+#pragma unroll
+        for (int i = 0; i < Lane::V; ++i) {
+          const int c = lane.channel_of(a, i), s = lane.pixel_of(a, i);
+          v[i] = shares[s] * grad[c] + slopes[s] * weight[c];
+        }
+        Bits<T, Lane::V> out;
+        out.gather(v);
+        if (a < there) out.store(dx + static_cast<int64_t>(to + a * again(Lane::R * dx_step)));
       }
-      Bits<T, Lane::V> out;
-      out.gather(v);
-      if (a < there) out.store(dx + static_cast<int64_t>(to + a * again(Lane::R * dx_step)));
+    };
+    lane.pixels(x, s0, walk.end, slopes, sums, [&](int j) {
+      if constexpr (Lane::kLast) write(j, grads, weights);
+      else write(j, rows.grad(j), rows.weight(j));
     });
   }
 

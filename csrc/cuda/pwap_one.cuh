@@ -29,8 +29,7 @@ struct OnePlan {
   int64_t image;         // elements between images
   int C, S, step, side;  // step: elements between rows; side: lanes side by side along a row (Q)
   int warps, tiles, steps, walks;
-  size_t bytes;  // of shared memory: queues; parts [2, warps, P]; a double for every warp; a number for every access
-                 // and row of one
+  size_t bytes;  // of shared memory: queues; parts [2, warps, P]; a double for every warp; OneRows
 
   static std::optional<OnePlan> of(const Tensor& x, int64_t maps) {
     const View view = view_of(x);
@@ -47,11 +46,12 @@ struct OnePlan {
       if ((side == kWarp) != last) continue;
       OnePlan p;
       const int P = last ? kAccesses : side * V, rows = last ? 1 : kWarp / side;
+      const int held = side == 4 && !wide ? 6 : 8;  // bytes of an access and row of one in OneRows
       p.image = view.n, p.C = static_cast<int>(C), p.S = static_cast<int>(S), p.step = static_cast<int>(apart);
       p.side = side;
       p.warps = static_cast<int>(ceil_div(C, last ? kWarp * V : kAccesses * rows));
       p.tiles = static_cast<int>(ceil_div(S, P));
-      p.bytes = static_cast<size_t>(p.warps) * (kQueue * kChunkBytes + 2 * P * 4 + 8 + kAccesses * rows * 8);
+      p.bytes = static_cast<size_t>(p.warps) * (kQueue * kChunkBytes + 2 * P * 4 + 8 + kAccesses * rows * held);
       if (side == 8 && N * p.tiles < kMultiprocessors) continue;
       if (p.warps > kMostWarps || p.bytes > limit) continue;
       p.steps = steps_of(p.tiles, N, std::min(8, kMostWarps / p.warps));
@@ -141,11 +141,11 @@ struct OneLane {
     piece.spread(v);
   }
 
-  // The tile's products with weight(access), summed over the channels of the warp, to parts [warps, P].
+  // The tile's products with weights(chunk), summed over the channels of the warp, to parts [warps, P].
   template <class F>
-  __device__ void products(const F& weight, float* parts) const {
+  __device__ void products(const F& weights, float* parts) const {
     float sums[kPixels] = {};
-    products_of<0>(weight, sums);
+    products_of<0>(weights, sums);
     if constexpr (kLast) {
       halve<P / 2>(sums);
       sums[0] += __shfl_xor_sync(0xffffffffu, sums[0], P);
@@ -175,18 +175,19 @@ struct OneLane {
     if constexpr (HALF > 1) halve<HALF / 2>(sums);
   }
   template <int J, class F>
-  __device__ void products_of(const F& weight, float (&sums)[kPixels]) const {
+  __device__ void products_of(const F& weights, float (&sums)[kPixels]) const {
     copies_wait<kQueue - 1 - J>();
     const unsigned char* at = chunk(head, J);
+    const auto& of = weights(J);
 #pragma unroll
     for (int a = 0; a < kChunk; ++a) {
       float v[V];
       numbers(at, a, v);
 #pragma unroll
       for (int i = 0; i < V; ++i)
-        sums[pixel_of(J * kChunk + a, i)] += weight(channel_of(J * kChunk + a, i)) * v[i];
+        sums[pixel_of(J * kChunk + a, i)] += of[channel_of(J * kChunk + a, i)] * v[i];
     }
-    if constexpr (J + 1 < kChunks) products_of<J + 1>(weight, sums);
+    if constexpr (J + 1 < kChunks) products_of<J + 1>(weights, sums);
   }
   // The sums of the lane's own pixels over all warps.
   __device__ void add_parts(const float* parts, int warps, float (&sums)[own]) const {
@@ -203,7 +204,7 @@ struct OneLane {
       all[i] = __shfl_sync(0xffffffffu, mine[i % own], kLast ? i : i / own * Q + column);
   }
 
-  // The tile once more: sums += x . factors for each access, and f(access, numbers of x); then the chunk makes room.
+  // The tile once more: sums += x . factors for each access, and f(chunk), which then makes room.
   template <class F>
   __device__ void pixels(const T* x, int s0, int end, const float (&factors)[kPixels], float (&sums)[kChannels],
                          const F& f) {
@@ -227,8 +228,8 @@ struct OneLane {
 #pragma unroll
         for (int i = 0; i < V; ++i)
           sums[channel_of(j * kChunk + a, i)] += factors[pixel_of(j * kChunk + a, i)] * v[i];
-        f(j * kChunk + a);
       }
+      f(j);
       const int tile = (j + kQueue) / kChunks - kQueue / kChunks;
       if (tile < TILES) fetch(at, x, (j + kQueue) % kChunks, tiles[tile]);
       copies_commit();
@@ -277,6 +278,44 @@ struct OneLane {
     for (int i = 0; i < kAnswers; ++i)
       out[i] = answer(i) < channels ? static_cast<float>(row[channel(answer(i))]) : 0.f;
   }
+};
+
+// Of the channels of a chunk.
+struct OneRow {
+  float at[kChunk];
+  __device__ float operator[](int channel) const { return at[channel % kChunk]; }
+};
+
+// dpooled and W of every channel in shared memory, those of a chunk side by side. Beside rows of four lanes, of twice
+// as many channels, there is room for T alone.
+template <class T, int Q>
+class OneRows {
+  using Grad = std::conditional_t<Q == 4, T, float>;
+  static constexpr int R = kWarp / Q, kPairs = kAccesses / kChunk * R;  // of a warp
+  static_assert(kChunk == 2);
+  float2* const weights;
+  Grad* const grads;
+
+ public:
+  __device__ OneRows(const OneLane<T, Q>& lane, int warps, void* shared)
+      : weights(static_cast<float2*>(shared) + lane.warp * kPairs + lane.row),
+        grads(reinterpret_cast<Grad*>(static_cast<float2*>(shared) + warps * kPairs) +
+              2 * (lane.warp * kPairs + lane.row)) {}
+
+  __device__ void set(int i, float grad, float weight) const {
+    const int at = i / 2 * 2 * R + i % 2;
+    grads[at] = static_cast<Grad>(grad), reinterpret_cast<float*>(weights)[at] = weight;
+  }
+  __device__ OneRow grad(int chunk) const {
+    if constexpr (sizeof(Grad) == 2) {
+      const uint32_t pair = reinterpret_cast<const uint32_t*>(grads)[chunk * R];
+      return {first_of<T>(pair), second_of<T>(pair)};
+    } else {
+      const float2 pair = reinterpret_cast<const float2*>(grads)[chunk * R];
+      return {pair.x, pair.y};
+    }
+  }
+  __device__ OneRow weight(int chunk) const { return {weights[chunk * R].x, weights[chunk * R].y}; }
 };
 
 // Where a block stands: its image, and the pixels it walks.
