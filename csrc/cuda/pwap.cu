@@ -238,9 +238,10 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_one_kernel(const On
   Lane lane(p, shared);
   const OneWalk walk(p, Lane::P);
   const T* x = again(static_cast<const T*>(args.x) + walk.n * p.image);
-  lane.begin(x, walk.begin, walk.end);
   float weights[Lane::kChannels], sums[Lane::kChannels] = {};
+  // asked for before the copies, behind which they would wait
   typed(args.weight, [&](auto from) { lane.load_row(from, weights); });
+  lane.begin(x, walk.begin, walk.end);
   const float bias = args.bias.at ? static_cast<float>(number(args.bias, 0)) : 0.f;
   float top = -std::numeric_limits<float>::infinity(), factor = 1, mass = 0;
 

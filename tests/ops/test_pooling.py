@@ -91,6 +91,12 @@ def test_one_map_over_several_tiles(dtype, layout):  # a block walks them, its l
     compare("native", dtype, (135, 520, 4, 40), 1, layout=layout)
 
 
+@pytest.mark.skipif("native" not in FUSED, reason="the size suits the tiles of the CUDA kernels")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_one_map_of_many_channels(dtype):  # tiles of half as many pixels
+    compare("native", dtype, (2, 2040, 5, 8), 1)
+
+
 @pytest.mark.skipif("native" not in FUSED, reason="the size suits the CUDA kernels that hold an image")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("channels", [8, 72, 200])
