@@ -33,13 +33,14 @@ __global__ void __launch_bounds__(kMerging)
       top = other > top ? other : top;
     }
   }
-  Acc next[kMergedChannels] = {};
-  const auto load = [&] {
+  Acc next[2][kMergedChannels] = {};
+  const auto load = [&](int i) {  // of walk i and the one behind it, on their way together
+    const Acc* other = i + 1 < walks ? from + size : from;
 #pragma unroll
     for (int j = 0; j < kMergedChannels; ++j)
-      if (j < own) next[j] = from[j * kMerging];
+      if (j < own) next[0][j] = from[j * kMerging], next[1][j] = other[j * kMerging];
   };
-  load();
+  load(0);
   double mass = 0;
   for (int first = 0; first < walks; first += kWarp) {
     if (first > 0) __syncthreads();
@@ -59,13 +60,17 @@ __global__ void __launch_bounds__(kMerging)
     __syncthreads();
     const int last = walks - first < kWarp ? walks : first + kWarp;
 #pragma unroll 1
-    for (int i = first; i < last; ++i) {
-      const Acc share = shares[i - first];
+    for (int i = first; i < last; i += 2) {
+      const Acc share = shares[i - first], other = shares[i - first + 1];
 #pragma unroll
       for (int j = 0; j < kMergedChannels; ++j)
-        total[j] += share * next[j];
-      from += size;
-      if (i + 1 < walks) load();
+        total[j] += share * next[0][j];
+      if (i + 1 < last)
+#pragma unroll
+        for (int j = 0; j < kMergedChannels; ++j)
+          total[j] += other * next[1][j];
+      from += 2 * size;
+      if (i + 2 < walks) load(i + 2);
     }
   }
   T* pooled = static_cast<T*>(args.pooled) + (static_cast<int64_t>(map) * C + c0);
