@@ -282,11 +282,12 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_one_kernel(const On
       static_cast<float*>(args.logits)[place] = logit;
       static_cast<T*>(args.prob)[place] = narrowed<T>(prob);
     }
-    mass += warp_sum(part);
+    mass += part;
     lane.spread(mine, shares);
     lane.pixels(x, s0, walk.end, shares, sums, [](int) {});
   }
 
+  mass = warp_sum(mass);
   if (p.walks == 1) {  // nothing to merge
     T* pooled = static_cast<T*>(args.pooled) + static_cast<int64_t>(walk.n) * p.C;
     lane.each_sum(sums, [&](int c, float sum) { pooled[c] = narrowed<T>(sum * reciprocal(mass)); });

@@ -80,6 +80,7 @@ struct OneLane {
   // The lanes of a column share its pixels between the products: the `own` from `first` on; where there are more lanes
   // than pixels, the others repeat them.
   static constexpr int own = !kLast && V > R ? V / R : 1;
+  static constexpr int kHolders = kPixels / own, kApart = kLast ? 1 : Q;  // lanes that share them, and between those
 
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int column = lane % Q, row = lane / Q;
@@ -146,33 +147,26 @@ struct OneLane {
   __device__ void products(const F& weights, float* parts) const {
     float sums[kPixels] = {};
     products_of<0>(weights, sums);
-    if constexpr (kLast) {
-      halve<P / 2>(sums);
-      sums[0] += __shfl_xor_sync(0xffffffffu, sums[0], P);
-      if (lane < P) parts[warp * P + lane] = sums[0];
-    } else {
+    halve<kHolders>(sums);
 #pragma unroll
-      for (int i = 0; i < V; ++i)
+    for (int apart = kHolders * kApart; apart < kWarp; apart *= 2)
+      sums[0] += __shfl_xor_sync(0xffffffffu, sums[0], apart);
+    if (counts)
 #pragma unroll
-        for (int apart = Q; apart < kWarp; apart *= 2)
-          sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], apart);
-      if (row == 0)
-#pragma unroll
-        for (int i = 0; i < V; i += 4)
-          *reinterpret_cast<float4*>(parts + warp * P + column * V + i) =
-              float4{sums[i], sums[i + 1], sums[i + 2], sums[i + 3]};
-    }
+      for (int o = 0; o < own; ++o)
+        parts[warp * P + first + o] = sums[o];
   }
-  // Sums of 2 HALF pixels over as many lanes: a lane keeps half of what it has, of the lane's pixel at last.
-  template <int HALF>
+  // Sums of the pixels of HOLDERS lanes over these: a lane keeps half of what it has, its own pixels at last.
+  template <int HOLDERS>
   __device__ void halve(float (&sums)[kPixels]) const {
-    const bool upper = lane & HALF;
+    constexpr int HALF = own * HOLDERS / 2, APART = HOLDERS / 2 * kApart;
+    const bool upper = lane & APART;
 #pragma unroll
     for (int i = 0; i < HALF; ++i) {
       const float keep = upper ? sums[i + HALF] : sums[i], give = upper ? sums[i] : sums[i + HALF];
-      sums[i] = keep + __shfl_xor_sync(0xffffffffu, give, HALF);
+      sums[i] = keep + __shfl_xor_sync(0xffffffffu, give, APART);
     }
-    if constexpr (HALF > 1) halve<HALF / 2>(sums);
+    if constexpr (HOLDERS > 2) halve<HOLDERS / 2>(sums);
   }
   template <int J, class F>
   __device__ void products_of(const F& weights, float (&sums)[kPixels]) const {
