@@ -7,7 +7,8 @@
 //
 // Orders of the pixels. NCHW, where lane t of four reads 16 bytes: as they are; or, for X that comes by load_matrices,
 // so that they are 8 j + 2 t and the next, j = 0..3. channels_last, where load_matrices reads: so that lane t gets
-// pixels 4 t and the next, then 4 t + 2 and the next.
+// pixels 4 t and the next, then 4 t + 2 and the next; or, where it reads 16 bytes, four from 4 t on and from 16 + 4 t
+// on.
 //
 // Beyond the map the basis is zero, so whatever X is read there adds nothing; the kernels read a pixel of the map
 // again, which changes no maximum.
@@ -22,7 +23,8 @@ namespace axnet::cuda {
 constexpr int kChunk = 32;  // pixels that four lanes take in one go, NCHW: 8 each
 constexpr int kStep = 16;   // channels_last: 4 each
 
-enum class Order { across, rows, matrices };  // of channels_last; of NCHW, of X by vectors or by load_matrices
+// Of channels_last, by load_matrices or by vectors; of NCHW, of X by vectors or by load_matrices.
+enum class Order { across, fours, rows, matrices };
 
 // NCHW: pixel i of the chunk from s on. Beyond the map of S pixels another of the same slot (tops.cuh) where there is
 // one, so that no other slot has its maximum there, else the last.
@@ -31,6 +33,7 @@ __device__ inline int in_map(int s, int i, int S) { return s + i < S ? s + i : s
 // Where pixel s stands in a row of the basis.
 __device__ inline int place_of(int s, Order order) {
   if (order == Order::across) return (s & ~14) | (s & 12) / 2 | (s & 2) * 4;
+  if (order == Order::fours) return (s & ~28) | (s & 12) * 2 | (s & 16) / 4;
   return order == Order::matrices ? (s & ~30) | (s & 6) * 4 | (s & 24) / 4 : s;
 }
 
@@ -68,12 +71,14 @@ struct Basis {
   __device__ static int first_pair(int k) { return k / 2 > B ? rows : k % 2 * rows + k / 2; }
 
   // All threads of the block, between barriers. masks: of the image, [A, S]; an anatomy beyond A repeats the first.
-  // asked(): once, when a thread's first masks are on their way. tailed: whether there is a tail. thread: its number.
+  // asked(): once, when a thread's first masks are on their way. tailed: whether there is a tail. thread: its number,
+  // of so many threads.
   template <int FLIGHT = B <= 3 ? 2 : 1, class F>
   __device__ void fill(const float* masks, int A, int S, int s0, int stage, Order order, const F& asked,
-                       bool tailed = true, unsigned thread = threadIdx.x) const {
+                       bool tailed = true, unsigned thread = threadIdx.x,
+                       int threads = static_cast<int>(blockDim.x)) const {
     using T = BFloat16;
-    const bool channels_last = order == Order::across;
+    const bool channels_last = order == Order::across || order == Order::fours;
     auto put_bits = [&](int k, int s, uint32_t high, uint32_t left) {
       auto* to = const_cast<uint16_t*>(at) + k * pitch + place_of(s, order);
       reinterpret_cast<uint32_t*>(to)[0] = high, reinterpret_cast<uint32_t*>(to + rows * pitch)[0] = left;
@@ -106,7 +111,7 @@ struct Basis {
           for (int b = a; b < B; ++b)
             put(1 + B + pair_row(B, a, b), s, m[a][0] * m[b][0], m[a][1] * m[b][1]);
     };
-    const int apart = 2 * static_cast<int>(blockDim.x);
+    const int apart = 2 * threads;
     const int begin = 2 * static_cast<int>(thread);
     if (begin >= stage) asked();
 #pragma unroll 1
@@ -131,7 +136,7 @@ struct Basis {
     }
     if (channels_last || !tailed || s0 + stage < S || S % kChunk == 0) return;
     const int from = S / kChunk * kChunk;
-    for (int i = threadIdx.x; i < B * kChunk; i += static_cast<int>(blockDim.x)) {
+    for (int i = threadIdx.x; i < B * kChunk; i += threads) {
       const uint32_t high = pair_of<T>(mask_of(i / kChunk)[in_map(from, i % kChunk, S)], 0.f);
       const_cast<uint16_t*>(tail)[place_of(i, order)] = static_cast<uint16_t>(high);
     }

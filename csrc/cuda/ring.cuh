@@ -20,11 +20,12 @@ class Ring {
  public:
   // The first copies of the whole pieces of [s, end). All lanes of the warp.
   __device__ void begin(int s, int end) {
-    last = end - own().reach, place = 0, before = (DEPTH - 1) * Own::piece_bytes;
+    const int whole = end - own().reach;
+    last = whole - (DEPTH - 1) * own().stride, place = 0, before = (DEPTH - 1) * Own::piece_bytes;
     own().start(s);
 #pragma unroll
     for (int k = 0; k < DEPTH - 1; ++k) {
-      if (s + k * own().stride <= last) own().copy(k * Own::piece_bytes);
+      if (s + k * own().stride <= whole) own().copy(k * Own::piece_bytes);
       copies_commit();
     }
   }
@@ -39,7 +40,7 @@ class Ring {
   __device__ int walk(int s, int stop, const F& f) {
 #pragma unroll 1
     for (; s + own().reach <= stop; s += own().stride)
-      step(s, s + (DEPTH - 1) * own().stride <= last, f);
+      step(s, s <= last, f);
     return s;
   }
   // The same over one of several runs, of the pixels [0, stop), while copies go on to the next.
@@ -50,15 +51,15 @@ class Ring {
     int s = 0;
 #pragma unroll 1
     do {
-      step(s, more || s + (DEPTH - 1) * own().stride <= last, f);
+      step(s, more || s <= last, f);
       if (s == turning) own().turn(stop);
       s += own().stride;
     } while (s < stop);
   }
 
  private:
-  int last, place, before, left;  // where the last piece may begin; bytes: where the next one stands, and the one
-                                  // before it; runs to come
+  int last, place, before, left;  // where the last piece before which copies go on may begin; bytes: where the next one
+                                  // stands, and the one before it; runs to come
 
   __device__ Own& own() { return *static_cast<Own*>(this); }
   template <class F>
@@ -146,25 +147,26 @@ struct ChannelRing : Ring<DEPTH, ChannelRing<DEPTH>> {
   // x: at the first channel; of its groups of eight `last` is the last one that there is; step: elements of a pixel
   __device__ ChannelRing(unsigned char* shared, int at, const BFloat16* x, int step, int last, int parts)
       : shared(shared), stride(again(parts * reach)), pixel(2 * step) {
-    const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4, row = lane % 8, second = lane / 8 % 2;
+    const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4, row = lane % 8, second = lane / 16;
     map = reinterpret_cast<const unsigned char*>(x + (lane / 4 * step + (t < last ? t : last) * 8));
     eight = again(8 * pixel), further = again((stride - 24) * pixel);
     to = again(at + (g % 4 * 4 + g / 4) * 64 + (t ^ g % 2) * 16);
     from = again(at + t * 64 + (g / 2 ^ t / 2 * 2) * 16 + g % 2 * 8);
-    columns = again(at + (row % 2 + 2 * second) * 256 + row / 2 * 64 + (lane / 16 ^ row / 4 * 2 ^ row % 2) * 16);
+    columns = again(at + (row % 2 + 2 * second) * 256 + row / 2 * 64 + (lane / 8 % 2 ^ row / 4 * 2 ^ row % 2) * 16);
   }
-  __device__ void start(int s) { next = map + static_cast<int64_t>(s) * pixel; }
+  __device__ void start(int s) { next = again(map) + static_cast<int64_t>(s) * pixel; }
   __device__ void copy(int place) {
     unsigned char *low = shared + (to + place), *high = shared + ((to ^ 32) + place) + 128;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       copy_ahead((i % 2 ? high : low) + i / 2 * step_bytes, next);
-      next += i < 3 ? eight : further;
+      next = again(next + static_cast<unsigned>(i < 3 ? eight : further));
     }
   }
   // The pixels from s on of the S that there are, its last one again for those beyond.
   __device__ void copy_rest(int place, int s, int S) {
-    const int own = static_cast<int>(threadIdx.x) % kWarp / 4;
+    const int own = static_cast<int>(again(threadIdx.x % kWarp)) / 4;  // rare: nothing is kept for it
+    const unsigned char* map = again(this->map);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int p = s + own + 8 * i, there = p < S ? p : S - 1;
@@ -188,9 +190,10 @@ struct ChannelRing : Ring<DEPTH, ChannelRing<DEPTH>> {
   __device__ uint2 read(int place, int u, int i) const {
     return *reinterpret_cast<const uint2*>(shared + ((i % 2 ? from ^ 16 : from) + place) + u * step_bytes + i * 256);
   }
-  // Of step u the pairs of pixels 4 t, 4 t + 2 of channels g and 8 + g, or of 16 + g and 24 + g with `upper`.
-  __device__ void read_columns(int place, int u, int upper, uint32_t (&pairs)[4]) const {
-    load_matrices<true>(shared + ((upper ? columns ^ 32 : columns) + place) + u * step_bytes, pairs);
+  // Of step u 16 channels, or the 16 others with `upper`, as products of 16 rows want them: channels g and g + 8 at
+  // pixel 4 t, then at 4 t + 2.
+  __device__ void read_rows(int place, int u, int upper, uint32_t (&words)[4]) const {
+    load_matrices<true>(shared + ((upper ? columns ^ 32 : columns) + place) + u * step_bytes, words);
   }
 };
 

@@ -57,30 +57,37 @@ struct RowWork {
       for (int k = 0; k <= B; ++k)
         tops[r][k] = Tops<PLACES>{};
   }
-  // words: of 32 pixels as the products want them: half of them, row i % 2, a pair of pixels; at: bytes of a row of the
-  // basis before them
-  __device__ void add(const uint32_t (&words)[2][4], int at) {
-    uint32_t b[4];
+  // What the products take of 32 pixels of the basis.
+  struct Parts {
+    uint32_t first[tiles][4], high[4], left[4];
+  };
+  // at: bytes of a row of the basis before them
+  __device__ Parts parts(int at) const {
+    Parts b;
 #pragma unroll
-    for (int k = 0; k < tiles; ++k) {
-      load_shared(shared + (first_part[k] + at), b);
+    for (int k = 0; k < tiles; ++k)
+      load_shared(shared + (first_part[k] + at), b.first[k]);
+    if constexpr (FULL) load_shared(shared + (high_part + at), b.high), load_shared(shared + (left_part + at), b.left);
+    return b;
+  }
+  // words: of 32 pixels as the products want them: half of them, row i % 2, a pair of pixels
+  __device__ void add(const uint32_t (&words)[2][4], int at) { add(words, parts(at)); }
+  __device__ void add(const uint32_t (&words)[2][4], const Parts& b) {
+#pragma unroll
+    for (int k = 0; k < tiles; ++k)
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        multiply_add<T>(sum[k], words[h], b[2 * h], b[2 * h + 1]);
-    }
+        multiply_add<T>(sum[k], words[h], b.first[k][2 * h], b.first[k][2 * h + 1]);
     if constexpr (FULL) {
-      uint32_t left[4];
-      load_shared(shared + (high_part + at), b);
-      load_shared(shared + (left_part + at), left);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         uint32_t high[4], low[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           high[i] = product(words[h][i], words[h][i]), low[i] = left_out(words[h][i], words[h][i], high[i]);
-        multiply_add<T>(squares, high, b[2 * h], b[2 * h + 1]);
-        multiply_add<T>(squares, high, left[2 * h], left[2 * h + 1]);
-        multiply_add<T>(squares, low, b[2 * h], b[2 * h + 1]);
+        multiply_add<T>(squares, high, b.high[2 * h], b.high[2 * h + 1]);
+        multiply_add<T>(squares, high, b.left[2 * h], b.left[2 * h + 1]);
+        multiply_add<T>(squares, low, b.high[2 * h], b.high[2 * h + 1]);
       }
     }
   }

@@ -16,15 +16,33 @@ struct Tops {
   uint32_t top = kLowest, first = 0, last = 0;
 
   __device__ void see(uint32_t best, uint32_t chunks, bool exact) {
+    const uint32_t more = greater_of(top, best);
     if constexpr (FULL) {
-      const uint32_t rose = above<false>(best, top);
+      const uint32_t rose = above<false>(more, top);
       first = (first & ~rose) | (chunks & rose);
       if (!exact) {
         const uint32_t stands = above<true>(best, top);
         last = (last & ~stands) | (chunks & stands);
       }
     }
-    top = greater_of(top, best);
+    top = more;
+  }
+  // Exact, of the four values of a chunk; `last`: where it was one of the latter two.
+  __device__ void see_halves(uint32_t v0, uint32_t v1, uint32_t v2, uint32_t v3, uint32_t chunks) {
+    const uint32_t before = greater_of(greater_of(top, v0), v1), more = greater_of(greater_of(before, v2), v3);
+    const uint32_t rose = above<false>(more, top), later = above<false>(more, before);
+    first = (first & ~rose) | (chunks & rose), last = (last & ~rose) | (later & rose);
+    top = more;
+  }
+  // Of a chunk and the next one, not exact.
+  __device__ void see_two(const uint32_t (&best)[2], const uint32_t (&chunks)[2]) {
+    const uint32_t more = greater_of(greater_of(top, best[0]), best[1]), rose = above<false>(more, top);
+    const uint32_t stands = above<true>(best[0], more), again = above<true>(best[1], more);
+    const uint32_t its = (chunks[1] & ~stands) | (chunks[0] & stands);
+    first = (first & ~rose) | (its & rose);
+    last = (last & ~stands) | (chunks[0] & stands);
+    last = (last & ~again) | (chunks[1] & again);
+    top = more;
   }
 };
 
@@ -49,10 +67,10 @@ struct Run {
   int begin, total;
 
   __device__ explicit Run(int count) : begin(count) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const unsigned lane = again(threadIdx.x % kWarp);
 #pragma unroll
-    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
-      const int more = __shfl_sync(0xffffffffu, begin, (lane + kWarp - lanes) % kWarp);
+    for (unsigned lanes = 1; lanes < kWarp; lanes *= 2) {
+      const int more = __shfl_sync(0xffffffffu, begin, static_cast<int>((lane + kWarp - lanes) % kWarp));
       begin += lane >= lanes ? more : 0;
     }
     total = __shfl_sync(0xffffffffu, begin, kWarp - 1);

@@ -13,12 +13,12 @@ struct AcrossSearch {
   static constexpr int words = 2, pixels = 4, slot_words = words * (1 + B) * 3 * kWarp;  // of a warp
   static constexpr unsigned ones = 0x01010101u;  // of four slots or pixels a bit each, eight bits apart
 
-  const BFloat16* map;    // at the warp's first channel
-  int last_four;          // the first of the last four channels that there are
-  const float* mask;      // of the image
-  const uint32_t* splat;  // the basis'
-  int S, step;
-  bool splat_all;  // whether it has all pixels
+  const BFloat16* map;      // at the warp's first channel
+  int last_four;            // the first of the last four channels that there are
+  const float* mask;        // of the image
+  const uint16_t* rounded;  // the same, in rows of the basis
+  int pitch, S, step;
+  bool all_there;  // whether these have all pixels, which are whole slots
   bool alone;      // whether no other warp looks at these channels
 
   __device__ const uint16_t* x(unsigned row) const {
@@ -26,25 +26,22 @@ struct AcrossSearch {
     return reinterpret_cast<const uint16_t*>(map + ((four < last_four ? four : last_four) + static_cast<int>(row % 4)));
   }
   __device__ int in_map(int s) const { return s < S ? s : S - 1; }
-  // The masks of the four pixels from s on, in pairs.
-  __device__ void masks_of(int s, uint32_t (&out)[B][2]) const {
-    if (splat_all) {
-      uint32_t m[B][4];
-#pragma unroll
-      for (int j = 0; j < B; ++j)
-        load_shared(splat + s * B + 4 * j, m[j]);
-#pragma unroll
-      for (int i = 0; i < B * 4; i += 2 * B)
-#pragma unroll
-        for (int a = 0; a < B; ++a)
-          out[a][i / (2 * B)] = firsts(m[(i + a) / 4][(i + a) % 4], m[(i + B + a) / 4][(i + B + a) % 4]);
+  // The masks of PAIRS pairs of pixels from s on, of a slot or its latter half.
+  template <int PAIRS>
+  __device__ void masks_of(int a, int s, uint32_t (&out)[PAIRS]) const {
+    if (all_there && s < S) {
+      const uint16_t* from = rounded + (a * pitch + place_of(s, Order::fours));
+      if constexpr (PAIRS == 2) {
+        const uint2 both = *reinterpret_cast<const uint2*>(from);
+        out[0] = both.x, out[1] = both.y;
+      } else {
+        out[0] = *reinterpret_cast<const uint32_t*>(from);
+      }
       return;
     }
 #pragma unroll
-    for (int a = 0; a < B; ++a)
-#pragma unroll
-      for (int i = 0; i < 4; i += 2)
-        out[a][i / 2] = pair_of<BFloat16>(mask[a * S + in_map(s + i)], mask[a * S + in_map(s + i + 1)]);
+    for (int i = 0; i < PAIRS; ++i)
+      out[i] = pair_of<BFloat16>(mask[a * S + in_map(s + 2 * i)], mask[a * S + in_map(s + 2 * i + 1)]);
   }
   // Bits of four: of two in either of two registers, all bits of a half or none.
   __device__ static unsigned bits(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x6420) & ones; }
@@ -79,14 +76,14 @@ struct AcrossSearch {
   }
 
   __device__ void run(const Tops<true> (&tops)[words][1 + B], uint32_t* slots, Spot (&spots)[1 + B]) const {
-    const unsigned lane = threadIdx.x % kWarp;
+    const unsigned lane = again(threadIdx.x % kWarp);
 #pragma unroll
     for (int w = 0; w < words; ++w)
 #pragma unroll
       for (int k = 0; k <= B; ++k) {
         uint32_t* to = slots + (w * (1 + B) + k) * 3 * kWarp + lane;
         to[0] = tops[w][k].top, to[kWarp] = tops[w][k].first;
-        if (k > 0) to[2 * kWarp] = tops[w][k].last;
+        to[2 * kWarp] = tops[w][k].last;
       }
     __syncwarp();
     const uint32_t* own = slots + lane % 4 / 2 * (1 + B) * 3 * kWarp + lane / 4 * 4;
@@ -108,36 +105,38 @@ struct AcrossSearch {
       most[k] = greater_of(most[k], __byte_perm(most[k], most[k], 0x1032));
       if (k > 0) open[k] = bits(above<true>(top[k][0], most[k]), above<true>(top[k][1], most[k]));
     }
-    uint32_t m[B][2];
-    {  // X itself is exact: of equal slots that of the first chunk has the place, and the first there
-      four(0, 1, first);
+    bool both;
+    uint32_t value = 0;
+    {  // X itself is exact: of equal slots that of the first two pixels has the place, and the first there
+      uint32_t later[2];
+      four(0, 1, first), four(0, 2, later);
       first[0] |= ~above<true>(top[0][0], most[0]), first[1] |= ~above<true>(top[0][1], most[0]);
       unsigned least = ~0u;
 #pragma unroll
       for (int t = 0; t < 4; ++t) {
-        const unsigned key = (t % 2 ? first[t / 2] >> 16 : first[t / 2] & 0xffffu) * 4 + t;
+        const unsigned chunk = t % 2 ? first[t / 2] >> 16 : first[t / 2] & 0xffffu;
+        const unsigned key = chunk * 8 + 2 * t + (later[t / 2] >> (t % 2 * 16) & 1);
         least = key < least ? key : least;
       }
-      if (least >= 4u * 0xffff) least = 0;  // not a number
-      at[0] = static_cast<int>(least) * pixels;
-      masks_of(at[0], m);
-      const int t = static_cast<int>(least % 4);
-      uint32_t beyond[2] = {};  // where the product with its mask would be above the slot's largest
+      if (least >= 8u * 0xffff) least = 0;  // not a number
+      at[0] = static_cast<int>(least) * 2;
+      const int t = static_cast<int>(least / 2 % 4);
+      uint32_t beyond = 0;  // where the product with its mask would be above the slot's largest
 #pragma unroll
-      for (int a = 0; a < B; ++a)
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          beyond[i] |= above<false>(product(m[a][i], most[0]), of_slot(top[1 + a], t));
-      wanted[0] = ~bits(beyond[0], beyond[1]) & ones;
-      if (wanted[0] == 0) wanted[0] = 1;
-      // the last one has it if those before have not
-      read(lane, at[0], wanted[0] & ~(0x80000000u >> __clz(static_cast<int>(wanted[0]))), values[0]);
+      for (int a = 0; a < B; ++a) {
+        uint32_t m[1];
+        masks_of(a, at[0], m);
+        beyond |= above<false>(product(m[0], most[0]), of_slot(top[1 + a], t));
+      }
+      both = beyond == 0;
+      if (beyond == 0xffffu) at[0] = in_map(at[0] + 1);
+      if (both) value = *(x(lane) + at[0] * step);
     }
 #pragma unroll
     for (int k = 1; k <= B; ++k) {
       uint32_t last[2];
       four(k, 1, first), four(k, 2, last);
-      if (S % kStep != 0)  // the last pixel again, which another slot has
+      if (S % (2 * kStep) != 0)  // the last pixel again, which another slot has
 #pragma unroll
         for (int t = 0; t < 4; ++t)
           if (static_cast<int>(t % 2 ? first[t / 2] >> 16 : first[t / 2] & 0xffffu) * kStep + 4 * t >= S)
@@ -147,19 +146,15 @@ struct AcrossSearch {
       // a zero is exact: what stands later has no larger one
       lasts[k] = most[k] << 17 ? static_cast<int>(of_slot(last, t) & 0xffffu) : 0;
       xs[k] = of_slot(top[0], t), at[k] = chunks[k] * kStep + 4 * t;
-      masks_of(at[k], m);
-      masks[k][0] = m[k - 1][0], masks[k][1] = m[k - 1][1];
+      masks_of(k - 1, at[k], masks[k]);
       wanted[k] = reaching(masks[k], xs[k], most[k]);
       const bool known = alone && ((open[k] & (open[k] - 1)) | (wanted[k] & (wanted[k] - 1))) == 0 &&
                          lasts[k] <= chunks[k] && wanted[k] != 0;
       read(lane, at[k], known ? 0 : wanted[k], values[k]);
       if (known) spots[k].top = first_of<BFloat16>(most[k]), spots[k].at = in_map(at[k] + first_bit(wanted[k]));
     }
-    spots[0].top = first_of<BFloat16>(most[0]),
-    spots[0].at = in_map(at[0] + (31 - __clz(static_cast<int>(wanted[0]))) / 8);
-#pragma unroll
-    for (int i = pixels - 1; i >= 0; --i)
-      if (first_of<BFloat16>(values[0][i]) == spots[0].top) spots[0].at = in_map(at[0] + i);
+    spots[0].top = first_of<BFloat16>(most[0]);
+    spots[0].at = both && first_of<BFloat16>(value) != spots[0].top ? in_map(at[0] + 1) : at[0];
     unsigned late[1 + B];
 #pragma unroll
     for (int k = 1; k <= B; ++k) {
@@ -177,7 +172,7 @@ struct AcrossSearch {
   template <class Four>
   __device__ void look_again(unsigned (&open)[1 + B], unsigned (&late)[1 + B], const uint32_t (&most)[1 + B],
                              const Four& four, Spot (&spots)[1 + B]) const {
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int lane = static_cast<int>(again(threadIdx.x % kWarp));
     auto any = [&] {
       unsigned left = 0;
 #pragma unroll
@@ -210,12 +205,8 @@ struct AcrossSearch {
         const uint32_t its_both = __shfl_sync(0xffffffffu, both, owner);
         const uint32_t x = firsts(its_both, its_both), top = seconds(its_both, its_both);
         const int s = unit < run.total ? ((its >> 8) + unit) * kStep + (its & 3) * 4 : 0;
-        uint32_t m[B][2], own[2], values[pixels];
-        masks_of(s, m);
-        own[0] = m[0][0], own[1] = m[0][1];
-#pragma unroll
-        for (int a = 1; a < B; ++a)
-          if (k == 1 + a) own[0] = m[a][0], own[1] = m[a][1];
+        uint32_t own[2], values[pixels];
+        masks_of(k > 0 ? k - 1 : 0, s, own);
         read(owner, s, unit < run.total ? reaching(own, x, top) : 0, values);
         const Spot best = best_of(own, values, s);
         const bool reaches = above<true>(pair_of<BFloat16>(best.top, best.top), top) & 1;
