@@ -42,9 +42,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_moments(Tensor
   const Type type = type_of(x);
   const cudaStream_t stream = queue.stream();
   constexpr int64_t countable = int64_t{1} << 26;  // images whose rows of numbers have 32-bit indices
-  const bool done = N < countable &&
-                    ((type == Type::bf16 && matrix_moments(stream, p, full)) ||
-                     (type == Type::f32 && full && lane_moments(stream, p)) || scalar_moments(stream, p, type, full));
+  const bool done =
+      N < countable && ((type == Type::bf16 && matrix_moments(stream, p, full)) ||
+                        (type == Type::f32 && lane_moments(stream, p, full)) || scalar_moments(stream, p, type, full));
   if (!done) any_moments(stream, p, type, full);
   return {descriptors, moments, argmax, mass, link, coef_link};
 }

@@ -1,6 +1,6 @@
-// Training moments in float32 and NCHW: a lane has a row of X to itself, so that at its end nothing is shared out. The
-// 32 rows of a warp come to shared memory by copies that run ahead, in whole lines; masks are read by all lanes at
-// once.
+// Training moments in float32 and NCHW, and descriptors of 7 x 7 pixels: a lane has a row of X to itself, so that at
+// its end nothing is shared out. The 32 rows of a warp come to shared memory by copies that run ahead, in whole lines;
+// masks are read by all lanes at once.
 #include "cuda/row_moments.cuh"
 #include "cuda/scalar_row.cuh"
 
@@ -53,13 +53,13 @@ __device__ inline void load_granule(const float* from, float (&out)[kGranule]) {
 }
 
 // A lane's row.
-template <int B>
-struct LaneRow : Row<B, true> {
-  using Row<B, true>::top, Row<B, true>::at;
+template <int B, bool FULL>
+struct LaneRow : Row<B, FULL> {
+  using Row<B, FULL>::top, Row<B, FULL>::at;
 
   template <int P>
   __device__ void add(const float (&x)[P], const float (&m)[B][P], int here) {
-    Row<B, true>::add(x, [&](int a, int i) { return m[a][i]; }, here);
+    Row<B, FULL>::add(x, [&](int a, int i) { return m[a][i]; }, here);
   }
   // From the granules to the pixels, which may be the only ones of theirs. x: the row; masks: [S / 8, B, 8]
   template <bool ALIGNED>
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           *reinterpret_cast<const float4*>(mask + a * S + s);
   __syncthreads();
   if (!busy) return;
-  LaneRow<B> row;
+  LaneRow<B, true> row;
   int s = 0, place = 0, weights = again(rings);
 #pragma unroll 1
   do {
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // 7 x 7 pixels: rows are no whole vectors, but 32 of them are one run of memory, where a lane's row begins at a bank of
 // its own.
-template <int B>
+template <int B, bool FULL>
 __global__ void __launch_bounds__(kThreads, 2)
     moments_runs_kernel(const __grid_constant__ MomentsPlan p, const __grid_constant__ LaneTiling tiling) {
   constexpr int S = kOddPixels, vectors = kRun / 4;
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     copies_wait<1>();
     __syncwarp();  // those of all lanes
     const float* own = runs + place + lane * S;
-    LaneRow<B> row;
+    LaneRow<B, FULL> row;
 #pragma unroll
     for (int s = 0; s + kGranule <= S; s += kGranule) {
       float v[kGranule], m[B][kGranule];
@@ -197,40 +197,43 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int a = 0; a < B; ++a)
       m[a][0] = masks[(S - 1) * B + a * kGranule];
     row.add(last, m, S - 1);
-    row.template find<false>(own, masks);
-    const bool again = write_row<B, true>(p, tiling.row_bytes, tiling.inverse, n, c, row.sum, row.top, row.at);
+    if constexpr (FULL) row.template find<false>(own, masks);
+    const bool again = write_row<B, FULL>(p, tiling.row_bytes, tiling.inverse, n, c, row.sum, row.top, row.at);
     __syncwarp();  // the run has been read
-    mend_rows<float>(p, true, again, n, c);
+    mend_rows<float>(p, FULL, again, n, c);
     c += tiling.channels, place = kRun - place;
   }
 }
 
-template <int B>
+template <int B, bool FULL>
 void launch_lanes(const MomentsPlan& p, cudaStream_t stream) {
   const bool odd = p.S == kOddPixels;
   const LaneTiling tiling(p, odd);
   const size_t own = kWarps * 2 * (odd ? kRun * sizeof(float) : kPieceBytes);
   const size_t bytes = own + ceil_div(p.S, kGranule) * kGranule * B * sizeof(float);
-  launch(odd ? moments_runs_kernel<B> : moments_lanes_kernel<B>, mass_blocks(p) + p.N * tiling.blocks, 1, kThreads,
-         bytes, stream, p, tiling);
+  auto* kernel = moments_runs_kernel<B, FULL>;
+  if constexpr (FULL)
+    if (!odd) kernel = moments_lanes_kernel<B>;
+  launch(kernel, mass_blocks(p) + p.N * tiling.blocks, 1, kThreads, bytes, stream, p, tiling);
 }
 
-bool takes(const MomentsPlan& p) {
+bool takes(const MomentsPlan& p, bool full) {
   constexpr int V = kVector<float>;
   if (p.x.channels_last || p.C % kWarp || p.C > kMostOffset / kMostPixels) return false;
   if (p.S == kOddPixels) return p.x.c == p.S && is_aligned_map<float>(p.x_data, p.x, V);
-  const bool aligned = is_aligned_map<float>(p.x_data, p.x, p.x.c) && reinterpret_cast<uintptr_t>(p.mask) % 16 == 0;
+  const bool aligned =
+      full && is_aligned_map<float>(p.x_data, p.x, p.x.c) && reinterpret_cast<uintptr_t>(p.mask) % 16 == 0;
   return aligned && p.S % kPiece == 0 && p.S >= 2 * kPiece && p.S <= kMostPixels && p.x.c <= kMostOffset / V;
 }
 
 }  // namespace
 
-bool lane_moments(cudaStream_t stream, const MomentsPlan& p) {
-  if (!takes(p)) return false;
+bool lane_moments(cudaStream_t stream, const MomentsPlan& p, bool full) {
+  if (!takes(p, full)) return false;
   switch (p.A) {
-    case 1: launch_lanes<1>(p, stream); return true;
-    case 2: launch_lanes<2>(p, stream); return true;
-    case 3: launch_lanes<3>(p, stream); return true;
+    case 1: full ? launch_lanes<1, true>(p, stream) : launch_lanes<1, false>(p, stream); return true;
+    case 2: full ? launch_lanes<2, true>(p, stream) : launch_lanes<2, false>(p, stream); return true;
+    case 3: full ? launch_lanes<3, true>(p, stream) : launch_lanes<3, false>(p, stream); return true;
   }
   return false;
 }

@@ -111,7 +111,7 @@ struct GatePlan {
 // In `stream`, for X of type T (acc: in that accumulation type). Those that return bool say whether they took the plan.
 bool scalar_moments(cudaStream_t stream, const MomentsPlan& plan, Type of_x, bool full);
 bool matrix_moments(cudaStream_t stream, const MomentsPlan& plan, bool full);  // bfloat16
-bool lane_moments(cudaStream_t stream, const MomentsPlan& plan);               // float32, NCHW, in training
+bool lane_moments(cudaStream_t stream, const MomentsPlan& plan, bool full);    // float32, NCHW
 void any_moments(cudaStream_t stream, const MomentsPlan& plan, Type of_x, bool full);
 
 void fold_gate(cudaStream_t stream, const FoldPlan& plan, Type acc);
