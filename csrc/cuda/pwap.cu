@@ -12,7 +12,7 @@
 #include "cuda/pwap_combine.cuh"
 #include "cuda/pwap_image.cuh"
 #include "cuda/pwap_one.cuh"
-#include "cuda/pwap_products.cuh"
+#include "cuda/pwap_wide.cuh"
 
 namespace axnet::cuda {
 namespace {
@@ -81,14 +81,14 @@ __global__ void __launch_bounds__(kThreads, 2) pwap_tile_kernel(const PoolPlan p
 }
 
 // Z in the place of X, in a warp's part of a tile.
-template <class T, bool LAST, int M>
+template <class T, bool LAST, int M, int RUN = run_of(M)>
 __device__ inline void gate_part(int lane, const MatrixPlan& p, const PwapArgs& args, int n, int c0, int s0,
                                  unsigned char* stage) {
   constexpr int V = kVector<T>;
   const int A = args.A, channels = p.C - c0, pixels = p.S - s0;
   const float* fold = static_cast<const float*>(args.fold) + static_cast<int64_t>(n) * fold_rows(A) * p.C + c0;
   const float* mask = static_cast<const float*>(args.mask) + static_cast<int64_t>(n) * A * p.S + s0;
-  WarpTile<T, LAST, M>::template each_piece<1>(lane, [&](int, int at, int c, int s) {
+  WarpTile<T, LAST, M, RUN>::template each_piece<1>(lane, [&](int, int at, int c, int s) {
     if (c >= channels || s >= pixels) return;
     const int rest = LAST ? channels - c : pixels - s, count = rest < V ? rest : V;
     // V numbers of a row: neighbours along the piece, or one for all
@@ -109,17 +109,16 @@ __device__ inline void gate_part(int lane, const MatrixPlan& p, const PwapArgs& 
         gate[i] += w[i] * m[i];
     }
     numbers(fold + (1 + A) * p.C + c, LAST, w);
-    Vector<T> z = WarpTile<T, LAST, M>::piece(stage + at);
+    Vector<T> z = WarpTile<T, LAST, M, RUN>::piece(stage + at);
 #pragma unroll
     for (int i = 0; i < V; ++i)
       z.at[i] = T(static_cast<float>(z.at[i]) * gate[i] + w[i]);
-    WarpTile<T, LAST, M>::set_piece(stage + at, z);
+    WarpTile<T, LAST, M, RUN>::set_piece(stage + at, z);
   });
 }
 
 //   block   the tiles of a walk, for M maps (pwap_tile.cuh)
-//   shared  the ring; parts [warps, M, P]; shares; of every map: largest logit so far, denominator, what a larger top
-//           leaves of the sums, bias
+//   shared  the ring; parts [warps, M, P]; shares; PooledMaps
 template <class T, bool LAST, int M>
 __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_matrix_kernel(const MatrixPlan p, const PwapArgs args) {
   AXNET_SHARED(shared);
@@ -131,8 +130,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_matrix_kernel(const
   unsigned char* ring = shared + warp * p.stages * kStage;
   float* parts = reinterpret_cast<float*>(shared + p.warps * p.stages * kStage);
   const Shares<T, P> shares{reinterpret_cast<unsigned char*>(parts + p.warps * M * P), M};
-  float *tops = parts + p.warps * M * P + M * (P + 8), *factors = tops + M, *masses = factors + M;
-  float *falls = masses + M, *biases = falls + M;
+  const PooledMaps<M> found(parts + p.warps * M * P + M * (P + 8));
   const unsigned walk = blockIdx.x / p.groups;
   const int k0 = (blockIdx.x - walk * p.groups) * M, maps = p.K - k0 < M ? p.K - k0 : M;
   const int n = walk / p.walks, first = (walk - n * p.walks) * p.steps;
@@ -143,12 +141,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_matrix_kernel(const
     if (first + i < last) Tile::fetch(lane, p, x, c0, (first + i) * P, ring + i * kStage);
     copies_commit();
   }
-  if (threadIdx.x < M) {
-    tops[threadIdx.x] = -std::numeric_limits<float>::infinity(), masses[threadIdx.x] = 0, falls[threadIdx.x] = 1;
-    factors[threadIdx.x] = 1;
-    biases[threadIdx.x] =
-        threadIdx.x < maps && args.bias.at ? static_cast<float>(number(args.bias, k0 + threadIdx.x)) : 0.f;
-  }
+  found.begin(args, k0, maps);
   for (int i = threadIdx.x; i < M * P; i += blockDim.x)
     shares.set(i / P, i % P, 0);
   Rows<T, M, false> weights[Tile::kSlots];
@@ -176,58 +169,73 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_matrix_kernel(const
     Product::channels(lane, stage, weights, parts + warp * M * P);
     __syncthreads();
     lane = again(lane) % kWarp;
-#pragma unroll 1
-    for (int index = warp * kWarp + lane; index < M * P; index += p.warps * kWarp) {
-      const int k = index / P, s = index % P;
-      if ((index - index % kWarp) / P >= maps) continue;  // all lanes of the warp
-      const bool real = k < maps && s0 + s < p.S;
-      float logit = biases[k];
-#pragma unroll 4
-      for (int w = 0; w < p.warps; ++w)
-        logit += parts[w * M * P + part_at<P>(k, s)];
-      const float before = tops[k];
-      float top = warp_max<P>(real ? logit : -std::numeric_limits<float>::infinity()), factor = factors[k], fall = 1;
-      if (!(top - top == 0)) top = 0;  // as in pwap_tile_kernel
-      if (top > before) {
-        const float next = 1 + std::exp(-std::abs(top));
-        fall = std::exp(std::fmin(before, 0.f) - std::fmin(top, 0.f)) * next * reciprocal(factor), factor = next;
-      } else {
-        top = before;
-      }
-      // as probability(), of which `factor` is kept
-      const float small = std::exp(-std::abs(logit)), inverse = reciprocal(1 + small);
-      const float prob = logit < 0 ? small * inverse : inverse;
-      float share = (top < 0 ? std::exp(logit - top) : logit < 0 ? small : 1.f) * factor * inverse;
-      if (!real) share = 0;
-      const float mass = warp_sum<P>(share);
-      shares.set(k, s, share);
-      if (s == 0) tops[k] = top, factors[k] = factor, masses[k] = masses[k] * fall + mass, falls[k] = fall;
-      if (real) {
-        const int64_t place = (static_cast<int64_t>(n) * p.K + k0 + k) * p.S + s0 + s;
-        static_cast<float*>(args.logits)[place] = logit;
-        static_cast<T*>(args.prob)[place] = narrowed<T>(prob);
-      }
-    }
+    found.weigh(lane, p, args, n, k0, maps, s0, parts, shares);
     __syncthreads();
     lane = again(lane) % kWarp;
-    Product::scale(lane, falls, sums);
+    Product::scale(lane, found.falls, sums);
     Product::pixels(lane, stage, shares, 0, sums);
     at = at + 1 == p.stages ? 0 : at + 1;
   }
+  found.template end<T, Product>(p, args, walk, n, k0, maps, c0, sums);
+}
 
-  const int k = threadIdx.x;
-  if (p.walks == 1) {  // nothing to merge
-    T* pooled = static_cast<T*>(args.pooled) + (static_cast<int64_t>(n) * p.K + k0) * p.C + c0;
-    Product::each_sum(sums, maps, channels,
-                      [&](int k, int c, float sum) { pooled[k * p.C + c] = narrowed<T>(sum * reciprocal(masses[k])); });
-    float* norm = static_cast<float*>(args.norm) + static_cast<int64_t>(n) * 2 * p.K + k0;
-    if (k < maps) norm[k] = tops[k], norm[p.K + k] = masses[k];
-    return;
+//   block   the tiles of a walk, for 16 maps (pwap_wide.cuh)
+//   shared  the stages; the rows of weights; parts [warps, 16, P]; shares; PooledMaps; what lines are asked for with
+template <class T, bool LAST>
+__global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_wide_kernel(const MatrixPlan p, const PwapArgs args) {
+  AXNET_SHARED(shared);
+  constexpr int M = 16;
+  using Walk = WideWalk<T, LAST>;
+  using Product = Products<T, LAST, M, kWideRun>;
+  using Row = Rows<T, M, false>;
+  constexpr int P = Walk::P;
+  const int warp = threadIdx.x / kWarp, c0 = warp * kWideRun;
+  unsigned lane = threadIdx.x % kWarp;
+  unsigned char *stage = shared + warp * kStage, *held = shared + p.warps * kStage;
+  const HeldRows<Row, Product::kSlots> weights{held + warp * kWideHeld};
+  static_assert(weights.bytes == kWideHeld);
+  float* parts = reinterpret_cast<float*>(held + p.warps * kWideHeld);
+  const Shares<T, P> shares{reinterpret_cast<unsigned char*>(parts + p.warps * M * P), M};
+  const PooledMaps<M> found(parts + p.warps * M * P + M * (P + 8));
+  const unsigned walk = blockIdx.x / p.groups;
+  const int k0 = (blockIdx.x - walk * p.groups) * M, maps = p.K - k0 < M ? p.K - k0 : M;
+  const int n = walk / p.walks, first = walk - n * p.walks;
+  const Walk tiles{p, static_cast<const T*>(args.x) + n * p.image, c0, stage,
+                   reinterpret_cast<unsigned char*>(found.biases + M) + warp * 4 * kWarp};
+
+  {
+    Row rows[Product::kSlots];
+    typed(args.weight, [&](auto from) {
+      Product::load_rows(from + static_cast<int64_t>(k0) * p.C + c0, p.C, maps, p.C - c0, rows);
+    });
+    weights.set(rows);
   }
-  float* partial = static_cast<float*>(args.partial) + static_cast<int64_t>(walk) * (p.C + 2) * p.K;
-  if (k < maps) partial[p.K * p.C + k0 + k] = tops[k], partial[p.K * (p.C + 1) + k0 + k] = masses[k];
-  partial += k0 * p.C + c0;
-  Product::each_sum(sums, maps, channels, [&](int k, int c, float sum) { partial[k * p.C + c] = sum; });
+  tiles.begin(lane, first);
+  found.begin(args, k0, maps);
+  for (int i = threadIdx.x; i < M * P; i += blockDim.x)
+    shares.set(i / P, i % P, 0);
+  typename Product::Sums sums = {};
+
+#pragma unroll 1
+  for (int i = first; i < p.tiles; i += p.walks) {
+    lane = again(lane) % kWarp;
+    tiles.wait();
+    if (args.fold) {
+      gate_part<T, LAST, M, kWideRun>(lane, p, args, n, c0, i * P, stage);
+      __syncwarp();
+    }
+    lane = again(lane) % kWarp;
+    Product::channels(lane, stage, weights, parts + warp * M * P);
+    __syncthreads();
+    lane = again(lane) % kWarp;
+    found.weigh(lane, p, args, n, k0, maps, i * P, parts, shares);
+    __syncthreads();
+    lane = again(lane) % kWarp;
+    Product::scale(lane, found.falls, sums);
+    Product::pixels(lane, stage, shares, 0, sums, tiles.refill(lane, i + p.walks));
+    tiles.refilled(lane, i + p.walks);
+  }
+  found.template end<T, Product>(p, args, walk, n, k0, maps, c0, sums);
 }
 
 //   block   the tiles of a walk, for one map (pwap_one.cuh)
@@ -353,8 +361,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor
       const auto launch_tiles = [&] {
         with_warp_tile<T>(*plan, [&](auto tile) {
           using Tile = decltype(tile);
-          launch(pwap_matrix_kernel<T, Tile::kLast, Tile::kMaps>, N * plan->walks * plan->groups, 1,
-                 plan->warps * kWarp, plan->bytes, queue.stream(), *plan, args);
+          const auto blocks = [&](const auto& kernel) {
+            launch(kernel, N * plan->walks * plan->groups, 1, plan->warps * kWarp, plan->bytes, queue.stream(), *plan,
+                   args);
+          };
+          if constexpr (Tile::kMaps == 16 && !std::is_same_v<T, Half>)
+            if (plan->wide) return blocks(pwap_wide_kernel<T, Tile::kLast>);
+          blocks(pwap_matrix_kernel<T, Tile::kLast, Tile::kMaps>);
         });
       };
       return plan->walks == 1 ? launch_tiles() : launch_all(plan->walks, launch_tiles);

@@ -4,7 +4,7 @@
 //           dX = sum_k share_k dpooled_k + W_k dL_k;  the tile's part of dW = sum dL X and db = sum dL
 //   gather  dW and db from the tiles, in their order
 //
-// Where 16 maps of all channels are too many for a block, the shares and dL come first (pwap_slopes.cuh).
+// 16 maps of all channels that are too many for the registers of a block have kernels of their own (pwap_slopes.cuh).
 // One map in NCHW takes pwap_one.cuh, of 7 x 7 pixels pwap_image.cuh; else up to 2048 channels of 16 and 32 bits take
 // the matrix units (pwap_tile.cuh), the rest pooling.cuh's loops.
 #include "checks.h"
@@ -393,6 +393,12 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
           const auto blocks = [&](const auto& kernel, const MatrixPlan& of, int64_t count, int k0) {
             launch(kernel, N * count, 1, of.warps * kWarp, of.bytes, queue.stream(), of, args, k0);
           };
+          if constexpr (Tile::kMaps == 16 && std::is_same_v<T, BFloat16>)
+            if (plan->wide) {
+              for (int k0 = 0; k0 < K; k0 += plan->maps)  // the later ones add to dX
+                blocks(pwap_backward_wide_kernel<T, Tile::kLast>, *plan, plan->walks, k0);
+              return;
+            }
           if constexpr (Tile::kMaps == 16)
             if (plan->halves == 2) {
               const Tensor slopes = empty({N, K, S, 2}, acc, device);

@@ -1,10 +1,87 @@
-// What the walks over an image found, merged: pooled = sum w X / sum w, relative to the image's largest logit.
+// What the tiles of a walk find, and the walks over an image merged: pooled = sum w X / sum w, relative to the image's
+// largest logit.
 #pragma once
 
 #include "cuda/pooling.cuh"
 #include "cuda/pwap_args.cuh"
+#include "cuda/pwap_operands.cuh"
+#include "cuda/pwap_tile.cuh"
 
 namespace axnet::cuda {
+
+// Of a block's M maps, in shared memory: largest logit so far, 1 + e^-|it|, denominator, what a larger top leaves of
+// the sums, bias.
+template <int M>
+struct PooledMaps {
+  float *tops, *factors, *masses, *falls, *biases;
+  __device__ explicit PooledMaps(float* at)
+      : tops(at), factors(tops + M), masses(factors + M), falls(masses + M), biases(falls + M) {}
+
+  __device__ void begin(const PwapArgs& args, int k0, int maps) const {
+    const int k = threadIdx.x;
+    if (k >= M) return;
+    tops[k] = -std::numeric_limits<float>::infinity(), masses[k] = 0, falls[k] = 1, factors[k] = 1;
+    biases[k] = k < maps && args.bias.at ? static_cast<float>(number(args.bias, k0 + k)) : 0.f;
+  }
+
+  // A tile's logits, probabilities and shares, from the parts of all warps. All threads of the block.
+  template <class T, int P>
+  __device__ void weigh(unsigned lane, const MatrixPlan& p, const PwapArgs& args, int n, int k0, int maps, int s0,
+                        const float* parts, const Shares<T, P>& shares) const {
+#pragma unroll 1
+    for (int index = threadIdx.x / kWarp * kWarp + lane; index < M * P; index += p.warps * kWarp) {
+      const int k = index / P, s = index % P;
+      if ((index - index % kWarp) / P >= maps) continue;  // all lanes of the warp
+      const bool real = k < maps && s0 + s < p.S;
+      float logit = biases[k];
+#pragma unroll 4
+      for (int w = 0; w < p.warps; ++w)
+        logit += parts[w * M * P + part_at<P>(k, s)];
+      const float before = tops[k];
+      float top = warp_max<P>(real ? logit : -std::numeric_limits<float>::infinity()), factor = factors[k], fall = 1;
+      if (!(top - top == 0)) top = 0;  // as in pwap_tile_kernel
+      if (top > before) {
+        const float next = 1 + std::exp(-std::abs(top));
+        fall = std::exp(std::fmin(before, 0.f) - std::fmin(top, 0.f)) * next * reciprocal(factor), factor = next;
+      } else {
+        top = before;
+      }
+      // as probability(), of which `factor` is kept
+      const float small = std::exp(-std::abs(logit)), inverse = reciprocal(1 + small);
+      const float prob = logit < 0 ? small * inverse : inverse;
+      float share = (top < 0 ? std::exp(logit - top) : logit < 0 ? small : 1.f) * factor * inverse;
+      if (!real) share = 0;
+      const float mass = warp_sum<P>(share);
+      shares.set(k, s, share);
+      if (s == 0) tops[k] = top, factors[k] = factor, masses[k] = masses[k] * fall + mass, falls[k] = fall;
+      if (real) {
+        const int64_t place = (static_cast<int64_t>(n) * p.K + k0 + k) * p.S + s0 + s;
+        static_cast<float*>(args.logits)[place] = logit;
+        static_cast<T*>(args.prob)[place] = narrowed<T>(prob);
+      }
+    }
+  }
+
+  // What the block has found: the pooled rows of an image, or the parts of a walk.
+  template <class T, class Product>
+  __device__ void end(const MatrixPlan& p, const PwapArgs& args, unsigned walk, int n, int k0, int maps, int c0,
+                      const typename Product::Sums& sums) const {
+    const int k = threadIdx.x, channels = p.C - c0;
+    if (p.walks == 1) {  // nothing to merge
+      T* pooled = static_cast<T*>(args.pooled) + (static_cast<int64_t>(n) * p.K + k0) * p.C + c0;
+      Product::each_sum(sums, maps, channels, [&](int k, int c, float sum) {
+        pooled[k * p.C + c] = narrowed<T>(sum * reciprocal(masses[k]));
+      });
+      float* norm = static_cast<float*>(args.norm) + static_cast<int64_t>(n) * 2 * p.K + k0;
+      if (k < maps) norm[k] = tops[k], norm[p.K + k] = masses[k];
+      return;
+    }
+    float* partial = static_cast<float*>(args.partial) + static_cast<int64_t>(walk) * (p.C + 2) * p.K;
+    if (k < maps) partial[p.K * p.C + k0 + k] = tops[k], partial[p.K * (p.C + 1) + k0 + k] = masses[k];
+    partial += k0 * p.C + c0;
+    Product::each_sum(sums, maps, channels, [&](int k, int c, float sum) { partial[k * p.C + c] = sum; });
+  }
+};
 
 constexpr int kMerging = 128;       // threads of a block that merges
 constexpr int kMergedChannels = 8;  // of a thread, which share what a map needs

@@ -12,9 +12,13 @@ namespace axnet::cuda {
 
 constexpr int kTurnedBytes = 2048;  // of a warp: Products::turn_over
 
-template <class T, bool LAST, int M>
+struct Nothing {
+  __device__ void operator()(int) const {}
+};
+
+template <class T, bool LAST, int M, int RUN = run_of(M)>
 struct Products {
-  using Tile = WarpTile<T, LAST, M>;
+  using Tile = WarpTile<T, LAST, M, RUN>;
   static constexpr int P = Tile::P, kSlots = Tile::kSlots, kGroups = M / 8;
   // whether neighbouring numbers of a contraction are pairs in memory: the depths t and t + 4 of tf32 are then 2t, 2t +
   // 1
@@ -39,21 +43,21 @@ struct Products {
   }
 
   // parts [M, P] of the warp = rows x tile
-  template <bool EXACT>
-  __device__ static void channels(int lane, const unsigned char* stage, const Rows<T, M, EXACT> (&rows)[kSlots],
-                                  float* parts) {
+  template <class OfSlots>
+  __device__ static void channels(int lane, const unsigned char* stage, const OfSlots& rows, float* parts) {
     float sums[P / 8][4] = {};
     add_channels(lane, stage, rows, sums);
     put_part(lane, sums, parts);
   }
-  template <bool EXACT>
-  __device__ static void add_channels(int lane, const unsigned char* stage, const Rows<T, M, EXACT> (&rows)[kSlots],
+  template <class OfSlots>
+  __device__ static void add_channels(int lane, const unsigned char* stage, const OfSlots& rows,
                                       float (&sums)[P / 8][4]) {
     const int g = lane / 4, t = lane % 4;
     if constexpr (sizeof(T) == 2) {
       const int base = lane_base(lane);
 #pragma unroll
-      for (int slot = 0; slot < kSlots; ++slot)
+      for (int slot = 0; slot < kSlots; ++slot) {
+        const auto& row = rows[slot];
 #pragma unroll
         for (int j = 0; j < P / 16; ++j) {
           uint32_t r[4];
@@ -61,19 +65,21 @@ struct Products {
 #pragma unroll
           for (int e = 0; e < 2; ++e)
             if constexpr (std::is_same_v<T, BFloat16>) {
-              rows[slot].times(r[2 * e], r[2 * e + 1], sums[2 * j + e]);
+              row.times(r[2 * e], r[2 * e + 1], sums[2 * j + e]);
             } else {
 #pragma unroll
               for (int half = 0; half < 2; ++half) {
                 uint32_t b[2];
                 widen(r[2 * e + half], b[0], b[1]);
-                rows[slot].times(half, b[0], b[1], sums[2 * j + e]);
+                row.times(half, b[0], b[1], sums[2 * j + e]);
               }
             }
         }
+      }
     } else {
 #pragma unroll
-      for (int slot = 0; slot < kSlots; ++slot)
+      for (int slot = 0; slot < kSlots; ++slot) {
+        const auto& row = rows[slot];
 #pragma unroll
         for (int j = 0; j < P / 8; ++j)
 #pragma unroll
@@ -82,8 +88,9 @@ struct Products {
 #pragma unroll
             for (int i = 0; i < 2; ++i)
               split_feature(feature(stage, slot * 16 + channel_of(t, 2 * half + i), j * 8 + g), big[i], small[i]);
-            rows[slot].times(half, big, small, sums[j]);
+            row.times(half, big, small, sums[j]);
           }
+      }
     }
   }
   __device__ static void put_part(int lane, const float (&sums)[P / 8][4], float* parts) {
@@ -98,9 +105,10 @@ struct Products {
       }
   }
 
-  // sums += tile x shares^T; row0: of the shares
-  __device__ static void pixels(int lane, const unsigned char* stage, const Shares<T, P>& shares, int row0,
-                                Sums& sums) {
+  // sums += tile x shares^T; row0: of the shares; then(slot): the slot's features have been read for the last time
+  template <class F = Nothing>
+  __device__ static void pixels(int lane, const unsigned char* stage, const Shares<T, P>& shares, int row0, Sums& sums,
+                                const F& then = {}) {
     const int g = lane / 4, t = lane % 4;
     if constexpr (std::is_same_v<T, BFloat16>) {
       const int base = lane_base(lane);
@@ -116,6 +124,7 @@ struct Products {
         for (int slot = 0; slot < kSlots; ++slot) {
           uint32_t a[4];
           load<LAST>(stage, base, slot, j, a);
+          if (j + 1 == P / 16) then(slot);
 #pragma unroll
           for (int m = 0; m < kGroups; ++m) {
             multiply_add<T>(sums[slot][m], a, b[m][2], b[m][3]);
@@ -157,6 +166,7 @@ struct Products {
                   feature(stage, slot * 16 + g + i % 2 * 8, j * 8 + (kPairsOfPixels ? 2 * t + i / 2 : t + i / 2 * 4)),
                   big[0][i], small[i]);
           }
+          if (j + kSteps == P / 8) then(slot);
 #pragma unroll
           for (int u = 0; u < kSteps; ++u)
 #pragma unroll
@@ -248,8 +258,9 @@ struct Products {
   }
 
   // dX in the place of X; shares: rows 0 to M - 1 shares, M to 2 M - 1 dL. T = BFloat16.
-  __device__ static void inputs(int lane, unsigned char* stage, const Shares<T, P>& shares,
-                                const Rows<T, M, true> (&grads)[kSlots], const unsigned char* weights) {
+  template <class OfSlots>
+  __device__ static void inputs(int lane, unsigned char* stage, const Shares<T, P>& shares, const OfSlots& grads,
+                                const unsigned char* weights) {
     const int g = lane / 4, t = lane % 4;
     // the matrices come in the order in which the product wants them: registers in another order would be moved
     const int row = LAST ? lane % 8 + lane / 16 * 8 : lane % 16, column = (LAST ? lane / 8 % 2 : lane / 16) * 8;
@@ -268,10 +279,11 @@ struct Products {
       for (int slot = 0; slot < kSlots; ++slot) {
         float out[2][4] = {};
         uint32_t grad[4], weight[4];
+        const auto& row = grads[slot];
         const Turned held = reinterpret_cast<const Turned*>(weights)[slot * kWarp + lane];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          grad[i] = i < M / 4 ? turned(grads[slot].pairs[i % 2][i / 2 % kGroups]) : 0u;
+          grad[i] = i < M / 4 ? turned(row.pairs[i % 2][i / 2 % kGroups]) : 0u;
           weight[i] = M == 16 ? held.pairs[turned_at(i)] : i < 2 ? grad[i] : held.pairs[i % 2];
         }
 #pragma unroll
@@ -302,16 +314,16 @@ struct Products {
     }
   }
 
-  // The same in tf32. grads, weights: the first of the warp's channels, rows of C numbers.
+  // The same in tf32, for TOGETHER times 8 pixels. grads, weights: the first of the warp's channels, rows of C numbers.
+  template <int TOGETHER>
   __device__ static void inputs(int lane, unsigned char* stage, const Shares<T, P>& shares, const T* grads,
                                 const float* weights, int C, int maps, int channels) {
     const int g = lane / 4, t = lane % 4;
     const float* from = reinterpret_cast<const float*>(shares.at) + t * shares.kPitch + g;
-    constexpr int kTogether = sizeof(T) == 4 ? 1 : 2;  // of 8 pixels
 #pragma unroll 1
-    for (int part = 0; part < kSlots * (P / 8 / kTogether); ++part) {
-      const int slot = part % kSlots, j0 = part / kSlots * kTogether;
-      float out[kTogether][4] = {};
+    for (int part = 0; part < kSlots * (P / 8 / TOGETHER); ++part) {
+      const int slot = part % kSlots, j0 = part / kSlots * TOGETHER;
+      float out[TOGETHER][4] = {};
 #pragma unroll 1
       for (int side = 0; side < 2; ++side)  // dpooled and shares, weights and dL
 #pragma unroll
@@ -326,7 +338,7 @@ struct Products {
             low[i] = bits_of(rest);
           }
 #pragma unroll
-          for (int j = 0; j < kTogether; ++j) {
+          for (int j = 0; j < TOGETHER; ++j) {
             uint32_t big[2], small[2];
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
@@ -340,7 +352,7 @@ struct Products {
           }
         }
 #pragma unroll
-      for (int j = 0; j < kTogether; ++j)
+      for (int j = 0; j < TOGETHER; ++j)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           *Tile::place(stage, slot * 16 + g + e / 2 * 8, 8 * (j0 + j) + 2 * t + e % 2) = narrowed<T>(out[j][e]);

@@ -1,14 +1,35 @@
 // The gradient of the logits, and PWAP's way back where 16 maps of all channels are too many for a block:
 //
-//   slopes  share = w / sum w and dL of every pixel, from all channels: a warp multiplies its channels of both halves
-//   half    dX, and the tile's part of dW and db, of half of the channels: X is read once more, dX written once
+//   wide    all channels in a block, whose rows lie in shared memory (pwap_wide.cuh), where there is so much of it;
+//   else slopes  share = w / sum w and dL of every pixel, from all channels: a warp multiplies its channels of both
+//   halves half    dX, and the tile's part of dW and db, of half of the channels: X is read once more, dX written once
 #pragma once
 
 #include "cuda/pwap_args.cuh"
-#include "cuda/pwap_products.cuh"
+#include "cuda/pwap_wide.cuh"
 #include "cuda/walk.cuh"
 
 namespace axnet::cuda {
+
+// A thread's logit and gradient of a probability, under way during the product and before the copies that follow.
+template <class T, int P>
+struct SlopeInputs {
+  const PwapBackwardArgs& args;
+  const MatrixPlan& p;
+  int64_t map0;
+  int maps;
+  float logit = 0, prob_grad = 0;
+
+  __device__ SlopeInputs(const PwapBackwardArgs& args, const MatrixPlan& p, int64_t map0, int maps)
+      : args(args), p(p), map0(map0), maps(maps) {}
+  __device__ void load(int index, int s0) {
+    const int k = index / P, s = s0 + index % P;
+    if (k >= maps || s >= p.S) return;
+    const int64_t place = (map0 + k) * p.S + s;
+    logit = static_cast<const float*>(args.logits)[place];
+    if (args.grad_prob) prob_grad = static_cast<float>(static_cast<const T*>(args.grad_prob)[place]);
+  }
+};
 
 // Of M maps, in shared memory: <dpooled, pooled>, largest logit, 1 + e^-|it|, 1 / denominator.
 template <class T, int M>
@@ -49,6 +70,28 @@ struct MapNumbers {
     return product;
   }
 
+  // The shares and dL of a tile, from the parts of all warps; what `in` has loaded is of the thread's first number.
+  template <int P>
+  __device__ void weigh(unsigned lane, const MatrixPlan& p, int maps, int s0, const float* parts, SlopeInputs<T, P>& in,
+                        const Shares<T, P>& shares, float* biases) const {
+#pragma unroll 1
+    for (int index = threadIdx.x / kWarp * kWarp + lane; index < M * P; index += p.warps * kWarp) {
+      const int k = index / P, s = index % P;
+      if ((index - index % kWarp) / P >= maps) break;  // all lanes of the warp; their shares stay 0
+      float a = 0;
+#pragma unroll 4
+      for (int w = 0; w < p.warps; ++w)
+        a += parts[w * M * P + part_at<P>(k, s)];
+      float share, slope = this->slope(k, a, in.logit, in.prob_grad, share);
+      if (k >= maps || s0 + s >= p.S) share = slope = 0;
+      const float bias = warp_sum<P>(slope);
+      shares.set(k, s, share);
+      shares.set(M + k, s, slope);
+      if (s == 0 && k < maps) biases[k] += bias;
+      in.load(index + p.warps * kWarp, s0);
+    }
+  }
+
   // dL of a pixel, and its share; a = <dpooled, X>
   __device__ float slope(int k, float a, float logit, float prob_grad, float& share) const {
     const float top = tops[k], small = std::exp(-std::abs(logit)), inverse = reciprocal(1 + small);
@@ -59,21 +102,98 @@ struct MapNumbers {
 };
 
 // dX of a warp's channels at a tile, in the place of X in the stage, and from there to memory; after k0 maps, added.
-template <class T, bool LAST, int M, class Held, class Grads>
+template <class T, bool LAST, int M, int RUN = run_of(M), int TOGETHER = sizeof(T) == 4 ? 1 : 2, class Held,
+          class Grads>
 __device__ void write_inputs(unsigned& lane, const MatrixPlan& p, const PwapBackwardArgs& args, unsigned char* stage,
                              const Held& shares, const Grads& grads, unsigned char* turned, const T* grad, int maps,
                              int channels, int n, int k0, int c0, int s0) {
-  using Product = Products<T, LAST, M>;
+  using Product = Products<T, LAST, M, RUN>;
   __syncwarp();  // all lanes have read X
   lane = again(lane) % kWarp;
   if constexpr (std::is_same_v<T, BFloat16>) Product::inputs(lane, stage, shares, grads, turned);
   else
-    Product::inputs(lane, stage, shares, grad + c0, static_cast<const float*>(args.weight.at) + k0 * p.C + c0, p.C,
-                    maps, channels);
+    Product::template inputs<TOGETHER>(lane, stage, shares, grad + c0,
+                                       static_cast<const float*>(args.weight.at) + k0 * p.C + c0, p.C, maps, channels);
   __syncwarp();
   lane = again(lane) % kWarp;
-  WarpTile<T, LAST, M>::store(lane, p, static_cast<T*>(args.dx) + n * args.dx_image, args.dx_channel, args.dx_pixel,
-                              args.dx_fast, k0 > 0, c0, s0, stage);
+  WarpTile<T, LAST, M, RUN>::store(lane, p, static_cast<T*>(args.dx) + n * args.dx_image, args.dx_channel,
+                                   args.dx_pixel, args.dx_fast, k0 > 0, c0, s0, stage);
+}
+
+//   block   the tiles of a walk, for the maps from k0 on
+//   shared  the stages; the rows of gradients, and the weights, turned over; parts [warps, M, P]; shares
+//   and
+//           dL; MapNumbers; of every map the sum of dL; what lines are asked for with
+template <class T, bool LAST>
+__global__ void __launch_bounds__(kMostWarps* kWarp, 1)
+    pwap_backward_wide_kernel(const MatrixPlan p, const PwapBackwardArgs args, const int k0) {
+  AXNET_SHARED(shared);
+  constexpr int M = 16;
+  using Walk = WideWalk<T, LAST, true>;
+  using Product = Products<T, LAST, M, kWideRun>;
+  using Row = Rows<T, M, true>;
+  constexpr int P = Walk::P;
+  const int warp = threadIdx.x / kWarp, c0 = warp * kWideRun, channels = p.C - c0;
+  unsigned lane = threadIdx.x % kWarp;
+  unsigned char *stage = shared + warp * kStage, *held = shared + p.warps * kStage;
+  float* parts = reinterpret_cast<float*>(held + p.warps * kWideHeld);
+  const Shares<T, P> shares{reinterpret_cast<unsigned char*>(parts + p.warps * M * P), 2 * M};
+  const MapNumbers<T, M> numbers(parts + p.warps * M * P + 2 * M * (P + 8));
+  float* biases = numbers.inverses + M;
+  const HeldRows<Row, Product::kSlots> grads{held + warp * kWideHeld};
+  unsigned char* turned = grads.at + grads.bytes;
+  const int maps = p.K - k0 < M ? p.K - k0 : M, n = blockIdx.x / p.walks, first = blockIdx.x - n * p.walks;
+  const int64_t map0 = static_cast<int64_t>(n) * p.K + k0;
+  const Walk tiles{p, static_cast<const T*>(args.x) + n * p.image, c0, stage,
+                   reinterpret_cast<unsigned char*>(biases + M) + warp * 4 * kWarp};
+
+  const T* grad = static_cast<const T*>(args.grad_pooled) + map0 * p.C;
+  {
+    Row rows[Product::kSlots];
+    Product::load_rows(grad + c0, p.C, maps, channels, rows);
+    grads.set(rows);
+  }
+  typed(args.weight, [&](auto from) {
+    Product::turn_over(from + static_cast<int64_t>(k0) * p.C + c0, p.C, maps, channels, turned);
+  });
+  numbers.fill(p, args, grad, n, k0, maps);
+  SlopeInputs<T, P> in(args, p, map0, maps);
+  in.load(warp * kWarp + lane, first * P);
+  tiles.begin(lane, first);
+  if (threadIdx.x < M) biases[threadIdx.x] = 0;
+  for (int i = threadIdx.x; i < 2 * M * P; i += blockDim.x)
+    shares.set(i / P, i % P, 0);
+  typename Product::Sums sums = {};
+
+#pragma unroll 1
+  for (int i = first; i < p.tiles; i += p.walks) {
+    const int s0 = i * P;
+    lane = again(lane) % kWarp;
+    tiles.wait();
+    lane = again(lane) % kWarp;
+    Product::channels(lane, stage, grads, parts + warp * M * P);
+    __syncthreads();
+    lane = again(lane) % kWarp;
+    numbers.weigh(lane, p, maps, s0, parts, in, shares, biases);
+    __syncthreads();
+    lane = again(lane) % kWarp;
+    in.load(warp * kWarp + lane, s0 + p.walks * P);
+    Product::pixels(lane, stage, shares, M, sums);
+    if (args.dx)
+      write_inputs<T, LAST, M, kWideRun>(lane, p, args, stage, shares, grads, turned, grad, maps, channels, n, k0, c0,
+                                         s0);
+    lane = again(lane) % kWarp;
+    const auto refill = tiles.refill(lane, i + p.walks);
+#pragma unroll
+    for (int slot = 0; slot < Product::kSlots; ++slot)
+      refill(slot);
+    tiles.refilled(lane, i + p.walks);
+  }
+
+  float* partial = static_cast<float*>(args.partial) + static_cast<int64_t>(blockIdx.x) * (p.C + 1) * p.K + k0;
+  if (threadIdx.x < maps) partial[p.K * p.C + threadIdx.x] = biases[threadIdx.x];
+  partial += static_cast<int64_t>(k0) * (p.C - 1) + c0;
+  Product::each_sum(sums, maps, channels, [&](int k, int c, float sum) { partial[k * p.C + c] = sum; });
 }
 
 //   block   the tiles of a walk, for the maps from k0 on; a warp's run of channels in each half, one after the other
@@ -226,7 +346,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
     lane = again(lane) % kWarp;
     Product::pixels(lane, stage, shares, M, sums);
     if (args.dx)
-      write_inputs<T, LAST, M>(lane, p, args, stage, shares, grads, turned, grad, maps, channels, n, k0, c0, s0);
+      write_inputs<T, LAST, M, run_of(M), 2>(lane, p, args, stage, shares, grads, turned, grad, maps, channels, n, k0,
+                                             c0, s0);
     at = at + 1 == p.stages ? 0 : at + 1;
   }
 

@@ -23,6 +23,9 @@ constexpr int kMapNumbers = 5;
 constexpr int kMultiprocessors = 132;  // of a large GPU
 
 constexpr int run_of(int maps) { return maps == 8 ? 128 : 64; }  // channels of a warp
+constexpr int kWideRun = 128;                                    // and of 16 maps in pwap_wide.cuh's kernels
+constexpr int kWideHeld = 8192;                                  // bytes of the rows that a warp holds there
+constexpr int kLine = 128;                                       // bytes that come from DRAM together
 
 // Tiles of a block, of those of an image: rounds of blocks times tiles of a block, whose beginning and end cost about
 // as much as two. together: images (and groups of maps) side by side; resident: blocks on a multiprocessor.
@@ -46,6 +49,7 @@ struct MatrixPlan {
   int maps, warps, groups, stages;  // maps of a block; warps of a block; groups of maps; tiles in its ring
   int tiles, steps, walks;          // tiles of an image; of a block; blocks of an image for a group
   int halves;                       // 2: a block has half of the channels, and pwap_slopes.cuh's kernels take the plan
+  bool wide;                        // blocks of pwap_wide.cuh
   bool last, fast;                  // fast: every 16-byte piece is aligned and lies in one row
   size_t bytes;                     // of shared memory
 
@@ -57,23 +61,26 @@ struct MatrixPlan {
     MatrixPlan p;
     if (x.scalar_type() == ScalarType::Double || C > kMostWarps * run_of(8)) return std::nullopt;
     // within an image the kernels count in 32 bits
-    if ((C + 2 * run_of(8)) * view.c + (S + kStage) * view.s > std::numeric_limits<int>::max()) return std::nullopt;
+    if ((C + 2 * run_of(8)) * view.c + (S + 2 * kStage) * view.s > std::numeric_limits<int>::max()) return std::nullopt;
     p.image = view.n, p.channel = static_cast<int>(view.c), p.pixel = static_cast<int>(view.s);
     p.C = static_cast<int>(C), p.S = static_cast<int>(S), p.K = static_cast<int>(maps), p.last = view.channels_last;
     const int size = x.scalar_type() == ScalarType::Float ? 4 : 2, vector = 16 / size;
     const bool half = x.scalar_type() == ScalarType::Half;  // its kernels of 8 maps would need too many registers
     const size_t limit = shared_limit(x);
-    const auto fits = [&](int of_block, int halves) {
-      p.maps = of_block, p.halves = halves;
+    const auto fits = [&](int of_block, int halves, bool wide = false) {
+      p.maps = of_block, p.halves = halves, p.wide = wide;
       return p.fit(size, rows, held, limit);
     };
     const int most = maps > 8 || half ? 16 : 8;
-    if (!fits(most, 1) && !(halved && most == 16 && fits(16, 2)) && (half || !fits(8, 1))) return std::nullopt;
+    const bool wide = most == 16 && !half && !(halved && size == 4);  // the way back of float has no room
+    if (!fits(most, 1) && !(wide && fits(16, 1, true)) && !(halved && most == 16 && fits(16, 2)) &&
+        (half || !fits(8, 1)))
+      return std::nullopt;
     p.groups = static_cast<int>(ceil_div(maps, p.maps));
     const int64_t along = p.last ? C : S, step = p.last ? view.s : view.c;
     p.fast = along % vector == 0 && step % vector == 0 && view.n % vector == 0 &&
              reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0;
-    p.tiles = static_cast<int>(ceil_div(S, kStage / run_of(p.maps) / size));
+    p.tiles = static_cast<int>(ceil_div(S, kStage / p.run() / size));
     p.walk(N * p.groups * p.halves);
     return p;
   }
@@ -92,6 +99,7 @@ struct MatrixPlan {
   }
 
  private:
+  int run() const { return wide ? kWideRun : run_of(maps); }
   int resident() const { return std::min(8, kMostWarps / warps); }  // blocks on a multiprocessor, by their registers
   size_t slopes_bytes(int size) const { return fixed_bytes(maps, warps, kStage / run_of(maps) / size, 0); }
 
@@ -102,9 +110,14 @@ struct MatrixPlan {
 
   // Whether a block of that many maps has enough threads and shared memory.
   bool fit(int size, int rows, int held, size_t limit) {
-    warps = static_cast<int>(ceil_div(C, run_of(maps) * halves));
+    warps = static_cast<int>(ceil_div(C, run() * halves));
     if (warps > kMostWarps) return false;
-    const int P = kStage / run_of(maps) / size;
+    const int P = kStage / run() / size;
+    if (wide) {
+      stages = 1;
+      bytes = fixed_bytes(maps, warps, P, rows) + warps * (kStage + kWideHeld + 4 * kWarp);
+      return bytes <= limit;
+    }
     if (halves == 1) return fill(fixed_bytes(maps, warps, P, rows) + warps * held, limit);
     return fill(slopes_bytes(size), limit) && fill(fixed_bytes(maps, 0, P, 2 * rows) + warps * held, limit);
   }
@@ -120,9 +133,9 @@ struct MatrixPlan {
 };
 
 // A warp's part of a tile.
-template <class T, bool LAST, int M>
+template <class T, bool LAST, int M, int RUN = run_of(M)>
 struct WarpTile {
-  static constexpr int V = kVector<T>, kRun = run_of(M), kSlots = kRun / 16;
+  static constexpr int V = kVector<T>, kRun = RUN, kSlots = kRun / 16;
   static constexpr int P = kStage / kRun / static_cast<int>(sizeof(T));
   static constexpr int kRow = (LAST ? kRun : P) * static_cast<int>(sizeof(T));  // bytes
   static constexpr int kPieces = kRow / 16, kStep = kWarp / kPieces;            // of a row; rows of a warp's access
@@ -131,7 +144,7 @@ struct WarpTile {
 
   // Which of its pieces a row begins with (exclusive or). Of kStep * i alone it is a constant: a permutation of bits.
   __device__ static constexpr int turn(int row) {
-    return LAST ? row % 4 * 2 + row / 4 % 2 : M == 8 ? row / 4 % 2 : row / 2 % 2 * 2 + row / 4 % 2;
+    return LAST ? row % 4 * 2 + row / 4 % 2 : RUN == 128 ? row / 4 % 2 : row / 2 % 2 * 2 + row / 4 % 2;
   }
   // Bytes from the stage's begin to channel c, pixel s.
   __device__ static int offset(int c, int s) {

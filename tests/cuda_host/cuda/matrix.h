@@ -122,6 +122,8 @@ inline void copy_ahead(void* to, const void* from) { copy_async_if(true, to, fro
 
 inline void copy_ahead_if(bool real, void* to, const void* from) { copy_async_if(real, to, from); }
 
+inline void ask_ahead(void* to, const void*) { std::memset(to, 255, 4); }
+
 inline void copies_commit() { host::copies[threadIdx.x].emplace_back(); }
 
 template <int PENDING>
