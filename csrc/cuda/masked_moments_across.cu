@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   using Search = AcrossSearch<B>;
   constexpr int W = Plan::words, V = Plan::channels, piece = Plan::Ahead::reach;
   AXNET_SHARED(shared);
-  if (weigh<T>(p)) return;
+  if (weigh<T, B>(p)) return;
   const Shape basis(shared, tiling.pitch, tiling.stage);
   const AcrossPlace place(p, tiling, B, Plan{});
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), step = static_cast<int>(p.x.s), t = place.lane % 4;
@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
   constexpr int W = Plan::words, V = Plan::channels, zero = Shape::rows;  // row `rows`: what rounding left out of 1
   constexpr int piece = 2 * kStep;                                        // pixels that a warp takes in one go
   AXNET_SHARED(shared);
-  if (weigh<T>(p)) return;
+  if (weigh<T, B>(p)) return;
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), A = B > 3 ? p.A : B, step = static_cast<int>(p.x.s);
   const Shape basis(shared, tiling.pitch, tiling.stage);
   const AcrossPlace place(p, tiling, A, Plan{});

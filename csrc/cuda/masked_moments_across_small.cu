@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   using Plan = Small<B, PIXELS>;
   using Search = SmallSearch<Plan>;
   AXNET_SHARED(shared);
-  if (weigh<T>(p)) return;
+  if (weigh<T, B>(p)) return;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4, row = lane % kRows;
   const int S = static_cast<int>(p.S), block = static_cast<int>(blockIdx.x) - mass_blocks(p);
   const int n = tiling.of_blocks.quotient(block);

@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int V = kLanes<B, FULL>;
   constexpr bool AHEAD = FULL && B <= 2;  // a granule is on its way while another is added; else registers are short
   AXNET_SHARED(shared);
-  if (weigh<T>(p)) return;
+  if (weigh<T, B>(p)) return;
   float* masks = reinterpret_cast<float*>(shared);  // [pixels, B]
   const int S = static_cast<int>(p.S), step = static_cast<int>(p.x.s);
   Row<B, FULL> row[V];

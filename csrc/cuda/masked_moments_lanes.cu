@@ -83,7 +83,7 @@ template <int B>
 __global__ void __launch_bounds__(kThreads, 2)
     moments_lanes_kernel(const __grid_constant__ MomentsPlan p, const __grid_constant__ LaneTiling tiling) {
   AXNET_SHARED(shared);
-  if (weigh<float>(p)) return;
+  if (weigh<float, B>(p)) return;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, S = static_cast<int>(p.S);
   const int block = static_cast<int>(blockIdx.x) - mass_blocks(p), n = tiling.of_blocks.quotient(block);
   const int c = (block - n * tiling.blocks) * tiling.channels + threadIdx.x;
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     moments_runs_kernel(const __grid_constant__ MomentsPlan p, const __grid_constant__ LaneTiling tiling) {
   constexpr int S = kOddPixels, vectors = kRun / 4;
   AXNET_SHARED(shared);
-  if (weigh<float>(p)) return;
+  if (weigh<float, B>(p)) return;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int block = static_cast<int>(blockIdx.x) - mass_blocks(p), n = tiling.of_blocks.quotient(block);
   int c = (block - n * tiling.blocks) * tiling.groups * tiling.channels + threadIdx.x;

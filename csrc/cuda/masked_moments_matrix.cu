@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     moments_whole_rows_kernel(const __grid_constant__ MomentsPlan p, const __grid_constant__ RowTiling tiling) {
   using Search = UnitSearch<B>;
   AXNET_SHARED(shared);
-  if (weigh<T>(p)) return;
+  if (weigh<T, B>(p)) return;
   const RowPlace place(p, tiling, B);
   const Basis<B, FULL> basis(shared, tiling.pitch, tiling.stage);
   const int S = static_cast<int>(p.S), step = static_cast<int>(p.x.c);
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr bool AHEAD = kAhead<B>;
   constexpr Order order = AHEAD ? Order::matrices : Order::rows;
   AXNET_SHARED(shared);
-  if (weigh<T>(p)) return;
+  if (weigh<T, B>(p)) return;
   const int C = static_cast<int>(p.C), S = static_cast<int>(p.S), A = B > 3 ? p.A : B;
   const RowPlace place(p, tiling, A);
   const Basis<B, FULL> basis(shared, tiling.pitch, tiling.stage);

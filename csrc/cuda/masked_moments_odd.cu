@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   using Shape = Basis<B, FULL>;
   constexpr int base_bytes = Shape::all * kPitch * 2;
   AXNET_SHARED(shared);
-  if (weigh<T>(p)) return;
+  if (weigh<T, B>(p)) return;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const int S = static_cast<int>(p.S), block = static_cast<int>(blockIdx.x) - mass_blocks(p);
   const int n = tiling.of_blocks.quotient(block);

@@ -19,7 +19,7 @@ template <class T, int B, bool FULL>
 __global__ void __launch_bounds__(kThreads, 2)
     moments_rows_kernel(const __grid_constant__ MomentsPlan p, const Tiling tiling) {
   AXNET_SHARED(shared);
-  if (weigh<T>(p)) return;
+  if (weigh<T, B>(p)) return;
   float* masks = reinterpret_cast<float*>(shared);  // [B, pitch]
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const int block = static_cast<int>(blockIdx.x) - mass_blocks(p), n = tiling.of_blocks.quotient(block);
@@ -138,7 +138,7 @@ void launch_scalar(const MomentsPlan& p, cudaStream_t stream) {
 // Any type, alignment and number of anatomies: a warp for a row.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) moments_any_kernel(const __grid_constant__ MomentsPlan p, bool full) {
-  if (weigh<T>(p)) return;
+  if (weigh<T, 0>(p)) return;
   const int64_t row = (int64_t{blockIdx.x} - mass_blocks(p)) * kWarps + threadIdx.x / kWarp;
   if (row < p.N * p.C) careful_row<T>(p, full, row / p.C, row % p.C);
 }

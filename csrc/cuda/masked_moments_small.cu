@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     moments_small_rows_kernel(const __grid_constant__ MomentsPlan p, const __grid_constant__ SmallTiling tiling) {
   using Layout = SmallLayout<B, FULL>;
   AXNET_SHARED(shared);
-  if (weigh<T>(p)) return;
+  if (weigh<T, B>(p)) return;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int block = static_cast<int>(blockIdx.x) - mass_blocks(p), n = tiling.of_blocks.quotient(block);
   int c = ((block - n * tiling.blocks) * kWarps + warp) * tiling.groups * kRows;

@@ -165,15 +165,24 @@ struct Largest {
     const bool more = nan ? !kept : v > top, same = nan ? kept : v == top;
     if (more || (same && s < at)) top = v, at = s;
   }
-  __device__ void join() {
-#pragma unroll
-    for (int step = kWarp / 2; step > 0; step /= 2) {
-      const Acc v = __shfl_xor_sync(0xffffffffu, top, step);
-      const int s = __shfl_xor_sync(0xffffffffu, at, step);
-      see(v, s);
-    }
-  }
 };
+
+// The careful way's reductions over a warp. Not inlined: the compiler gives each shuffle a second form for lanes that
+// have gone apart, and every kernel would have both fifteen times.
+template <class Number>
+__device__ __noinline__ Number careful_sum(Number v) {
+  return warp_sum(v);
+}
+template <class Acc>
+__device__ __noinline__ Largest<Acc> largest_of_warp(Largest<Acc> found) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const Acc v = __shfl_xor_sync(0xffffffffu, found.top, step);
+    const int s = __shfl_xor_sync(0xffffffffu, found.at, step);
+    found.see(v, s);
+  }
+  return found;
+}
 
 // Everything of one row by a warp. Not inlined: rows that need it are rare, and every kernel has it.
 template <class T>
@@ -206,7 +215,7 @@ __device__ __noinline__ void careful_row(const MomentsPlan& p, bool full, int64_
       first += centred, second += centred * centred;
       largest.see(v, s);
     });
-    s1 = warp_sum(static_cast<double>(first)), s2 = warp_sum(static_cast<double>(second));
+    s1 = careful_sum(static_cast<double>(first)), s2 = careful_sum(static_cast<double>(second));
   };
   look();
   const double mean = s1 * inverse, square = mean * mean;
@@ -214,8 +223,8 @@ __device__ __noinline__ void careful_row(const MomentsPlan& p, bool full, int64_
     shift = static_cast<Acc>(mean);
     look();
   }
-  auto put_largest = [&](Largest<Acc>& found, int descriptor, int k) {
-    found.join();
+  auto put_largest = [&](const Largest<Acc>& own, int descriptor, int k) {
+    const Largest<Acc> found = largest_of_warp(own);
     if (lane != 0) return;
     descriptors[descriptor * C] = found.top;
     if (p.argmax) p.argmax[(n * (1 + A) + k) * C + c] = found.at;
@@ -234,11 +243,11 @@ __device__ __noinline__ void careful_row(const MomentsPlan& p, bool full, int64_
       masked.see(m * v, s);
       weight += m, first += m * centred, second += m * centred * centred;
     });
-    const double t = warp_sum(static_cast<double>(first)), mass = warp_sum(static_cast<double>(weight));
+    const double t = careful_sum(static_cast<double>(first)), mass = careful_sum(static_cast<double>(weight));
     put(descriptors, 2 + a, (t + shift * mass) * inverse);
     put_largest(masked, 2 + A + a, 1 + a);
     if (!moments) continue;
-    put(moments, 3 + a, t), put(moments, 3 + A + a, warp_sum(static_cast<double>(second)));
+    put(moments, 3 + a, t), put(moments, 3 + A + a, careful_sum(static_cast<double>(second)));
     constexpr int K = 4;  // pairs in one go
 #pragma unroll 1
     for (int b = a; b < A; b += K) {
@@ -253,8 +262,8 @@ __device__ __noinline__ void careful_row(const MomentsPlan& p, bool full, int64_
       });
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        const double first_moment = warp_sum(static_cast<double>(q1[k]));
-        const double second_moment = warp_sum(static_cast<double>(q2[k]));
+        const double first_moment = careful_sum(static_cast<double>(q1[k]));
+        const double second_moment = careful_sum(static_cast<double>(q2[k]));
         if (b + k >= A) continue;
         const int row = 3 + 2 * A + pair_row(A, a, b + k);
         put(moments, row, shift == 0 ? 0 : first_moment), put(moments, row + pairs(A), second_moment);
@@ -333,31 +342,25 @@ __device__ inline void weigh_one(const Acc* masks, int A, int64_t S, int q, doub
   if (lane == 0) mass[q] = total;
 }
 
-// Whether this is a block of masses.
-template <class T>
+// Whether this is a block of masses. B: the number of anatomies if it is known, else not one of 1 to 3.
+template <class T, int B>
 __device__ inline bool weigh(const MomentsPlan& p) {
   using Acc = acc_t<T>;
   if (p.link && blockIdx.x == 0 && threadIdx.x == 0)
     *static_cast<T*>(p.link) = T(0.f), *static_cast<Acc*>(p.coef_link) = Acc(0);
   if (static_cast<int>(blockIdx.x) >= mass_blocks(p)) return false;
   if (!p.mass) return true;
-  const int A = p.A, warp = threadIdx.x / kWarp;
-  const Acc* masks = static_cast<const Acc*>(p.mask);
-  if (A > 3) {
-    const int64_t n = blockIdx.x;
-    for (int q = warp; q < A + pairs(A); q += kWarps)
-      weigh_one(masks + n * A * p.S, A, p.S, q, p.mass + n * (A + pairs(A)));
-    return true;
-  }
+  const int A = p.A, numbers = A + pairs(A), warp = threadIdx.x / kWarp;
+  constexpr bool whole = 1 <= B && B <= 3;  // a warp has all numbers of an image, else one
+  const int images = A <= 3 ? kMassImages : 1, tasks = whole ? images : images * numbers;
 #pragma unroll 1
-  for (int i = warp; i < kMassImages; i += kWarps) {
-    const int64_t n = static_cast<int64_t>(blockIdx.x) * kMassImages + i;
+  for (int task = warp; task < tasks; task += kWarps) {
+    const int64_t n = static_cast<int64_t>(blockIdx.x) * images + (whole ? task : task / numbers);
     if (n >= p.N) break;
-    const Acc* own = masks + n * A * p.S;
-    double* mass = p.mass + n * (A + pairs(A));
-    if (A == 1) weigh_image<1>(own, p.S, mass);
-    else if (A == 2) weigh_image<2>(own, p.S, mass);
-    else weigh_image<3>(own, p.S, mass);
+    const Acc* masks = static_cast<const Acc*>(p.mask) + n * A * p.S;
+    double* mass = p.mass + n * numbers;
+    if constexpr (whole) weigh_image<B>(masks, p.S, mass);
+    else weigh_one(masks, A, p.S, task % numbers, mass);
   }
   return true;
 }
