@@ -12,34 +12,22 @@
 
 using D = VectorOf<double>::type;
 constexpr int kDoubles = VectorOf<double>::width;
+typedef float HalfVector __attribute__((vector_size(AXNET_VECTOR_BYTES / 2)));
 
 AXNET_INLINE D load_doubles(const double* p, int n) {
   return n >= kDoubles ? Lanes<double>::load(p) : Lanes<double>::load_n(p, n);
 }
 AXNET_INLINE D load_doubles(const float* p, int n) {
-  D v = {};
-  if (n >= kDoubles) {
-    typedef float Half_ __attribute__((vector_size(AXNET_VECTOR_BYTES / 2)));
-    Half_ narrow;
-    __builtin_memcpy(&narrow, p, sizeof(narrow));
-    return __builtin_convertvector(narrow, D);
-  }
-  for (int i = 0; i < n; ++i)
-    v[i] = p[i];
-  return v;
+  HalfVector narrow = {};
+  n >= kDoubles ? __builtin_memcpy(&narrow, p, sizeof(narrow)) : __builtin_memcpy(&narrow, p, n * sizeof(float));
+  return __builtin_convertvector(narrow, D);
 }
 AXNET_INLINE void store_doubles(double* p, D v, int n) {
   n >= kDoubles ? Lanes<double>::store(p, v) : Lanes<double>::store_n(p, v, n);
 }
 AXNET_INLINE void store_doubles(float* p, D v, int n) {
-  if (n >= kDoubles) {
-    typedef float Half_ __attribute__((vector_size(AXNET_VECTOR_BYTES / 2)));
-    Half_ narrow = __builtin_convertvector(v, Half_);
-    __builtin_memcpy(p, &narrow, sizeof(narrow));
-    return;
-  }
-  for (int i = 0; i < n; ++i)
-    p[i] = static_cast<float>(v[i]);
+  const HalfVector narrow = __builtin_convertvector(v, HalfVector);
+  n >= kDoubles ? __builtin_memcpy(p, &narrow, sizeof(narrow)) : __builtin_memcpy(p, &narrow, n * sizeof(float));
 }
 AXNET_INLINE D square_root(D v) {
   for (int i = 0; i < kDoubles; ++i)

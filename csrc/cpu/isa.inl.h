@@ -40,6 +40,8 @@ inline void with_anatomies(int a, const F& f) {
 
 #include "cpu/moments.inl.h"
 
+#include "cpu/moments_channels.inl.h"
+
 #include "cpu/algebra.inl.h"
 
 #include "cpu/blend.inl.h"

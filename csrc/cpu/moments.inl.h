@@ -6,35 +6,22 @@
 // c is 0 wherever that costs no digits. Where the mean of a row is so far from 0 (mean^2 > 15 var) that the sums would
 // cancel, the row is summed again around a sample of its values; only then are the q1 needed.
 //
-// NCHW: a task is a row of pixels (n, c), its statistics are in registers; the lanes of kRows rows are added together.
-// channels_last: a task is a block of channels; tiles of pixels, a vector of channels holds its own statistics.
+// NCHW, here: a task is a row of pixels (n, c), its statistics are in registers; the lanes of several rows are added
+// together. channels_last: moments_channels.inl.h.
 
-// channels_last: a lane adds this many pixels in one chain; chains are then added in order, with what each addition
-// rounds off carried to the next. The error stays that of one chain, however large the map.
-constexpr int64_t kSumPixels = 256;
+// Length of an array with an element for each of A anatomies; 0 stands for any number, up to kMaxAnatomies. Two more
+// than that: where an array ends at 16, GCC takes it that a loop runs 16 times at most, and unrolls it so often.
+template <int A>
+constexpr int kCapacity = A ? A : kMaxAnatomies + 2;
 
-template <class V, int SUMS>
-struct FarSums {
-  V total[SUMS], lost[SUMS];
-  AXNET_INLINE void clear(int used = SUMS) {
-    for (int k = 0; k < used; ++k)
-      total[k] = lost[k] = V{};
-  }
-  // Adds the chains and starts them anew; at the end they hold the result.
-  __attribute__((noinline)) void take(V* chain, bool end, int used = SUMS) {
-    for (int k = 0; k < used; ++k) {
-      const V next = chain[k] - lost[k], sum = total[k] + next;
-      lost[k] = (sum - total[k]) - next;
-      total[k] = sum;
-      chain[k] = end ? sum : V{};
-    }
-  }
-};
+// What rarely runs has code for two anatomies and for any number, whose sums have the same order.
+template <int A>
+constexpr int kRarely = A == 2 ? 2 : 0;
 
 // A = 0 stands for any number of anatomies, known at run time only; the arrays are then as large as they can get.
 template <int A, bool SECOND>
 struct MomentSet {
-  static constexpr int cap = A ? A : kMaxAnatomies;
+  static constexpr int cap = kCapacity<A>;
   static constexpr int sums = SECOND ? 2 + 2 * cap + 2 * pairs(cap) : 1 + cap;
   static constexpr int maxima = 1 + cap;
   // Of them, what `count` anatomies use.
@@ -47,7 +34,7 @@ template <int A, bool SECOND, bool SHIFTED, class V>
 AXNET_INLINE void accumulate(int count, V x, V shift, const V* m, V* sum, V* top) {
   const int n = A ? A : count;
   const V centred = SHIFTED ? x - shift : x;
-  V weighted[A ? A : kMaxAnatomies];
+  V weighted[kCapacity<A>];
   top[0] = vmax(x, top[0]);
   sum[0] += centred;
   for (int a = 0; a < n; ++a) {
@@ -195,6 +182,20 @@ void sum_row(const T* x, const acc_t<T>* mask, int64_t S, int anatomies, acc_t<T
   }
 }
 
+// The same about a shift, for a row whose numbers are far from zero. Such rows are rare.
+template <int A, class T, class V, class Stamp>
+AXNET_APART sum_row_again(const T* x, const acc_t<T>* mask, int64_t S, int anatomies, acc_t<T> c, bool positions,
+                          V* sum, V* peak, Stamp* stamp) {
+  RowStatistics<T, A, true> row;
+  sum_row<T, A, true, true>(x, mask, S, anatomies, c, positions, &row);
+  for (int k = 0; k < moment_rows(anatomies) - 1; ++k)
+    sum[k] = row.sum[k];
+  for (int k = 0; k <= anatomies; ++k) {
+    peak[k] = row.peak[k];
+    stamp[k] = row.stamp[k];
+  }
+}
+
 template <class T, int A, bool SECOND>
 AXNET_KERNEL moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
   using Acc = acc_t<T>;
@@ -236,7 +237,8 @@ AXNET_KERNEL moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
       for (; again; again &= again - 1) {
         const int i = __builtin_ctz(again);
         shift[i] = sample_mean(x + i * g.x.c, 1, g.S);
-        sum_row<T, A, SECOND, true>(x + i * g.x.c, mask, g.S, anatomies, shift[i], g.argmax != nullptr, rows + i);
+        sum_row_again<kRarely<A>>(x + i * g.x.c, mask, g.S, anatomies, shift[i], g.argmax != nullptr, rows[i].sum,
+                                  rows[i].peak, rows[i].stamp);
       }
     }
     AXNET_ROLLED
@@ -285,141 +287,4 @@ AXNET_KERNEL moments_rows(const MomentsArgs& g, int64_t begin, int64_t end) {
     finish_channels<A, SECOND, Acc>(g, n, c, count, L::load(shift), total, top);
     row += count;
   }
-}
-
-template <class T, int A, bool SECOND, bool POSITIONS>
-AXNET_KERNEL moments_channels_last(const MomentsArgs& g, int64_t begin, int64_t end) {
-  using L = Lanes<T>;
-  using Acc = acc_t<T>;
-  using V = typename L::V;
-  using Stamp = typename LaneIndex<Acc>::type;
-  constexpr int sums = MomentSet<A, SECOND>::sums, maxima = MomentSet<A, SECOND>::maxima;
-  const int anatomies = A ? A : g.A, used = MomentSet<A, SECOND>::sums_of(anatomies);
-  constexpr int64_t most = A ? kWideChannelBlock : kChannelBlock;
-  constexpr int vectors = most / L::W;
-  constexpr int64_t tile = 16;
-  const int64_t block = g.block < most ? g.block : most, blocks = (g.C + block - 1) / block;
-  const Acc lowest = -__builtin_inf();
-  struct Column {
-    V sum[sums], peak[maxima];
-    Stamp at[maxima];
-  };
-  Column columns[vectors];
-  FarSums<V, sums> far[vectors];
-  const bool many = g.S > kSumPixels;
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t n = task / blocks, c0 = (task % blocks) * block;
-    const int width = static_cast<int>(g.C - c0 < block ? g.C - c0 : block);
-    const T* x = static_cast<const T*>(g.x_data) + n * g.x.n + c0;
-    const Acc* mask = static_cast<const Acc*>(g.mask) + n * anatomies * g.S;
-    auto clear = [&](Column& column) {
-      const int used = MomentSet<A, SECOND>::sums_of(anatomies), peaks = MomentSet<A, SECOND>::maxima_of(anatomies);
-      for (int k = 0; k < used; ++k)
-        column.sum[k] = V{};
-      for (int k = 0; k < peaks; ++k) {
-        column.peak[k] = splat<Acc>(lowest);
-        column.at[k] = Stamp{};
-      }
-    };
-    auto walk = [&](Column& column, int v, int64_t first, int64_t last, V shift, auto shifted) {
-      const int used = MomentSet<A, SECOND>::sums_of(anatomies), peaks = MomentSet<A, SECOND>::maxima_of(anatomies);
-      constexpr bool SHIFTED = decltype(shifted)::value;
-      const int rest = width - v * L::W;
-      V local[sums], top[maxima], before[maxima], m[MomentSet<A, SECOND>::cap];
-      for (int k = 0; k < used; ++k)
-        local[k] = column.sum[k];
-      for (int k = 0; k < peaks; ++k)
-        before[k] = top[k] = column.peak[k];
-      Stamp at[maxima];
-      for (int k = 0; k < peaks; ++k)
-        at[k] = column.at[k];
-      const T* p = x + first * g.x.s + v * L::W;
-      for (int64_t s = first; s < last; ++s, p += g.x.s) {
-        __builtin_prefetch(p + tile * g.x.s, 0, 2);
-        const V value = rest >= L::W ? L::load(p) : L::load_n(p, rest);
-        for (int a = 0; a < (A ? A : anatomies); ++a)
-          m[a] = splat<Acc>(mask[a * g.S + s]);
-        accumulate<A, SECOND, SHIFTED>(anatomies, value, shift, m, local, top);
-        if constexpr (POSITIONS)
-          for (int k = 0; k < peaks; ++k) {
-            at[k] = top[k] > before[k] ? Stamp{} + static_cast<int32_t>(s) : at[k];
-            before[k] = top[k];
-          }
-      }
-      for (int k = 0; k < used; ++k)
-        column.sum[k] = local[k];
-      for (int k = 0; k < peaks; ++k) {
-        column.peak[k] = top[k];
-        column.at[k] = at[k];
-      }
-    };
-    for (int v = 0; v * L::W < width; ++v) {
-      clear(columns[v]);
-      if (many) far[v].clear(used);
-    }
-    for (int64_t chain = 0; chain < g.S; chain += kSumPixels) {
-      const int64_t stop = chain + kSumPixels < g.S ? chain + kSumPixels : g.S;
-      for (int64_t first = chain; first < stop; first += tile) {
-        const int64_t last = first + tile < stop ? first + tile : stop;
-        for (int v = 0; v * L::W < width; ++v)
-          walk(columns[v], v, first, last, V{}, std::false_type{});
-      }
-      for (int v = 0; many && v * L::W < width; ++v)
-        far[v].take(columns[v].sum, stop == g.S, used);
-    }
-    for (int v = 0; v * L::W < width; ++v) {
-      const int lanes = width - v * L::W < L::W ? width - v * L::W : L::W;
-      Column& column = columns[v];
-      V shift = {};
-      if constexpr (SECOND) {
-        uint32_t again = bits_of<Acc>(far_from_zero(column.sum[0], column.sum[1], static_cast<Acc>(g.S)));
-        if (again &= (1u << lanes) - 1u; again) {
-          for (; again; again &= again - 1) {
-            const int i = __builtin_ctz(again);
-            shift[i] = sample_mean(x + v * L::W + i, g.x.s, g.S);
-          }
-          clear(column);
-          far[v].clear(used);
-          for (int64_t first = 0; first < g.S; first += kSumPixels) {
-            const int64_t last = first + kSumPixels < g.S ? first + kSumPixels : g.S;
-            walk(column, v, first, last, shift, std::true_type{});
-            far[v].take(column.sum, last == g.S, used);
-          }
-        }
-      }
-      const V proof = not_a_number<A, SECOND>(column.sum, anatomies);
-      for (int i = 0; i < lanes; ++i) {
-        if (proof[i] == 0) continue;
-        for (int k = 0; k <= anatomies; ++k) {
-          Acc largest;
-          int32_t at;
-          maxima_with_nan(x + v * L::W + i, g.x.s, k ? mask + (k - 1) * g.S : nullptr, g.S, &largest, &at);
-          column.peak[k][i] = largest;
-          column.at[k][i] = at;
-        }
-      }
-      if constexpr (POSITIONS)
-        for (int k = 0; k <= anatomies; ++k)
-          for (int i = 0; i < lanes; ++i)
-            g.argmax[(n * (1 + anatomies) + k) * g.C + c0 + v * L::W + i] = static_cast<int32_t>(column.at[k][i]);
-      finish_channels<A, SECOND, Acc>(g, n, c0 + v * L::W, lanes, shift, column.sum, column.peak);
-    }
-  }
-}
-
-template <class T, int A>
-void moments_typed(const MomentsArgs& g, int64_t begin, int64_t end) {
-  if (g.x.channels_last)
-    g.argmax    ? (g.moments ? moments_channels_last<T, A, true, true>
-                             : moments_channels_last<T, A, false, true>)(g, begin, end)
-    : g.moments ? moments_channels_last<T, A, true, false>(g, begin, end)
-                : moments_channels_last<T, A, false, false>(g, begin, end);
-  else g.moments ? moments_rows<T, A, true>(g, begin, end) : moments_rows<T, A, false>(g, begin, end);
-}
-
-void moments(const MomentsArgs& g, int64_t begin, int64_t end) {
-  with_type(g.type, [&](auto t) {
-    using T = decltype(t);
-    with_anatomies<T>(g.A, [&](auto a) { moments_typed<T, decltype(a)::value>(g, begin, end); });
-  });
 }

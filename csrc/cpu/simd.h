@@ -39,6 +39,13 @@ struct IndexOf<double> {
 // run.
 #define AXNET_KERNEL __attribute__((noinline)) void
 
+// What rarely runs, in one form for all callers: neither inlined nor copied for the arguments that they pass.
+#if defined(__clang__)
+#define AXNET_APART __attribute__((noinline)) void
+#else
+#define AXNET_APART __attribute__((noinline, noclone)) void
+#endif
+
 // Before a loop of known length whose body is long: unrolled it would be most of the code, and no faster.
 #if defined(__clang__)
 #define AXNET_ROLLED _Pragma("nounroll")
