@@ -335,7 +335,7 @@ __global__ void __launch_bounds__(kThreads, (B > 3 ? 1 : 2))
   for (int s0 = 0; s0 < S; s0 += tiling.stage) {
     const int pixels = S - s0 < tiling.stage ? S - s0 : tiling.stage;
     __syncthreads();
-    basis.fill(place.mask, A, S, s0, tiling.stage, Order::across, [] {});
+    basis.fill(place.mask, A, S, s0, tiling.stage, Order::across, [] {}, true, threadIdx.x, kThreads);
     __syncthreads();
     int s = place.part * piece;
     auto many = [&](auto count) {
