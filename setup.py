@@ -21,6 +21,8 @@ CPU_SOURCES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cpu").
 CUDA_SOURCES = sorted(
     str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cuda").iterdir() if p.suffix in (".cpp", ".cu")
 )
+# The names of files that take long begin so: they come first, lest one is compiled at the end while nothing else is left.
+LONG = ("isa_", "pwap")
 # The oldest torch whose stable ABI the sources use: what is built here runs on every later one.
 ABI_TARGET = "0x020b000000000000"
 # Code for 8.0 runs on every 8.x, PTX on what comes after 9.0.
@@ -81,6 +83,11 @@ def as_one_word(name: str) -> None:
     os.environ[name] = str(script)
 
 
+def processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def print_table(rows: dict[str, str]) -> None:
     width = max(map(len, rows))
     print("axnet build configuration", file=sys.stderr)
@@ -116,6 +123,7 @@ def native_extensions():
     for name in ("CC", "CXX"):
         as_one_word(name)
     os.environ.setdefault("NINJA_STATUS", "axnet: file %f of %t, %e s ")
+    os.environ.setdefault("MAX_JOBS", str(processors()))  # ninja starts two more, with which a build takes longer
     if with_cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         present = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
         names = [f"{major}.{minor}" for major, minor in sorted(present)]
@@ -144,6 +152,7 @@ def native_extensions():
 
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     sources = CPU_SOURCES + (CUDA_SOURCES if with_cuda else [])
+    sources.sort(key=lambda source: not Path(source).name.startswith(LONG))
     compile_args = {"cxx": flags, "nvcc": nvcc_flags}
     library = make(
         "axnet._C",

@@ -2,13 +2,9 @@
 //
 //   rows   of weights and gradients lie in shared memory, from where the products take those of 16 channels at a time
 //   stage  one tile, refilled 16 channels at a time as soon as they have been read for the last time
-//   walks  of an image take its tiles in turn: in NCHW a line of 128 bytes has four tiles' pixels, which the
-//   second-level
-//          cache need not keep for long
-//   walks  of an image take its tiles in turn: in NCHW a line of 128 bytes has four tiles' pixels, which the
-//   second-level
-//          cache need not keep for long
-//   lines  of later tiles come there meanwhile, as many for every tile: the first of four would wait for all of them
+//   walks  of an image take its tiles in turn: in NCHW a line of 128 bytes has four tiles' pixels, which the L2 cache
+//          need not keep for long then
+//   lines  of later tiles come to the L2 cache meanwhile, as many for every tile: the first of four would wait for all
 #pragma once
 
 #include "cuda/pwap_args.cuh"
