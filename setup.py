@@ -21,8 +21,6 @@ CPU_SOURCES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cpu").
 CUDA_SOURCES = sorted(
     str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cuda").iterdir() if p.suffix in (".cpp", ".cu")
 )
-# The names of files that take long begin so: they come first, lest one is compiled at the end while nothing else is left.
-LONG = ("isa_", "pwap")
 # The oldest torch whose stable ABI the sources use: what is built here runs on every later one.
 ABI_TARGET = "0x020b000000000000"
 # Code for 8.0 runs on every 8.x, PTX on what comes after 9.0.
@@ -152,7 +150,6 @@ def native_extensions():
 
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     sources = CPU_SOURCES + (CUDA_SOURCES if with_cuda else [])
-    sources.sort(key=lambda source: not Path(source).name.startswith(LONG))
     compile_args = {"cxx": flags, "nvcc": nvcc_flags}
     library = make(
         "axnet._C",

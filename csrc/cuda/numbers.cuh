@@ -5,13 +5,12 @@
 
 namespace axnet::cuda {
 
-// f(pointer of their type)
-template <class F>
+// f(pointer of their type), which is float or that of a map (wrap.h, reads)
+template <class T, class F>
 __device__ inline void typed(const Numbers& numbers, const F& f) {
-  if (numbers.type == Type::f32) f(static_cast<const float*>(numbers.at));
-  else if (numbers.type == Type::f64) f(static_cast<const double*>(numbers.at));
-  else if (numbers.type == Type::bf16) f(static_cast<const BFloat16*>(numbers.at));
-  else f(static_cast<const Half*>(numbers.at));
+  if constexpr (!std::is_same_v<T, float>)
+    if (numbers.type != Type::f32) return f(static_cast<const T*>(numbers.at));
+  f(static_cast<const float*>(numbers.at));
 }
 
 __device__ inline double number(const Numbers& numbers, int64_t i) {

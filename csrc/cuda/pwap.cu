@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_matrix_kernel(const
   for (int i = threadIdx.x; i < M * P; i += blockDim.x)
     shares.set(i / P, i % P, 0);
   Rows<T, M, false> weights[Tile::kSlots];
-  typed(args.weight, [&](auto from) {
+  typed<T>(args.weight, [&](auto from) {
     Product::load_rows(from + static_cast<int64_t>(k0) * p.C + c0, p.C, maps, channels, weights);
   });
   typename Product::Sums sums = {};
@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_wide_kernel(const M
 
   {
     Row rows[Product::kSlots];
-    typed(args.weight, [&](auto from) {
+    typed<T>(args.weight, [&](auto from) {
       Product::load_rows(from + static_cast<int64_t>(k0) * p.C + c0, p.C, maps, p.C - c0, rows);
     });
     weights.set(rows);
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_one_kernel(const On
   const T* x = again(static_cast<const T*>(args.x) + walk.n * p.image);
   float weights[Lane::kChannels], sums[Lane::kChannels] = {};
   // asked for before the copies, behind which they would wait
-  typed(args.weight, [&](auto from) { lane.load_row(from, weights); });
+  typed<T>(args.weight, [&](auto from) { lane.load_row(from, weights); });
   lane.begin(x, walk.begin, walk.end);
   const float bias = args.bias.at ? static_cast<float>(number(args.bias, 0)) : 0.f;
   float top = -std::numeric_limits<float>::infinity(), factor = 1, mass = 0;
@@ -322,7 +322,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pool(const Queue& queue, const Tensor
   std::optional<ImagePlan> image;
   if (!mask) one = OnePlan::of(x, K), image = ImagePlan::of(x, K);
   const std::optional<MatrixPlan> plan = MatrixPlan::of(x, K, 1, 0);
-  const Tensor rows = image || one || plan ? as(weight) : as(weight, acc);
+  const Tensor rows = (image || one || plan) && reads(x, weight) ? as(weight) : as(weight, acc);
   with_type(type_of(x), [&](auto type) {
     using T = decltype(type);
     PwapArgs args{data(x),

@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   Product::load_rows(grad + c0, p.C, maps, channels, grads);
   unsigned char* turned = reinterpret_cast<unsigned char*>(biases + M) + warp * kTurnedBytes;
   if constexpr (std::is_same_v<T, BFloat16>)
-    typed(args.weight, [&](auto from) {
+    typed<T>(args.weight, [&](auto from) {
       Product::turn_over(from + static_cast<int64_t>(k0) * p.C + c0, p.C, maps, channels, turned);
     });
   typename Product::Sums sums = {};
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   lane.load_answers(static_cast<const T*>(args.pooled) + n * p.C, means);
   const float* norm = static_cast<const float*>(args.norm) + 2 * n;
   const float top = norm[0], denominator = norm[1];
-  typed(args.weight, [&](auto from) { lane.load_answers(from, weights); });
+  typed<T>(args.weight, [&](auto from) { lane.load_answers(from, weights); });
   lane.begin(x, walk.begin, walk.end);
   double* products = reinterpret_cast<double*>(Lane::parts(p, shared, 2));  // [warps]
   const OneRows<T, Q> rows(lane, p.warps, products + p.warps);
@@ -339,7 +339,8 @@ std::tuple<Tensor, Tensor, Tensor> pwap_backward(Tensor grad_pooled, std::option
   const std::optional<MatrixPlan> plan = MatrixPlan::of(x, K, 2, bfloat16 ? kTurnedBytes : 0, true);
   const std::optional<OnePlan> one = OnePlan::of(x, K);
   const std::optional<ImagePlan> image = ImagePlan::of(x, K);
-  const Tensor rows = image || one || (plan && bfloat16) ? as(weight) : as(weight, acc);
+  const bool as_it_is = (image || one || (plan && bfloat16)) && reads(x, weight);
+  const Tensor rows = as_it_is ? as(weight) : as(weight, acc);
   const Tensor grad = as(grad_pooled, type_of_x), mean = as(pooled, type_of_x);
   std::optional<Tensor> map_grad;
   if (grad_prob) map_grad = as(*grad_prob, type_of_x);

@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kImageWarps* kWarp, 1) pwap_image_kernel(const
   const int64_t n = blockIdx.x;
   // asked for before the copies, behind which it would wait
   float weights[N] = {}, bias = 0;
-  typed(args.weight, [&](auto from) { image.each_channel([&](int e, int c) { weights[e] = from[c]; }); });
+  typed<T>(args.weight, [&](auto from) { image.each_channel([&](int e, int c) { weights[e] = from[c]; }); });
   if (image.warp == 0 && args.bias.at) bias = static_cast<float>(number(args.bias, 0));
   image.begin(static_cast<const T*>(args.x) + n * p.image);
 #pragma unroll
@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(kImageWarps* kWarp, 1)
   // asked for before the copies, behind which they would wait
   float grads[N] = {}, weights[N] = {}, means[N] = {}, logits[kLaneWords] = {}, prob_grads[kLaneWords] = {};
   float top = 0, denominator = 1;
-  typed(args.weight, [&](auto from) { image.each_channel([&](int e, int c) { weights[e] = from[c]; }); });
+  typed<T>(args.weight, [&](auto from) { image.each_channel([&](int e, int c) { weights[e] = from[c]; }); });
   image.each_channel(
       [&](int e, int c) { grads[e] = static_cast<float>(grad[c]), means[e] = static_cast<float>(pooled[c]); });
   if (image.warp == 0) {

@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
     Product::load_rows(grad + c0, p.C, maps, channels, rows);
     grads.set(rows);
   }
-  typed(args.weight, [&](auto from) {
+  typed<T>(args.weight, [&](auto from) {
     Product::turn_over(from + static_cast<int64_t>(k0) * p.C + c0, p.C, maps, channels, turned);
   });
   numbers.fill(p, args, grad, n, k0, maps);
@@ -314,7 +314,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   if constexpr (std::is_same_v<T, BFloat16>) Product::load_rows(grad + c0, p.C, maps, channels, grads);
   unsigned char* turned = reinterpret_cast<unsigned char*>(biases + M) + warp * kTurnedBytes;
   if constexpr (std::is_same_v<T, BFloat16>)
-    typed(args.weight, [&](auto from) {
+    typed<T>(args.weight, [&](auto from) {
       Product::turn_over(from + static_cast<int64_t>(k0) * p.C + c0, p.C, maps, channels, turned);
     });
   __syncthreads();

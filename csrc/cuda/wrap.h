@@ -18,6 +18,10 @@ inline Tensor dense(const Tensor& x, std::optional<bool> like = std::nullopt) {
 }
 
 inline Numbers numbers_of(const Tensor& t) { return {t.data_ptr(), type_of(t)}; }
+// Whether typed<T> of a map's type reads t as it is.
+inline bool reads(const Tensor& map, const Tensor& t) {
+  return t.scalar_type() == ScalarType::Float || t.scalar_type() == map.scalar_type();
+}
 inline Numbers numbers_of(const std::optional<Tensor>& t) { return t ? numbers_of(*t) : Numbers{}; }
 
 // b', w'_a, h' of one block of anatomies under given statistics: acc [N, 1, fold_rows(A), C] (gate_norm.cpp).
