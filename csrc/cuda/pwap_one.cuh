@@ -85,7 +85,7 @@ struct OneLane {
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int column = lane % Q, row = lane / Q;
   const int c0 = kLast ? static_cast<int>(threadIdx.x) * V : warp * kAccesses * R + row;  // the lane's first channel
-  const int first = kLast ? lane % P : column * V + row % (V / own) * own;
+  const int first = first_of(lane);
   const bool counts = kLast ? lane < P : row < V / own;
   const int channels, row_step;  // channels: how many of the lane's there are
   unsigned char* const queue;
@@ -98,6 +98,7 @@ struct OneLane {
         row_step(p.step),
         queue(shared + warp * kQueue * kChunkBytes + lane * 16) {}
 
+  __device__ static int first_of(int lane) { return kLast ? lane % P : lane % Q * V + lane / Q % (V / own) * own; }
   __device__ static int pixel_of(int a, int i) { return kLast ? a : i; }  // of an access and its number i
   __device__ static int channel_of(int a, int i) { return kLast ? i : a; }
   // Where the first access to the tile from s0 on lies in an image; step: between rows.
@@ -151,10 +152,11 @@ struct OneLane {
 #pragma unroll
     for (int apart = kHolders * kApart; apart < kWarp; apart *= 2)
       sums[0] += __shfl_xor_sync(0xffffffffu, sums[0], apart);
+    float* to = parts + warp * P + first_of(again(lane));  // `first` would take a register of the products
     if (counts)
 #pragma unroll
       for (int o = 0; o < own; ++o)
-        parts[warp * P + first + o] = sums[o];
+        to[o] = sums[o];
   }
   // Sums of the pixels of HOLDERS lanes over these: a lane keeps half of what it has, its own pixels at last.
   template <int HOLDERS>
