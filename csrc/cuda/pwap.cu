@@ -235,6 +235,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1) pwap_wide_kernel(const M
     Product::pixels(lane, stage, shares, 0, sums, tiles.refill(lane, i + p.walks));
     tiles.refilled(lane, i + p.walks);
   }
+  tiles.end();
   found.template end<T, Product>(p, args, walk, n, k0, maps, c0, sums);
 }
 

@@ -1,8 +1,8 @@
 // The gradient of the logits, and PWAP's way back where 16 maps of all channels are too many for a block:
 //
-//   wide    all channels in a block, whose rows lie in shared memory (pwap_wide.cuh), where there is so much of it;
-//   else slopes  share = w / sum w and dL of every pixel, from all channels: a warp multiplies its channels of both
-//   halves half    dX, and the tile's part of dW and db, of half of the channels: X is read once more, dX written once
+//   wide    all channels in a block, whose rows lie in shared memory (pwap_wide.cuh), if there is so much of it; else
+//   slopes  share = w / sum w and dL of every pixel, from all channels: a warp multiplies its channels of both halves
+//   half    dX, and the tile's part of dW and db, of half of the channels: X is read once more, dX written once
 #pragma once
 
 #include "cuda/pwap_args.cuh"
@@ -121,9 +121,8 @@ __device__ void write_inputs(unsigned& lane, const MatrixPlan& p, const PwapBack
 }
 
 //   block   the tiles of a walk, for the maps from k0 on
-//   shared  the stages; the rows of gradients, and the weights, turned over; parts [warps, M, P]; shares
-//   and
-//           dL; MapNumbers; of every map the sum of dL; what lines are asked for with
+//   shared  the stages; the rows of gradients, and the weights, turned over; parts [warps, M, P]; shares and dL;
+//   MapNumbers; of every map the sum of dL; what lines are asked for with
 template <class T, bool LAST>
 __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
     pwap_backward_wide_kernel(const MatrixPlan p, const PwapBackwardArgs args, const int k0) {
@@ -189,6 +188,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
       refill(slot);
     tiles.refilled(lane, i + p.walks);
   }
+  tiles.end();
 
   float* partial = static_cast<float*>(args.partial) + static_cast<int64_t>(blockIdx.x) * (p.C + 1) * p.K + k0;
   if (threadIdx.x < maps) partial[p.K * p.C + threadIdx.x] = biases[threadIdx.x];

@@ -101,6 +101,8 @@ struct WideWalk {
     copies_wait<1>();
     __syncwarp();
   }
+  // No copy is under way when a block ends.
+  __device__ static void end() { copies_wait<0>(); }
 
  private:
   // Asks for lines of the warp's channels that a walk needs after `tile`.
