@@ -41,7 +41,9 @@ def compile_one(nvcc: str, source: Path, architecture: int, out: Path) -> str:
     ]
     log = out / f"{source.stem}.{architecture}.log"
     with log.open("w", encoding="utf-8") as file:
-        _, status, usage = os.wait4(subprocess.Popen(command, stdout=file, stderr=file).pid, 0)
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)  # a Popen without it is waited for by the next one
     print(f"{source.name} sm_{architecture}: {usage.ru_utime + usage.ru_stime:.0f} s of a processor", file=sys.stderr)
     said = log.read_text(encoding="utf-8")
     if status:
