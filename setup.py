@@ -123,7 +123,7 @@ def native_extensions():
     for name in ("CC", "CXX"):
         as_one_word(name)
     os.environ.setdefault("NINJA_STATUS", "axnet: file %f of %t, %e s ")
-    os.environ.setdefault("MAX_JOBS", str(processors()))  # ninja starts two more, with which a build takes longer
+    os.environ.setdefault("MAX_JOBS", str(processors()))  # ninja starts one or two more: that takes longer
     if with_cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         present = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
         names = [f"{major}.{minor}" for major, minor in sorted(present)]
@@ -153,7 +153,7 @@ def native_extensions():
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     sources = CPU_SOURCES + (CUDA_SOURCES if with_cuda else [])
     # setuptools sorts the paths, and a dot comes before letters
-    sources = ["./" * Path(source).name.startswith(LONG) + source for source in sources]
+    sources = [f"./{source}" if Path(source).name.startswith(LONG) else source for source in sources]
     compile_args = {"cxx": flags, "nvcc": nvcc_flags}
     library = make(
         "axnet._C",
